@@ -1,0 +1,242 @@
+package provider
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+
+	pb "github.com/berth-dev/berth/shared/proto/berth/provider/v1"
+)
+
+// Client is the host's side of the wire: a provider, with all optional calls, that speaks to a plugin. A call the
+// plugin does not offer answers CodeUnsupported. Every reply is checked against the contract before it is believed;
+// one that breaks it becomes CodeInternal with ReasonInvalidReply. All errors are *Error.
+type Client struct {
+	setup        pb.SetupClient
+	provider     pb.ProviderClient
+	housekeeping pb.HousekeepingClient
+}
+
+// NewClient makes a client on a connection to a plugin.
+func NewClient(conn grpc.ClientConnInterface) *Client {
+	return &Client{
+		setup:        pb.NewSetupClient(conn),
+		provider:     pb.NewProviderClient(conn),
+		housekeeping: pb.NewHousekeepingClient(conn),
+	}
+}
+
+// Describe asks what the plugin is. It needs no configuration.
+func (c *Client) Describe(ctx context.Context) (Description, error) {
+	r, err := c.setup.Describe(ctx, &pb.DescribeRequest{})
+	if err != nil {
+		return Description{}, errorFromWire(err)
+	}
+	d := descriptionFromWire(r)
+	if d.Name == "" {
+		return d, invalidReply("Describe", "without a name")
+	}
+	for _, a := range d.Attributes {
+		if !attributeName.MatchString(a.Name) || a.Type == "" {
+			return d, invalidReply("Describe", "attribute %q has a name or type that is not allowed", a.Name)
+		}
+	}
+	return d, nil
+}
+
+// Configure hands over the configuration, one JSON object. A refusal is CodeInvalid with Fields.
+func (c *Client) Configure(ctx context.Context, configJSON []byte) error {
+	_, err := c.setup.Configure(ctx, &pb.ConfigureRequest{ConfigJson: configJSON})
+	return errorFromWire(err)
+}
+
+// Create is Provider.Create.
+func (c *Client) Create(ctx context.Context, req CreateRequest) (Sandbox, error) {
+	r, err := c.provider.Create(ctx, &pb.CreateRequest{
+		Session: req.Session, Owner: req.Owner, Attempt: req.Attempt, Server: serverToWire(req.Server),
+		Labels: req.Labels, Lifetime: durationToWire(req.Lifetime),
+	})
+	if err != nil {
+		return Sandbox{}, errorFromWire(err)
+	}
+	sandbox := sandboxFromWire(r.GetSandbox())
+	return sandbox, checkSandbox("Create", sandbox, req.Session)
+}
+
+// Attach is Provider.Attach.
+func (c *Client) Attach(ctx context.Context, req AttachRequest) (Sandbox, error) {
+	r, err := c.provider.Attach(ctx, &pb.AttachRequest{
+		Session: req.Session, Owner: req.Owner, SandboxId: req.SandboxID, Server: serverToWire(req.Server),
+		Lifetime: durationToWire(req.Lifetime),
+	})
+	if err != nil {
+		return Sandbox{}, errorFromWire(err)
+	}
+	sandbox := sandboxFromWire(r.GetSandbox())
+	if sandbox.Origin == OriginCreated {
+		return sandbox, invalidReply("Attach", "it must not create, but says it did (%s)", sandbox.ID)
+	}
+	if sandbox.Endpoints != nil {
+		if err := checkEndpoints("Attach", *sandbox.Endpoints, req.Server); err != nil {
+			return sandbox, err
+		}
+	}
+	return sandbox, checkSandbox("Attach", sandbox, req.Session)
+}
+
+// StartServer is Provider.StartServer.
+func (c *Client) StartServer(ctx context.Context, req StartServerRequest) (Endpoints, error) {
+	r, err := c.provider.StartServer(ctx, &pb.StartServerRequest{
+		Session: req.Session, Owner: req.Owner, SandboxId: req.SandboxID, Server: serverToWire(req.Server),
+	})
+	if err != nil {
+		return Endpoints{}, errorFromWire(err)
+	}
+	endpoints := endpointsFromWire(r.GetEndpoints())
+	return endpoints, checkEndpoints("StartServer", endpoints, req.Server)
+}
+
+// Ping is Provider.Ping.
+func (c *Client) Ping(ctx context.Context, req PingRequest) (PingResult, error) {
+	r, err := c.provider.Ping(ctx, &pb.PingRequest{
+		Session: req.Session, Owner: req.Owner, SandboxId: req.SandboxID,
+		Endpoint: endpointToWire(req.Endpoint), Health: healthToWire(req.Health),
+	})
+	if err != nil {
+		return PingResult{}, errorFromWire(err)
+	}
+	result := pingFromWire(r)
+	if result.Status == "" {
+		return result, invalidReply("Ping", "status %d is not known", r.GetStatus())
+	}
+	return result, nil
+}
+
+// List is Lister.List.
+func (c *Client) List(ctx context.Context, req ListRequest) ([]Sandbox, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // ends the stream when an answer is refused half way
+	stream, err := c.housekeeping.List(ctx, &pb.ListRequest{Owner: req.Owner, Session: req.Session})
+	if err != nil {
+		return nil, errorFromWire(err)
+	}
+	var sandboxes []Sandbox
+	for {
+		r, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return sandboxes, nil
+		}
+		if err != nil {
+			return nil, errorFromWire(err)
+		}
+		for _, w := range r.GetSandboxes() {
+			sandbox := sandboxFromWire(w)
+			if sandbox.ID == "" {
+				return nil, invalidReply("List", "a sandbox without an id")
+			}
+			if sandbox.Owner != "" && sandbox.Owner != req.Owner {
+				return nil, invalidReply("List", "sandbox %s belongs to another owner", sandbox.ID)
+			}
+			if req.Session == "" || sandbox.Session == req.Session {
+				sandboxes = append(sandboxes, sandbox)
+			}
+		}
+	}
+}
+
+// Renew is Renewer.Renew.
+func (c *Client) Renew(ctx context.Context, req RenewRequest) (time.Time, error) {
+	r, err := c.housekeeping.Renew(ctx, &pb.RenewRequest{
+		Owner: req.Owner, SandboxId: req.SandboxID, Lifetime: durationToWire(req.Lifetime),
+	})
+	return timeFromWire(r.GetExpiresAt()), errorFromWire(err)
+}
+
+// Suspend is Suspender.Suspend.
+func (c *Client) Suspend(ctx context.Context, ref SandboxRef) error {
+	_, err := c.housekeeping.Suspend(ctx, &pb.SuspendRequest{Owner: ref.Owner, SandboxId: ref.SandboxID})
+	return errorFromWire(err)
+}
+
+// Destroy is Destroyer.Destroy.
+func (c *Client) Destroy(ctx context.Context, ref SandboxRef) error {
+	_, err := c.housekeeping.Destroy(ctx, &pb.DestroyRequest{Owner: ref.Owner, SandboxId: ref.SandboxID})
+	return errorFromWire(err)
+}
+
+// Logs is LogReader.Logs.
+func (c *Client) Logs(ctx context.Context, req LogsRequest) ([]string, error) {
+	r, err := c.housekeeping.Logs(ctx, &pb.LogsRequest{Owner: req.Owner, SandboxId: req.SandboxID, Lines: int32(req.Lines)})
+	if err != nil {
+		return nil, errorFromWire(err)
+	}
+	lines := r.GetLines()
+	return lines[max(0, len(lines)-req.Lines):], nil
+}
+
+func invalidReply(method, format string, args ...any) error {
+	return &Error{
+		Code: CodeInternal, Reason: ReasonInvalidReply,
+		Message: fmt.Sprintf("the plugin's answer to %s breaks the contract: %s", method, fmt.Sprintf(format, args...)),
+	}
+}
+
+// checkSandbox checks what Create and Attach promise. The id is kept in the error: something may exist under it.
+func checkSandbox(method string, s Sandbox, session string) error {
+	var err error
+	switch {
+	case s.ID == "":
+		err = invalidReply(method, "no sandbox id")
+	case s.Origin == "":
+		err = invalidReply(method, "no origin")
+	case s.State != StateRunning:
+		err = invalidReply(method, "the sandbox is %s instead of running", s.State)
+	case s.Session != session:
+		err = invalidReply(method, "sandbox %s belongs to session %q, not %q", s.ID, s.Session, session)
+	default:
+		return nil
+	}
+	AsError(err).SandboxID = s.ID
+	return err
+}
+
+func checkEndpoints(method string, e Endpoints, s Server) error {
+	if problem := endpointProblem(e.Server); problem != "" {
+		return invalidReply(method, "the server's endpoint: %s", problem)
+	}
+	for name := range s.ExtraPorts {
+		extra, ok := e.Extra[name]
+		if !ok {
+			return invalidReply(method, "no endpoint for extra port %q", name)
+		}
+		if problem := endpointProblem(extra); problem != "" {
+			return invalidReply(method, "the endpoint of extra port %q: %s", name, problem)
+		}
+	}
+	return nil
+}
+
+// endpointProblem never quotes what it complains of: a URL or header may hold a token.
+func endpointProblem(e Endpoint) string {
+	u, err := url.Parse(e.URL)
+	switch {
+	case err != nil:
+		return "the URL is malformed"
+	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
+		return "the URL is not an absolute http or https URL"
+	case strings.HasSuffix(e.URL, "/"):
+		return "the URL ends in a slash"
+	}
+	for name, value := range e.Headers {
+		if name == "" || strings.ContainsAny(name, " \t\r\n:") || strings.ContainsAny(value, "\r\n") {
+			return "a header is malformed"
+		}
+	}
+	return ""
+}

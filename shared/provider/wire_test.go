@@ -1,0 +1,468 @@
+package provider
+
+import (
+	"context"
+	"errors"
+	"net"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+
+	pb "github.com/berth-dev/berth/shared/proto/berth/provider/v1"
+)
+
+// fake answers every call from its functions' results and remembers what it was asked.
+type fake struct {
+	asked     any
+	sandbox   Sandbox
+	endpoints Endpoints
+	ping      PingResult
+	sandboxes []Sandbox
+	end       time.Time
+	lines     []string
+	err       error
+	panics    bool
+}
+
+func (f *fake) remember(request any) {
+	f.asked = request
+	if f.panics {
+		panic("boom")
+	}
+}
+
+func (f *fake) Create(_ context.Context, r CreateRequest) (Sandbox, error) {
+	f.remember(r)
+	return f.sandbox, f.err
+}
+
+func (f *fake) Attach(_ context.Context, r AttachRequest) (Sandbox, error) {
+	f.remember(r)
+	return f.sandbox, f.err
+}
+
+func (f *fake) StartServer(_ context.Context, r StartServerRequest) (Endpoints, error) {
+	f.remember(r)
+	return f.endpoints, f.err
+}
+
+func (f *fake) Ping(_ context.Context, r PingRequest) (PingResult, error) {
+	f.remember(r)
+	return f.ping, f.err
+}
+
+func (f *fake) List(_ context.Context, r ListRequest) ([]Sandbox, error) {
+	f.remember(r)
+	return f.sandboxes, f.err
+}
+
+func (f *fake) Renew(_ context.Context, r RenewRequest) (time.Time, error) {
+	f.remember(r)
+	return f.end, f.err
+}
+
+func (f *fake) Suspend(_ context.Context, r SandboxRef) error { f.remember(r); return f.err }
+
+func (f *fake) Destroy(_ context.Context, r SandboxRef) error { f.remember(r); return f.err }
+
+func (f *fake) Logs(_ context.Context, r LogsRequest) ([]string, error) {
+	f.remember(r)
+	return f.lines, f.err
+}
+
+// four has only the four calls.
+type four struct{ Provider }
+
+// full fills every field of a struct with something that is not its zero value, so that a field which does not cross
+// the wire is noticed the day it is added.
+func full[T any]() T {
+	var v T
+	fill(reflect.ValueOf(&v).Elem(), "x")
+	return v
+}
+
+var words = map[reflect.Type]string{
+	reflect.TypeFor[State]():         string(StateRunning),
+	reflect.TypeFor[Origin]():        string(OriginAttached),
+	reflect.TypeFor[PingStatus]():    string(PingExited),
+	reflect.TypeFor[Capability]():    string(CapabilityLogs),
+	reflect.TypeFor[AttributeType](): string(TypeDuration),
+	reflect.TypeFor[Code]():          string(CodeExhausted),
+}
+
+func fill(v reflect.Value, path string) {
+	switch {
+	case v.Type() == reflect.TypeFor[time.Time]():
+		v.Set(reflect.ValueOf(time.Date(2026, 11, 23, 12, 0, 0, len(path), time.UTC)))
+	case v.Type() == reflect.TypeFor[time.Duration]():
+		v.SetInt(int64(time.Second) * int64(len(path)))
+	case words[v.Type()] != "":
+		v.SetString(words[v.Type()])
+	case v.Type() == reflect.TypeFor[error]():
+	case v.Kind() == reflect.Struct:
+		for i := range v.NumField() {
+			fill(v.Field(i), path+"_"+strings.ToLower(v.Type().Field(i).Name))
+		}
+	case v.Kind() == reflect.Pointer:
+		v.Set(reflect.New(v.Type().Elem()))
+		fill(v.Elem(), path)
+	case v.Kind() == reflect.Slice:
+		v.Set(reflect.MakeSlice(v.Type(), 2, 2))
+		fill(v.Index(0), path+"0")
+		fill(v.Index(1), path+"1")
+	case v.Kind() == reflect.Map:
+		v.Set(reflect.MakeMap(v.Type()))
+		key, value := reflect.New(v.Type().Key()).Elem(), reflect.New(v.Type().Elem()).Elem()
+		fill(key, path+"k")
+		fill(value, path+"v")
+		v.SetMapIndex(key, value)
+	case v.Kind() == reflect.String && strings.HasSuffix(path, "_url"):
+		v.SetString("https://" + strings.ReplaceAll(path, "_", "-") + ".example")
+	case v.Kind() == reflect.String:
+		v.SetString(path)
+	case v.Kind() == reflect.Bool:
+		v.SetBool(true)
+	case v.Kind() == reflect.Int:
+		v.SetInt(int64(len(path)))
+	default:
+		panic("fill does not know " + v.Type().String())
+	}
+}
+
+type noConfig struct{}
+
+// connect serves p on an in-memory connection and gives a configured client.
+func connect[P Provider](t *testing.T, p P) *Client {
+	t.Helper()
+	server := newServer(Info{Name: "fake", Version: "1.2.3", Summary: "A fake."}, hclog.NewNullLogger(),
+		func(context.Context, noConfig, hclog.Logger) (P, error) { return p, nil })
+	client := NewClient(dial(t, server.register))
+	if err := client.Configure(t.Context(), []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
+func dial(t *testing.T, register func(grpc.ServiceRegistrar)) *grpc.ClientConn {
+	t.Helper()
+	guard := &callGuard{log: hclog.NewNullLogger()}
+	server := grpc.NewServer(grpc.UnaryInterceptor(guard.unary), grpc.StreamInterceptor(guard.stream))
+	register(server)
+	listener := bufconn.Listen(1 << 20)
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = server.Serve(listener)
+	}()
+	conn, err := grpc.NewClient("passthrough:///plugin", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		conn.Close()
+		server.Stop()
+		<-served
+	})
+	return conn
+}
+
+func equal(t *testing.T, what string, got, want any) {
+	t.Helper()
+	if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", what, diff)
+	}
+}
+
+func TestEveryFieldOfEveryRequestCrossesTheWire(t *testing.T) {
+	t.Parallel()
+	f := &fake{err: Errorf(CodeFailed, "only the request matters here")}
+	c := connect(t, f)
+	ctx := t.Context()
+	for _, call := range []struct {
+		request any
+		send    func(any)
+	}{
+		{full[CreateRequest](), func(r any) { c.Create(ctx, r.(CreateRequest)) }},
+		{full[AttachRequest](), func(r any) { c.Attach(ctx, r.(AttachRequest)) }},
+		{full[StartServerRequest](), func(r any) { c.StartServer(ctx, r.(StartServerRequest)) }},
+		{full[PingRequest](), func(r any) { c.Ping(ctx, r.(PingRequest)) }},
+		{full[ListRequest](), func(r any) { c.List(ctx, r.(ListRequest)) }},
+		{full[RenewRequest](), func(r any) { c.Renew(ctx, r.(RenewRequest)) }},
+		{full[SandboxRef](), func(r any) { c.Suspend(ctx, r.(SandboxRef)) }},
+		{full[SandboxRef](), func(r any) { c.Destroy(ctx, r.(SandboxRef)) }},
+		{full[LogsRequest](), func(r any) { c.Logs(ctx, r.(LogsRequest)) }},
+	} {
+		f.asked = nil
+		call.send(call.request)
+		equal(t, reflect.TypeOf(call.request).Name(), f.asked, call.request)
+	}
+}
+
+func TestEveryFieldOfEveryReplyCrossesTheWire(t *testing.T) {
+	t.Parallel()
+	f := &fake{
+		sandbox: full[Sandbox](), endpoints: full[Endpoints](), ping: full[PingResult](),
+		sandboxes: []Sandbox{full[Sandbox](), full[Sandbox]()}, end: time.Unix(12345, 6).UTC(), lines: []string{"one", "two"},
+	}
+	c := connect(t, f)
+	ctx := t.Context()
+
+	created, err := c.Create(ctx, CreateRequest{Session: f.sandbox.Session})
+	equal(t, "Create's error", err, nil)
+	equal(t, "Create", created, f.sandbox)
+	attached, err := c.Attach(ctx, AttachRequest{Session: f.sandbox.Session})
+	equal(t, "Attach's error", err, nil)
+	equal(t, "Attach", attached, f.sandbox)
+	endpoints, err := c.StartServer(ctx, StartServerRequest{})
+	equal(t, "StartServer's error", err, nil)
+	equal(t, "StartServer", endpoints, f.endpoints)
+	ping, err := c.Ping(ctx, PingRequest{})
+	equal(t, "Ping's error", err, nil)
+	equal(t, "Ping", ping, f.ping)
+	sandboxes, err := c.List(ctx, ListRequest{Owner: f.sandbox.Owner})
+	equal(t, "List's error", err, nil)
+	equal(t, "List", sandboxes, f.sandboxes)
+	end, err := c.Renew(ctx, RenewRequest{})
+	equal(t, "Renew's error", err, nil)
+	equal(t, "Renew", end, f.end)
+	lines, err := c.Logs(ctx, LogsRequest{Lines: 2})
+	equal(t, "Logs' error", err, nil)
+	equal(t, "Logs", lines, f.lines)
+}
+
+func TestEveryWordOfTheContractHasItsOwnNumber(t *testing.T) {
+	t.Parallel()
+	for s := range stateTable {
+		equal(t, "state", sandboxFromWire(sandboxToWire(Sandbox{State: s})).State, s)
+	}
+	for s := range pingTable {
+		equal(t, "ping status", pingFromWire(pingToWire(PingResult{Status: s})).Status, s)
+	}
+	for code := range codeTable {
+		equal(t, "code", CodeOf(errorFromWire(errorToWire(&Error{Code: code}))), code)
+	}
+	for o := range originTable {
+		equal(t, "origin", sandboxFromWire(sandboxToWire(Sandbox{Origin: o})).Origin, o)
+	}
+	for typ := range typeTable {
+		d := Description{Attributes: []Attribute{{Type: typ}}}
+		equal(t, "type", descriptionFromWire(descriptionToWire(d)), d)
+	}
+	for c := range capabilityTable {
+		d := Description{Capabilities: []Capability{c}}
+		equal(t, "capability", descriptionFromWire(descriptionToWire(d)), d)
+	}
+	// Numbers of a newer protocol 1 are never taken for something else.
+	equal(t, "unknown state", sandboxFromWire(&pb.Sandbox{State: 99}).State, StateUnknown)
+	equal(t, "unknown ping status", pingFromWire(&pb.PingResponse{Status: 99}).Status, PingStatus(""))
+	equal(t, "unknown origin", sandboxFromWire(&pb.Sandbox{Origin: 99}).Origin, Origin(""))
+	equal(t, "unknown code", CodeOf(errorFromWire(status.Error(99, "?"))), CodeFailed)
+}
+
+func TestTheDescriptionCrossesTheWire(t *testing.T) {
+	t.Parallel()
+	type config struct {
+		Key  string        `berth:"key,required,sensitive" env:"FAKE_KEY,OTHER_KEY" doc:"The key."`
+		Size string        `berth:"size" default:"small" oneof:"small,large" doc:"The size."`
+		Idle time.Duration `berth:"idle" default:"15m" doc:"The idle time."`
+	}
+	server := newServer(Info{Name: "fake", Version: "1.2.3", Summary: "A fake."}, hclog.NewNullLogger(),
+		func(context.Context, config, hclog.Logger) (*fake, error) { return &fake{}, nil })
+	got, err := NewClient(dial(t, server.register)).Describe(t.Context())
+	equal(t, "error", err, nil)
+	equal(t, "description", got, Description{
+		Name: "fake", Version: "1.2.3", Summary: "A fake.",
+		Capabilities: []Capability{CapabilityList, CapabilityRenew, CapabilitySuspend, CapabilityDestroy, CapabilityLogs},
+		Attributes: []Attribute{
+			{Name: "key", Type: TypeString, Required: true, Sensitive: true, Env: []string{"FAKE_KEY", "OTHER_KEY"}, Doc: "The key."},
+			{Name: "size", Type: TypeString, Default: `"small"`, OneOf: []string{"small", "large"}, Doc: "The size."},
+			{Name: "idle", Type: TypeDuration, Default: `"15m"`, Doc: "The idle time."},
+		},
+	})
+}
+
+func TestAProviderWithOnlyTheFourCallsRefusesTheOthers(t *testing.T) {
+	t.Parallel()
+	c := connect(t, four{&fake{}})
+	d, err := c.Describe(t.Context())
+	equal(t, "error", err, nil)
+	equal(t, "capabilities", d.Capabilities, []Capability(nil))
+	_, err = c.List(t.Context(), ListRequest{})
+	equal(t, "List", CodeOf(err), CodeUnsupported)
+	equal(t, "Destroy", CodeOf(c.Destroy(t.Context(), SandboxRef{})), CodeUnsupported)
+	equal(t, "Suspend", CodeOf(c.Suspend(t.Context(), SandboxRef{})), CodeUnsupported)
+}
+
+func TestAnErrorCrossesTheWireWhole(t *testing.T) {
+	t.Parallel()
+	want := full[Error]()
+	c := connect(t, &fake{err: &want})
+	_, err := c.Create(t.Context(), CreateRequest{})
+	equal(t, "error", AsError(err), &want)
+	err = c.Destroy(t.Context(), SandboxRef{})
+	equal(t, "error of an optional call", AsError(err), &want)
+	_, err = c.List(t.Context(), ListRequest{})
+	equal(t, "error of a stream", AsError(err), &want)
+}
+
+func TestForeignErrorsAreRead(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		err  error
+		want Code
+	}{
+		{status.Error(codes.Unauthenticated, "no"), CodeDenied},
+		{status.Error(codes.DataLoss, "bits"), CodeFailed},
+		{status.Error(codes.NotFound, "gone"), CodeNotFound},
+		{errors.New("plain"), CodeFailed},
+	} {
+		e := AsError(errorFromWire(test.err))
+		equal(t, test.err.Error(), e.Code, test.want)
+		if e.Message == "" {
+			t.Errorf("%v lost its message", test.err)
+		}
+	}
+}
+
+func TestAnErrorIsCutToWhatTrailersCarry(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("long line\xff ", 1000)
+	c := connect(t, &fake{err: &Error{Code: CodeFailed, Message: long, LogTail: strings.Split(strings.Repeat(long+"\n", 50), "\n")}})
+	_, err := c.Create(t.Context(), CreateRequest{})
+	e := AsError(err)
+	if e.Code != CodeFailed || len(e.Message) > messageBytes+10 || len(strings.Join(e.LogTail, "\n")) > tailBytes {
+		t.Errorf("code %s, message of %d bytes, log tail of %d bytes", e.Code, len(e.Message), len(strings.Join(e.LogTail, "\n")))
+	}
+}
+
+func TestAPanicInACallIsAnErrorAndThePluginLives(t *testing.T) {
+	t.Parallel()
+	f := &fake{panics: true}
+	c := connect(t, f)
+	_, err := c.Create(t.Context(), CreateRequest{Session: "s"})
+	e := AsError(err)
+	equal(t, "code", e.Code, CodeInternal)
+	equal(t, "reason", e.Reason, ReasonPanic)
+	_, err = c.List(t.Context(), ListRequest{})
+	equal(t, "reason of a stream", AsError(err).Reason, ReasonPanic)
+	f.panics, f.err = false, Errorf(CodeNotFound, "none")
+	_, err = c.Attach(t.Context(), AttachRequest{})
+	equal(t, "next call", CodeOf(err), CodeNotFound)
+}
+
+func TestAnAnswerThatBreaksTheContractIsNotBelieved(t *testing.T) {
+	t.Parallel()
+	good := Sandbox{ID: "sb-1", State: StateRunning, Origin: OriginCreated, Session: "s1"}
+	with := func(change func(*Sandbox)) Sandbox {
+		s := good
+		change(&s)
+		return s
+	}
+	url := func(u string) Endpoints { return Endpoints{Server: Endpoint{URL: u}} }
+	server := Server{ExtraPorts: map[string]int{"vnc": 8002}}
+	for name, f := range map[string]*fake{
+		"no id":                  {sandbox: with(func(s *Sandbox) { s.ID = "" })},
+		"not running":            {sandbox: with(func(s *Sandbox) { s.State = StateSuspended })},
+		"no state":               {sandbox: with(func(s *Sandbox) { s.State = "" })},
+		"no origin":              {sandbox: with(func(s *Sandbox) { s.Origin = "" })},
+		"another session":        {sandbox: with(func(s *Sandbox) { s.Session = "s2" })},
+		"relative URL":           {endpoints: url("/here")},
+		"no URL":                 {endpoints: url("")},
+		"other scheme":           {endpoints: url("ftp://host")},
+		"trailing slash":         {endpoints: url("http://host/")},
+		"header with a new line": {endpoints: Endpoints{Server: Endpoint{URL: "http://h", Headers: map[string]string{"A": "b\r\nC: d"}}}},
+		"extra port missing":     {endpoints: url("http://host")},
+		"no ping status":         {},
+	} {
+		c := connect(t, f)
+		var err error
+		switch {
+		case f.sandbox.Labels != nil || f.sandbox.Session != "":
+			_, err = c.Create(t.Context(), CreateRequest{Session: "s1"})
+			equal(t, name+": sandbox id in the error", AsError(err).SandboxID, f.sandbox.ID)
+		case f.endpoints.Server.URL != "" || name == "no URL":
+			_, err = c.StartServer(t.Context(), StartServerRequest{Server: server})
+		default:
+			_, err = c.Ping(t.Context(), PingRequest{})
+		}
+		if e := AsError(err); e == nil || e.Code != CodeInternal || e.Reason != ReasonInvalidReply {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+
+	created := connect(t, &fake{sandbox: good})
+	_, err := created.Attach(t.Context(), AttachRequest{Session: "s1"})
+	equal(t, "Attach that created", AsError(err).Reason, ReasonInvalidReply)
+	foreign := connect(t, &fake{sandboxes: []Sandbox{{ID: "sb", Owner: "someone else"}}})
+	_, err = foreign.List(t.Context(), ListRequest{Owner: "me"})
+	equal(t, "List of a foreign sandbox", AsError(err).Reason, ReasonInvalidReply)
+}
+
+func TestListCarriesThousandsOfSandboxes(t *testing.T) {
+	t.Parallel()
+	f := &fake{}
+	for range 2*listChunk + 1 {
+		f.sandboxes = append(f.sandboxes, full[Sandbox]())
+	}
+	got, err := connect(t, f).List(t.Context(), ListRequest{Owner: f.sandboxes[0].Owner})
+	equal(t, "error", err, nil)
+	equal(t, "count", len(got), len(f.sandboxes))
+}
+
+func TestListKeepsToTheSessionAskedFor(t *testing.T) {
+	t.Parallel()
+	c := connect(t, &fake{sandboxes: []Sandbox{{ID: "a", Session: "s1"}, {ID: "b", Session: "s2"}}})
+	got, err := c.List(t.Context(), ListRequest{Session: "s2"})
+	equal(t, "error", err, nil)
+	equal(t, "sandboxes", got, []Sandbox{{ID: "b", Session: "s2", State: StateUnknown}})
+}
+
+func TestCallsBeforeConfigureAreRefused(t *testing.T) {
+	t.Parallel()
+	server := newServer(Info{Name: "fake"}, hclog.NewNullLogger(),
+		func(context.Context, noConfig, hclog.Logger) (*fake, error) { return &fake{}, nil })
+	c := NewClient(dial(t, server.register))
+	_, err := c.Create(t.Context(), CreateRequest{})
+	equal(t, "Create", CodeOf(err), CodeState)
+	equal(t, "unknown attribute", AsError(c.Configure(t.Context(), []byte(`{"nope":1}`))).Fields,
+		[]FieldError{{Field: "nope", Message: "is not known to this provider"}})
+	equal(t, "Configure", c.Configure(t.Context(), nil), nil)
+	equal(t, "Configure again", CodeOf(c.Configure(t.Context(), nil)), CodeState)
+}
+
+func TestCancelReachesTheProvider(t *testing.T) {
+	t.Parallel()
+	stuck := &stuckProvider{cancelled: make(chan struct{}), entered: make(chan struct{})}
+	c := connect(t, stuck)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-stuck.entered
+		cancel()
+	}()
+	_, err := c.Create(ctx, CreateRequest{})
+	equal(t, "code", CodeOf(err), CodeCanceled)
+	<-stuck.cancelled
+}
+
+type stuckProvider struct {
+	fake
+	entered, cancelled chan struct{}
+}
+
+func (s *stuckProvider) Create(ctx context.Context, _ CreateRequest) (Sandbox, error) {
+	close(s.entered)
+	<-ctx.Done()
+	close(s.cancelled)
+	return Sandbox{}, ctx.Err()
+}
