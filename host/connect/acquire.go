@@ -1,0 +1,161 @@
+package connect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// createGrace is how long a Create under way may still answer after its context ended. A gRPC call that is cancelled
+// returns at once and says nothing of what it made; waiting a little turns most lost answers into known ones.
+const createGrace = 2 * time.Second
+
+// acquire gets the session's sandbox.
+func (r *run) acquire(ctx context.Context) (provider.Sandbox, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, r.req.Limits.Create, errAcquire)
+	defer cancel()
+	sandbox, err := r.attachOrCreate(ctx)
+	if err != nil {
+		return sandbox, stepError(ctx, err)
+	}
+	r.sandboxID = sandbox.ID
+	return sandbox, nil
+}
+
+func (r *run) attachOrCreate(ctx context.Context) (provider.Sandbox, error) {
+	switch r.req.Mode {
+	case ModeAttach:
+		return r.attach(ctx)
+	case ModeCreate:
+		if err := r.refuseExisting(ctx); err != nil {
+			return provider.Sandbox{}, err
+		}
+		sandbox, err := r.create(ctx)
+		if err == nil && sandbox.Origin != provider.OriginCreated {
+			return sandbox, r.alreadyExists(sandbox.ID)
+		}
+		return sandbox, err
+	}
+	sandbox, err := r.attach(ctx)
+	if provider.CodeOf(err) != provider.CodeNotFound {
+		return sandbox, err
+	}
+	r.progress("no sandbox yet, creating one")
+	return r.create(ctx)
+}
+
+func (r *run) attach(ctx context.Context) (provider.Sandbox, error) {
+	request := provider.AttachRequest{
+		Session: r.req.Session, Owner: r.owner, Server: r.server(), Lifetime: r.req.Lifetime,
+	}
+	return onceMoreAfterCrash(func() (provider.Sandbox, error) { return r.provider.Attach(ctx, request) })
+}
+
+// refuseExisting looks before a Create that must not adopt: adopting may wake a sandbox, which costs. A provider that
+// cannot list is asked by Create itself.
+func (r *run) refuseExisting(ctx context.Context) error {
+	sandboxes, err := list(ctx, r.provider, provider.ListRequest{Owner: r.owner, Session: r.req.Session})
+	if provider.CodeOf(err) == provider.CodeUnsupported {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, sandbox := range sandboxes {
+		if sandbox.State != provider.StateGone {
+			return r.alreadyExists(sandbox.ID)
+		}
+	}
+	return nil
+}
+
+func (r *run) alreadyExists(id string) error {
+	return &Error{
+		Code: CodeAlreadyExists, SandboxID: id,
+		Message: fmt.Sprintf("session %q already has the sandbox %s", r.req.Session, id),
+		Hint:    "connect with mode attach or auto, or disconnect the session first",
+	}
+}
+
+// create makes the sandbox. From here on a failure has something to undo, unless the provider's answer rules that out.
+func (r *run) create(ctx context.Context) (provider.Sandbox, error) {
+	r.made = true
+	sandbox, err := r.callCreate(ctx)
+	if isReason(err, provider.ReasonPluginCrashed) {
+		sandbox, err = r.settleCrash(ctx, err)
+	}
+	if err != nil {
+		if failure := provider.AsError(err); failure.SandboxID != "" {
+			r.sandboxID = failure.SandboxID
+		} else if rulesOutSandbox(failure.Code) {
+			r.made = false
+		}
+		return sandbox, err
+	}
+	r.made = sandbox.Origin == provider.OriginCreated
+	return sandbox, nil
+}
+
+// callCreate calls Create in a context that outlives ctx by createGrace.
+func (r *run) callCreate(ctx context.Context) (provider.Sandbox, error) {
+	request := provider.CreateRequest{
+		Session: r.req.Session, Owner: r.owner, Attempt: r.attempt, Server: r.server(),
+		Labels: r.req.Labels, Lifetime: r.req.Lifetime,
+	}
+	// The deadline the plugin sees is the real one, plus the grace.
+	deadline, _ := ctx.Deadline()
+	patient, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline.Add(createGrace))
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() {
+		time.AfterFunc(createGrace, cancel)
+	})
+	defer stop()
+
+	sandbox, err := r.provider.Create(patient, request)
+	if err == nil && ctx.Err() != nil {
+		r.sandboxID = sandbox.ID
+		r.made = sandbox.Origin == provider.OriginCreated
+		return sandbox, &provider.Error{Code: provider.CodeCanceled, SandboxID: r.sandboxID, Message: "given up while the sandbox was being created"}
+	}
+	return sandbox, err
+}
+
+// settleCrash finds out what a Create left behind whose plugin crashed. Creating again blindly could make a second
+// sandbox, so the restarted plugin looks first.
+func (r *run) settleCrash(ctx context.Context, crash error) (provider.Sandbox, error) {
+	r.progress("the plugin crashed while creating, looking for what it left")
+	sandbox, err := r.attach(ctx)
+	if err != nil {
+		return sandbox, crash
+	}
+	if sandbox.Attempt == r.attempt {
+		sandbox.Origin = provider.OriginCreated
+	}
+	return sandbox, nil
+}
+
+// rulesOutSandbox says that a Create which failed with this class cannot have made anything.
+func rulesOutSandbox(code provider.Code) bool {
+	switch code {
+	case provider.CodeInvalid, provider.CodeDenied, provider.CodeConflict, provider.CodeExhausted, provider.CodeUnsupported:
+		return true
+	}
+	return false
+}
+
+// onceMoreAfterCrash repeats a call that is safe to repeat when the plugin crashed under it.
+func onceMoreAfterCrash[T any](call func() (T, error)) (T, error) {
+	value, err := call()
+	if isReason(err, provider.ReasonPluginCrashed) {
+		value, err = call()
+	}
+	return value, err
+}
+
+func isReason(err error, reason string) bool {
+	var e *provider.Error
+	return errors.As(err, &e) && e.Reason == reason
+}

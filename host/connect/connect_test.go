@@ -1,0 +1,570 @@
+package connect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+func TestASessionWithoutASandboxGetsOneWithAHealthyServer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		var steps []string
+		result, err := connector(c).Connect(t.Context(), request(), func(e Event) {
+			if e.Status != StatusProgress {
+				steps = append(steps, fmt.Sprintf("%s:%s", e.Phase, e.Status))
+			}
+			if e.Session != "s1" || e.Provider != "acme" || e.Attempt == "" || e.Time.IsZero() {
+				t.Errorf("event without its names: %+v", e)
+			}
+		})
+		ok(t, err)
+		same(t, "calls", c.called(), "attach create start ping")
+		same(t, "origin", result.Origin, provider.OriginCreated)
+		same(t, "sandbox", result.SandboxID, "sb-1")
+		same(t, "pings", result.Pings, 1)
+		same(t, "URL", result.Endpoint.URL, "https://box.example")
+		same(t, "edge header", result.Endpoint.Headers["X-Edge"], "edge-token")
+		same(t, "steps", strings.Join(steps, " "),
+			"acquire:started acquire:done start_server:started start_server:done health:started health:done ready:done")
+	})
+}
+
+func TestTheSessionKeyGoesToTheServersEnvironmentAndTheCallersHeaderOnly(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		result, err := connector(c).Connect(t.Context(), request(), nil)
+		ok(t, err)
+		key := result.Endpoint.Headers["X-Session-API-Key"]
+		if len(key) < 32 {
+			t.Fatalf("no key in the headers: %v", result.Endpoint.Headers)
+		}
+		same(t, "in the environment", c.server.Env["SESSION_API_KEY"], key)
+		if strings.Contains(strings.Join(c.server.Command, " "), key) {
+			t.Error("the key is in argv")
+		}
+		again, err := connector(c).Connect(t.Context(), request(), nil)
+		ok(t, err)
+		same(t, "another process with the same secret", again.Endpoint.Headers["X-Session-API-Key"], key)
+		other := request()
+		other.Session = "s2"
+		second, err := connector(c).Connect(t.Context(), other, nil)
+		ok(t, err)
+		if second.Endpoint.Headers["X-Session-API-Key"] == key {
+			t.Error("two sessions share a key")
+		}
+	})
+}
+
+func TestAFoundServerThatIsUpIsUsedAsItIs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		c.put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateRunning})
+		c.running = true
+		result, err := connector(c).Connect(t.Context(), request(), nil)
+		ok(t, err)
+		same(t, "calls", c.called(), "attach ping")
+		same(t, "origin", result.Origin, provider.OriginAttached)
+		if result.Endpoint.Headers["X-Session-API-Key"] == "" {
+			t.Error("no key for a server that was found")
+		}
+	})
+}
+
+func TestAFoundServerThatIsDownIsStarted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		c.put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateRunning})
+		_, err := connector(c).Connect(t.Context(), request(), nil)
+		ok(t, err)
+		same(t, "calls", c.called(), "attach ping start ping")
+	})
+}
+
+func TestAWokenSandboxGetsItsServerStartedWithoutAsking(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		c.put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateSuspended})
+		result, err := connector(c).Connect(t.Context(), request(), nil)
+		ok(t, err)
+		same(t, "calls", c.called(), "attach start ping")
+		same(t, "origin", result.Origin, provider.OriginWoken)
+	})
+}
+
+func TestModeAttachNeverCreates(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		req := request()
+		req.Mode = ModeAttach
+		_, err := connector(c).Connect(t.Context(), req, nil)
+		e := failure(t, err, CodeNotFound)
+		same(t, "calls", c.called(), "attach")
+		same(t, "cleanup", e.Cleanup, CleanupNone)
+		same(t, "phase", e.Phase, PhaseAcquire)
+	})
+}
+
+func TestModeCreateRefusesASessionThatHasASandboxWithoutWakingIt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		id := c.put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateSuspended})
+		req := request()
+		req.Mode = ModeCreate
+		_, err := connector(c).Connect(t.Context(), req, nil)
+		e := failure(t, err, CodeAlreadyExists)
+		same(t, "sandbox", e.SandboxID, id)
+		same(t, "calls", c.called(), "list")
+
+		// A provider that cannot list finds out by creating; what it adopted stays.
+		_, err = connector(bare{c}).Connect(t.Context(), req, nil)
+		e = failure(t, err, CodeAlreadyExists)
+		same(t, "cleanup", e.Cleanup, CleanupNone)
+		same(t, "left", strings.Join(c.left(), " "), id)
+	})
+}
+
+func TestAFailedLookUpNeverMakesASecondSandbox(t *testing.T) {
+	t.Parallel()
+	for _, code := range []provider.Code{
+		provider.CodeUnreachable, provider.CodeDenied, provider.CodeExhausted, provider.CodeFailed, provider.CodeTimeout, provider.CodeState,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCloud()
+			c.onAttach = func(context.Context) error { return provider.Errorf(code, "no idea") }
+			_, err := connector(c).Connect(t.Context(), request(), nil)
+			if err == nil || c.count("create") > 0 {
+				t.Errorf("%s: error %v, calls %s", code, err, c.called())
+			}
+		})
+	}
+}
+
+func TestASandboxOfAnotherOwnerIsNotOurs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		foreign := c.put(provider.Sandbox{Session: "s1", Owner: "somebody else", State: provider.StateRunning})
+		result, err := connector(c).Connect(t.Context(), request(), nil)
+		ok(t, err)
+		if result.SandboxID == foreign {
+			t.Error("connected to a foreign sandbox")
+		}
+	})
+}
+
+func TestAFailureUndoesWhatThisConnectMadeAndNothingElse(t *testing.T) {
+	t.Parallel()
+	broken := func(c *cloud) {
+		c.onStart = func(context.Context) error {
+			code := 3
+			return provider.ServerExited(&code, []string{"no such module"})
+		}
+	}
+	for _, found := range []provider.State{"", provider.StateRunning, provider.StateSuspended} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCloud()
+			if found != "" {
+				c.put(provider.Sandbox{Session: "s1", Owner: testOwner, State: found})
+			}
+			broken(c)
+			_, err := connector(c).Connect(t.Context(), request(), nil)
+			e := failure(t, err, CodeServerExited)
+			same(t, "exit code", *e.ExitCode, 3)
+			same(t, "log tail", strings.Join(e.LogTail, "\n"), "no such module")
+			same(t, "sandbox", e.SandboxID, "sb-1")
+			same(t, "phase", e.Phase, PhaseStartServer)
+			if found == "" {
+				same(t, "cleanup", e.Cleanup, CleanupDone)
+				nothingLeft(t, c)
+			} else {
+				same(t, "cleanup", e.Cleanup, CleanupNone)
+				same(t, "left of "+string(found), strings.Join(c.left(), " "), "sb-1")
+			}
+		})
+	}
+}
+
+func TestAnUndoThatFailsNamesTheSandbox(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		c.onStart = func(context.Context) error { return provider.Errorf(provider.CodeFailed, "no") }
+		c.onDestroy = func(context.Context) error { return provider.Errorf(provider.CodeDenied, "may not delete") }
+		_, err := connector(c).Connect(t.Context(), request(), nil)
+		e := failure(t, err, CodeStartFailed)
+		same(t, "cleanup", e.Cleanup, CleanupFailed)
+		if !strings.Contains(e.CleanupError, "sb-1") || !strings.Contains(e.CleanupError, "may not delete") {
+			t.Errorf("cleanup error: %s", e.CleanupError)
+		}
+	})
+}
+
+func TestAnUndoInsistsWhenTheProviderIsBusy(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		c.onStart = func(context.Context) error { return provider.Errorf(provider.CodeFailed, "no") }
+		refusals := 3
+		c.onDestroy = func(context.Context) error {
+			if refusals--; refusals >= 0 {
+				return &provider.Error{Code: provider.CodeExhausted, Retryable: true, RetryAfter: 5 * time.Second}
+			}
+			return nil
+		}
+		began := time.Now()
+		_, err := connector(c).Connect(t.Context(), request(), nil)
+		same(t, "cleanup", failure(t, err, CodeStartFailed).Cleanup, CleanupDone)
+		nothingLeft(t, c)
+		if took := time.Since(began); took < 15*time.Second {
+			t.Errorf("three refusals of 5 s each were waited for only %s", took)
+		}
+	})
+}
+
+func TestALostCreateIsSettledByLookingEvenIfTheListingLags(t *testing.T) {
+	t.Parallel()
+	for _, code := range []provider.Code{provider.CodeUnreachable, provider.CodeTimeout, provider.CodeFailed, provider.CodeInternal} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCloud()
+			c.listLag = 1500 * time.Millisecond
+			c.onCreate = func(_ context.Context, made func() provider.Sandbox) (provider.Sandbox, error) {
+				made()
+				return provider.Sandbox{}, provider.Errorf(code, "the answer was lost")
+			}
+			_, err := connector(c).Connect(t.Context(), request(), nil)
+			if err == nil {
+				t.Fatal("no error")
+			}
+			same(t, "cleanup", err.(*Error).Cleanup, CleanupDone)
+			nothingLeft(t, c)
+		})
+	}
+}
+
+func TestACreateThatCannotHaveMadeAnythingIsNotLookedFor(t *testing.T) {
+	t.Parallel()
+	for code, want := range map[provider.Code]Code{
+		provider.CodeInvalid: CodeInvalidConfig, provider.CodeDenied: CodeDenied,
+		provider.CodeExhausted: CodeRateLimited, provider.CodeConflict: CodeAlreadyExists,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCloud()
+			c.onCreate = func(context.Context, func() provider.Sandbox) (provider.Sandbox, error) {
+				return provider.Sandbox{}, provider.Errorf(code, "no")
+			}
+			_, err := connector(c).Connect(t.Context(), request(), nil)
+			same(t, "cleanup", failure(t, err, want).Cleanup, CleanupNone)
+			same(t, "calls", c.called(), "attach create")
+		})
+	}
+}
+
+func TestAFailedCreateThatNamesItsSandboxIsDestroyed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		c.onCreate = func(_ context.Context, made func() provider.Sandbox) (provider.Sandbox, error) {
+			return provider.Sandbox{}, &provider.Error{Code: provider.CodeExhausted, Reason: provider.ReasonQuota, SandboxID: made().ID}
+		}
+		_, err := connector(c).Connect(t.Context(), request(), nil)
+		same(t, "cleanup", failure(t, err, CodeQuota).Cleanup, CleanupDone)
+		nothingLeft(t, c)
+	})
+}
+
+func TestAPluginThatCrashesInCreateIsNotAskedToCreateAgain(t *testing.T) {
+	t.Parallel()
+	crash := &provider.Error{Code: provider.CodeUnreachable, Reason: provider.ReasonPluginCrashed, Retryable: true, Message: "crashed"}
+	for _, acted := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCloud()
+			c.onCreate = func(_ context.Context, made func() provider.Sandbox) (provider.Sandbox, error) {
+				if acted {
+					made()
+				}
+				return provider.Sandbox{}, crash
+			}
+			result, err := connector(c).Connect(t.Context(), request(), nil)
+			same(t, "creates", c.count("create"), 1)
+			if acted { // what it made is found and used
+				ok(t, err)
+				same(t, "origin", result.Origin, provider.OriginCreated)
+				return
+			}
+			same(t, "cleanup", failure(t, err, CodePluginFailed).Cleanup, CleanupDone)
+			nothingLeft(t, c)
+		})
+	}
+}
+
+func TestASandboxAdoptedAfterACrashIsStillUndone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		c.onCreate = func(_ context.Context, made func() provider.Sandbox) (provider.Sandbox, error) {
+			made()
+			return provider.Sandbox{}, &provider.Error{Code: provider.CodeUnreachable, Reason: provider.ReasonPluginCrashed}
+		}
+		c.onStart = func(context.Context) error { return provider.Errorf(provider.CodeFailed, "no") }
+		_, err := connector(c).Connect(t.Context(), request(), nil)
+		same(t, "cleanup", failure(t, err, CodeStartFailed).Cleanup, CleanupDone)
+		nothingLeft(t, c)
+	})
+}
+
+func TestCallsThatAreSafeToRepeatSurviveOneCrash(t *testing.T) {
+	t.Parallel()
+	crashes := func(n int) func(context.Context) error {
+		return func(context.Context) error {
+			if n--; n >= 0 {
+				return &provider.Error{Code: provider.CodeUnreachable, Reason: provider.ReasonPluginCrashed}
+			}
+			return nil
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		c.onAttach, c.onStart = crashes(1), crashes(1)
+		pings := 0
+		c.onPing = func(context.Context, time.Duration) (provider.PingResult, error) {
+			if pings++; pings == 1 {
+				return provider.PingResult{}, &provider.Error{Code: provider.CodeUnreachable, Reason: provider.ReasonPluginCrashed}
+			}
+			return provider.PingResult{Status: provider.PingAlive}, nil
+		}
+		_, err := connector(c).Connect(t.Context(), request(), nil)
+		ok(t, err)
+		same(t, "calls", c.called(), "attach attach create start start ping ping")
+	})
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		c.onStart = crashes(2)
+		_, err := connector(c).Connect(t.Context(), request(), nil)
+		failure(t, err, CodePluginFailed)
+		nothingLeft(t, c)
+	})
+}
+
+func TestCancelInEveryPhaseEndsTheConnectAndUndoesIt(t *testing.T) {
+	t.Parallel()
+	hang := func(ctx context.Context) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	for phase, arrange := range map[Phase]func(*cloud){
+		PhaseAcquire:     func(c *cloud) { c.onAttach = hang },
+		PhaseStartServer: func(c *cloud) { c.onStart = hang },
+		PhaseHealth:      func(c *cloud) { c.bootTime = time.Hour },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCloud()
+			arrange(c)
+			ctx, cancel := context.WithCancel(t.Context())
+			time.AfterFunc(2500*time.Millisecond, cancel)
+			began := time.Now()
+			_, err := connector(c).Connect(ctx, request(), nil)
+			e := failure(t, err, CodeCancelled)
+			same(t, "phase", e.Phase, phase)
+			same(t, "time", time.Since(began), 2500*time.Millisecond)
+			nothingLeft(t, c)
+		})
+	}
+}
+
+func TestACreateUnderWayIsGivenAMomentToAnswerWhenTheCallerGoes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		c.onCreate = func(_ context.Context, made func() provider.Sandbox) (provider.Sandbox, error) {
+			time.Sleep(2 * time.Second) // the cloud works on, whatever the caller does
+			return made(), nil
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		_, err := connector(c).Connect(ctx, request(), nil)
+		e := failure(t, err, CodeCancelled)
+		same(t, "cleanup", e.Cleanup, CleanupDone)
+		same(t, "calls", c.called(), "attach create destroy:sb-1")
+		nothingLeft(t, c)
+	})
+}
+
+func TestACreateThatNeverAnswersIsCancelledAndLookedFor(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		c.onCreate = func(ctx context.Context, made func() provider.Sandbox) (provider.Sandbox, error) {
+			made()
+			<-ctx.Done()
+			return provider.Sandbox{}, ctx.Err()
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		began := time.Now()
+		_, err := connector(c).Connect(ctx, request(), nil)
+		same(t, "cleanup", failure(t, err, CodeCancelled).Cleanup, CleanupDone)
+		same(t, "time", time.Since(began), time.Second+createGrace)
+		nothingLeft(t, c)
+	})
+}
+
+func TestEveryStepHasItsLimitInsideOneDeadline(t *testing.T) {
+	t.Parallel()
+	hang := func(ctx context.Context) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	for _, test := range []struct {
+		name    string
+		arrange func(*cloud, *Request)
+		want    Code
+		after   time.Duration
+	}{
+		{"attach", func(c *cloud, r *Request) { c.onAttach = hang }, CodeAttachFailed, 5 * time.Minute},
+		{"start", func(c *cloud, r *Request) { c.onStart = hang }, CodeStartFailed, time.Minute},
+		{"health", func(c *cloud, r *Request) { c.bootTime = time.Hour }, CodeHealthTimeout, 2 * time.Minute},
+		{"total", func(c *cloud, r *Request) { c.bootTime, r.Limits.Total = time.Hour, 10*time.Second }, CodeDeadline, 10 * time.Second},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			c, req := newCloud(), request()
+			test.arrange(c, &req)
+			began := time.Now()
+			_, err := connector(c).Connect(t.Context(), req, nil)
+			failure(t, err, test.want)
+			same(t, test.name, time.Since(began), test.after)
+			nothingLeft(t, c)
+		})
+	}
+}
+
+func TestTheCallersDeadlineIsADeadlineNotACancel(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		c.bootTime = time.Hour
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		_, err := connector(c).Connect(ctx, request(), nil)
+		failure(t, err, CodeDeadline)
+		nothingLeft(t, c)
+	})
+}
+
+func TestAServerOpenToAnyoneIsRefusedUnlessAskedFor(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, req := newCloud(), request()
+		c.endpoint.Headers = nil
+		req.Server.KeyHeader, req.Server.KeyEnv = "", nil
+		_, err := connector(c).Connect(t.Context(), req, nil)
+		failure(t, err, CodeStartFailed)
+		nothingLeft(t, c)
+		req.Server.AllowPublic = true
+		_, err = connector(c).Connect(t.Context(), req, nil)
+		ok(t, err)
+	})
+}
+
+func TestRequestsThatNoProviderCouldServeAreRefusedBeforeAnyCall(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(*Request){
+		"no session":     func(r *Request) { r.Session = "" },
+		"odd session":    func(r *Request) { r.Session = "a b" },
+		"option-like":    func(r *Request) { r.Session = "-s" },
+		"endless":        func(r *Request) { r.Session = strings.Repeat("x", 129) },
+		"unknown mode":   func(r *Request) { r.Mode = "maybe" },
+		"nothing to run": func(r *Request) { r.Server.Command = nil },
+	} {
+		c, req := newCloud(), request()
+		change(&req)
+		_, err := connector(c).Connect(t.Context(), req, nil)
+		failure(t, err, CodeInvalidConfig)
+		same(t, name, c.called(), "")
+	}
+}
+
+func TestDisconnectEndsOrSuspendsTheSessionsSandbox(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		k := connector(c)
+		c.put(provider.Sandbox{Session: "other", Owner: testOwner, State: provider.StateRunning})
+		id := c.put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateRunning})
+		got, err := k.Disconnect(t.Context(), "s1", ActionSuspend)
+		ok(t, err)
+		same(t, "suspended", got, id)
+		same(t, "state", c.sandboxes[id].State, provider.StateSuspended)
+		_, err = k.Disconnect(t.Context(), "s1", ActionDestroy)
+		ok(t, err)
+		same(t, "left", strings.Join(c.left(), " "), "sb-1")
+		_, err = k.Disconnect(t.Context(), "s1", ActionDestroy)
+		failure(t, err, CodeNotFound)
+		c.onDestroy = func(context.Context) error { return provider.Errorf(provider.CodeDenied, "no") }
+		_, err = k.Disconnect(t.Context(), "other", ActionDestroy)
+		same(t, "sandbox of the error", failure(t, err, CodeDenied).SandboxID, "sb-1")
+	})
+}
+
+func TestASuspendThatTheProviderCannotDoChangesNothing(t *testing.T) {
+	t.Parallel()
+	c := newCloud()
+	id := c.put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateRunning})
+	_, err := connector(struct {
+		provider.Provider
+		provider.Lister
+	}{c, c}).Disconnect(t.Context(), "s1", ActionSuspend)
+	failure(t, err, CodeUnsupported)
+	same(t, "left", strings.Join(c.left(), " "), id)
+}
+
+func TestCheckAsksOnceAndWakesNothing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		k := connector(c)
+		_, err := k.Check(t.Context(), request())
+		failure(t, err, CodeNotFound)
+
+		id := c.put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateSuspended})
+		check, err := k.Check(t.Context(), request())
+		ok(t, err)
+		same(t, "state", check.Sandbox.State, provider.StateSuspended)
+		same(t, "nobody was asked", check.Ping.Status, "")
+		same(t, "calls", c.called(), "list list")
+
+		c.sandboxes[id].State, c.running = provider.StateRunning, true
+		check, err = k.Check(t.Context(), request())
+		ok(t, err)
+		same(t, "ping", check.Ping.Status, provider.PingAlive)
+		same(t, "starts", c.count("start"), 0)
+	})
+}
+
+func TestErrorsKeepTheirCause(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		cause := &provider.Error{Code: provider.CodeExhausted, Reason: provider.ReasonRateLimit, RetryAfter: time.Second, Retryable: true}
+		c.onAttach = func(context.Context) error { return cause }
+		_, err := connector(c).Connect(t.Context(), request(), nil)
+		e := failure(t, err, CodeRateLimited)
+		var p *provider.Error
+		if !errors.As(err, &p) || p != cause || e.RetryAfter != time.Second || !e.Retryable {
+			t.Errorf("lost on the way: %+v", e)
+		}
+	})
+}

@@ -1,0 +1,164 @@
+package connect
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestEqualConnectsAtTheSameTimeShareOneRun(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		c.bootTime = 3 * time.Second
+		k := connector(c)
+		var wg sync.WaitGroup
+		for i := range 50 {
+			wg.Go(func() {
+				time.Sleep(time.Duration(i) * 10 * time.Millisecond)
+				heard := 0
+				result, err := k.Connect(t.Context(), request(), func(Event) { heard++ })
+				if err != nil || result.SandboxID != "sb-1" || heard == 0 {
+					t.Errorf("caller %d: %v, %v, %d events", i, result.SandboxID, err, heard)
+				}
+				result.Endpoint.Headers["mine"] = fmt.Sprint(i) // each caller owns its result
+			})
+		}
+		wg.Wait()
+		same(t, "creates", c.count("create"), 1)
+		same(t, "starts", c.count("start"), 1)
+	})
+}
+
+func TestACallerThatLeavesDoesNotEndTheRunOfTheOthers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		c.bootTime = 3 * time.Second
+		k := connector(c)
+		var wg sync.WaitGroup
+		wg.Go(func() { // this one began the run, and goes first
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			began := time.Now()
+			_, err := k.Connect(ctx, request(), nil)
+			failure(t, err, CodeDeadline)
+			same(t, "left after", time.Since(began), time.Second)
+		})
+		wg.Go(func() {
+			time.Sleep(500 * time.Millisecond)
+			_, err := k.Connect(t.Context(), request(), nil)
+			ok(t, err)
+		})
+		wg.Wait()
+		same(t, "creates", c.count("create"), 1)
+		same(t, "left", len(c.left()), 1)
+	})
+}
+
+func TestTheLastCallerToLeaveEndsTheRunAndWaitsForTheUndo(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		c.bootTime = time.Hour
+		c.onDestroy = func(context.Context) error {
+			time.Sleep(time.Second)
+			return nil
+		}
+		k := connector(c)
+		var wg sync.WaitGroup
+		for i := range 3 {
+			wg.Go(func() {
+				ctx, cancel := context.WithCancel(t.Context())
+				time.AfterFunc(time.Duration(i+1)*time.Second, cancel)
+				_, err := k.Connect(ctx, request(), nil)
+				e := failure(t, err, CodeCancelled)
+				if want := CleanupNone; i < 2 && e.Cleanup != want {
+					t.Errorf("caller %d: cleanup %s", i, e.Cleanup)
+				}
+				if i == 2 {
+					same(t, "cleanup", e.Cleanup, CleanupDone)
+					nothingLeft(t, c)
+				}
+			})
+		}
+		wg.Wait()
+	})
+}
+
+func TestAConnectDuringAnUndoWaitsForItAndStartsAfresh(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		c.bootTime = 10 * time.Second
+		c.onDestroy = func(context.Context) error {
+			time.Sleep(5 * time.Second)
+			return nil
+		}
+		k := connector(c)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			_, err := k.Connect(ctx, request(), nil)
+			failure(t, err, CodeDeadline)
+		})
+		wg.Go(func() {
+			time.Sleep(2 * time.Second)
+			result, err := k.Connect(t.Context(), request(), nil)
+			ok(t, err)
+			same(t, "sandbox", result.SandboxID, "sb-2")
+		})
+		wg.Wait()
+	})
+}
+
+func TestADifferentRequestForTheSameSessionTakesItsTurn(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		c.bootTime = 3 * time.Second
+		k := connector(c)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			_, err := k.Connect(t.Context(), request(), nil)
+			ok(t, err)
+		})
+		wg.Go(func() {
+			time.Sleep(time.Second)
+			other := request()
+			other.Mode = ModeCreate
+			_, err := k.Connect(t.Context(), other, nil)
+			failure(t, err, CodeAlreadyExists)
+		})
+		wg.Wait()
+		same(t, "creates", c.count("create"), 1)
+	})
+}
+
+func TestDifferentSessionsDoNotWaitForEachOther(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		c.bootTime = time.Second
+		k := connector(c)
+		began := time.Now()
+		var wg sync.WaitGroup
+		for i := range 100 {
+			wg.Go(func() {
+				req := request()
+				req.Session = fmt.Sprintf("s-%d", i)
+				_, err := k.Connect(t.Context(), req, nil)
+				ok(t, err)
+			})
+		}
+		wg.Wait()
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("100 sessions took %s", took)
+		}
+		same(t, "sandboxes", len(c.left()), 100)
+	})
+}
