@@ -1,0 +1,271 @@
+// Package config reads berth's configuration: HCL into typed values, and every mistake into a diagnostic that points at
+// its line.
+//
+// Reading has two passes. Load needs no plugin: it checks everything the host owns and leaves the config blocks, which
+// belong to the plugins, unevaluated. Provider.PluginConfig reads one config block, once the plugin has described what
+// may stand in it.
+package config
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/hclsyntax"
+
+	"github.com/berth-dev/berth/host/redact"
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// Config is a configuration that was read. Its methods and those of its providers may be called concurrently.
+type Config struct {
+	// Path is the file as it was named to Load, and empty for the built-in configuration.
+	Path string
+	Host Host
+	// Providers are in the order of the file. There is at least one unless Load reported errors.
+	Providers []*Provider
+	// Secrets takes in the secret values that are met, in Load and in PluginConfig. Whatever berth prints goes through it.
+	Secrets *redact.Set
+
+	dir       string // what relative paths are relative to; absolute
+	getenv    func(string) (string, bool)
+	functions *hcl.EvalContext
+	server    serverSettings
+	health    Health
+	timeouts  Timeouts
+	fallback  hcl.Range // where a mistake points that no block is to blame for
+
+	mutex sync.Mutex
+	files map[string]*file
+}
+
+// Host is what concerns this installation of berth.
+type Host struct {
+	// PluginDir is where plugin binaries are. Absolute.
+	PluginDir string
+	// StateDir is where berth keeps what it must remember. Absolute; need not exist.
+	StateDir string
+	// Owner names this installation: two owners never touch each other's sandboxes. Empty when not configured; the
+	// caller then derives one from the secret.
+	Owner string
+	// Secret is what session keys are derived from. Empty when not configured; the caller then keeps one of its own in
+	// StateDir.
+	Secret string
+	// DefaultProvider is the label of the provider used when none is asked for: the configured one, or the only one.
+	// Empty when there are several and none is named.
+	DefaultProvider string
+	// LogLevel is off, error, warn, info, debug or trace.
+	LogLevel string
+}
+
+// Provider is one provider block: one plugin process with its own credentials.
+type Provider struct {
+	// Label is the block's name, unique in the configuration.
+	Label string
+	// Plugin is the plugin's name, and Path its executable: absolute, not checked to exist (see CheckPlugin).
+	Plugin string
+	Path   string
+	// SHA256 is 64 lower-case hex digits that the executable must have, or empty.
+	SHA256 string
+	// Env is added to the plugin's environment. Its values may be secret.
+	Env map[string]string
+	// MTLS is whether the connection to the plugin is encrypted.
+	MTLS bool
+	// StartTimeout bounds the start of the plugin process, up to and including its configuration.
+	StartTimeout time.Duration
+	// Server is what is started in this provider's sandboxes.
+	Server   Server
+	Health   Health
+	Timeouts Timeouts
+	// Lifetime is after how long the provider ends a sandbox by itself.
+	Lifetime time.Duration
+	// Labels go on every sandbox beside berth's own.
+	Labels map[string]string
+
+	config    *Config
+	def       hcl.Range // the block's header
+	named     hcl.Range // what names the plugin: the path, the plugin attribute or the label
+	body      *hclsyntax.Body
+	bodyRange hcl.Range         // of the config block's header; the provider's own when there is none
+	fromEnv   map[string]string // by attribute, the environment variable its value came from; under config.mutex
+}
+
+// Server is the server to start in a sandbox: the preset with everything that was configured on top of it.
+type Server struct {
+	// Preset is the name of the preset it grew from.
+	Preset string
+	// Server is ready to be handed to a provider, except that no session key is in its Env.
+	provider.Server
+	// KeyEnv are the environment variables in which the server expects the session key. Empty for a server without
+	// one.
+	KeyEnv []string
+	// KeyHeader is the HTTP header in which a caller presents the session key. Empty exactly when KeyEnv is.
+	KeyHeader string
+}
+
+// Health is how berth waits for a server to become healthy.
+type Health struct {
+	// Timeout is how long to wait at most.
+	Timeout time.Duration
+	// Interval is the longest pause between two probes.
+	Interval time.Duration
+	// Ramp is RampAuto or RampOff.
+	Ramp string
+	// ProbeTimeout bounds one probe. It is also in Server.Health.Timeout.
+	ProbeTimeout time.Duration
+}
+
+// The ways to get from the first probe to one probe an interval.
+const (
+	// RampAuto starts with short pauses and lengthens them up to the interval.
+	RampAuto = "auto"
+	// RampOff waits the whole interval from the start.
+	RampOff = "off"
+)
+
+// Timeouts bound the other steps of a connect.
+type Timeouts struct {
+	// Total bounds everything together, except undoing.
+	Total time.Duration
+	// Create bounds getting a sandbox, whether by Create or by Attach.
+	Create time.Duration
+	// Start bounds the start of the server, without the health wait.
+	Start time.Duration
+	// Undo bounds removing what a failed connect made.
+	Undo time.Duration
+}
+
+const builtinName = "(built-in configuration)"
+
+const builtinSource = "provider \"local\" {}\n"
+
+// Load reads the configuration file at path. pluginDir is where plugins are when the file does not say; getenv looks an
+// environment variable up as os.LookupEnv does; secrets becomes Config.Secrets. Config blocks are not evaluated yet.
+//
+// The result is never nil, so that diagnostics can be written with it, but it is whole only when there are no errors.
+func Load(
+	path, pluginDir string, getenv func(string) (string, bool), secrets *redact.Set,
+) (*Config, hcl.Diagnostics) {
+	c := newConfig(pluginDir, getenv, secrets)
+	c.Path = path
+	dir, err := filepath.Abs(filepath.Dir(path))
+	if err != nil {
+		return c, hcl.Diagnostics{unreadable(path, err)}
+	}
+	c.dir = dir
+	source, err := readText(path)
+	if err != nil {
+		return c, hcl.Diagnostics{unreadable(path, err)}
+	}
+	return c, c.finish(c.read(path, source))
+}
+
+// Default is the configuration without a file: the local provider and nothing else. It reports errors only when the
+// environment gives no place to keep state.
+func Default(
+	pluginDir string, getenv func(string) (string, bool), secrets *redact.Set,
+) (*Config, hcl.Diagnostics) {
+	c := newConfig(pluginDir, getenv, secrets)
+	return c, c.finish(c.read(builtinName, []byte(builtinSource)))
+}
+
+// Provider gives the provider of that label, or the default one for "".
+func (c *Config) Provider(label string) (*Provider, error) {
+	if label == "" {
+		label = c.Host.DefaultProvider
+	}
+	for _, p := range c.Providers {
+		if p.Label == label {
+			return p, nil
+		}
+	}
+	labels := c.labels()
+	if label == "" {
+		return nil, fmt.Errorf("several providers are configured (%s): choose one with --provider, or name one in the "+
+			"configuration with host { provider = ... }", strings.Join(labels, ", "))
+	}
+	return nil, fmt.Errorf("there is no provider %q in the configuration.%s Configured: %s",
+		label, didYouMean(label, labels), strings.Join(labels, ", "))
+}
+
+// Write prints diagnostics with their source lines. Comments, and literal values that are or might be secret, are
+// blotted out of those lines.
+func (c *Config) Write(w io.Writer, diagnostics hcl.Diagnostics, color bool) error {
+	var text strings.Builder
+	if err := hcl.NewDiagnosticTextWriter(&text, c.maskedFiles(), 0, color).WriteDiagnostics(diagnostics); err != nil {
+		return err
+	}
+	_, err := io.WriteString(w, c.Secrets.String(text.String()))
+	return err
+}
+
+// InstalledPlugins gives the names of the plugins in a directory, sorted. A directory that cannot be read has none.
+func InstalledPlugins(dir string) []string {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for _, entry := range entries {
+		name, isPlugin := strings.CutPrefix(entry.Name(), PluginPrefix)
+		if isPlugin && executable(filepath.Join(dir, entry.Name())) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// PluginPrefix begins the file name of every plugin; the plugin's name follows.
+const PluginPrefix = "berth-provider-"
+
+func executable(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o111 != 0
+}
+
+func newConfig(pluginDir string, getenv func(string) (string, bool), secrets *redact.Set) *Config {
+	c := &Config{
+		Host:     Host{PluginDir: pluginDir, StateDir: defaultStateDir(getenv), LogLevel: "warn"},
+		Secrets:  secrets,
+		getenv:   getenv,
+		health:   Health{Timeout: 120 * time.Second, Interval: time.Second, Ramp: RampAuto, ProbeTimeout: 5 * time.Second},
+		timeouts: Timeouts{Total: 10 * time.Minute, Create: 5 * time.Minute, Start: time.Minute, Undo: 30 * time.Second},
+		files:    map[string]*file{},
+	}
+	c.functions = c.functionContext()
+	return c
+}
+
+// defaultStateDir follows the XDG base directory rules, and is empty when the environment has neither variable.
+func defaultStateDir(getenv func(string) (string, bool)) string {
+	if dir, _ := getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "berth")
+	}
+	if home, _ := getenv("HOME"); filepath.IsAbs(home) {
+		return filepath.Join(home, ".local", "state", "berth")
+	}
+	return ""
+}
+
+func (c *Config) labels() []string {
+	var labels []string
+	for _, p := range c.Providers {
+		labels = append(labels, p.Label)
+	}
+	return labels
+}
+
+func unreadable(path string, err error) *hcl.Diagnostic {
+	return &hcl.Diagnostic{
+		Severity: hcl.DiagError,
+		Summary:  "Cannot read the configuration",
+		Detail:   fmt.Sprintf("%s: %s.", path, reason(err)),
+	}
+}

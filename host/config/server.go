@@ -1,0 +1,279 @@
+package config
+
+import (
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/zclconf/go-cty/cty"
+	"github.com/zclconf/go-cty/cty/gocty"
+
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// preset gives a server whose start, health and key are known.
+func preset(name string) (Server, bool) {
+	switch name {
+	case "action-server":
+		// The example of this repository.
+		return Server{
+			Server: provider.Server{
+				Command: []string{"berth-action-server", "--port", "{port}"},
+				Port:    8000,
+				Health:  provider.HealthCheck{Paths: []string{"/alive"}, JSONFields: map[string]string{"status": "ok"}},
+			},
+			KeyEnv: []string{"SESSION_API_KEY"}, KeyHeader: "X-Session-API-Key",
+		}, true
+	case "openhands":
+		// The action execution server of the OpenHands V0 runtime images. /alive answers 200 from the start; only its
+		// body tells when the server is ready.
+		return Server{
+			Server: provider.Server{
+				Command: []string{
+					"/openhands/micromamba/bin/micromamba", "run", "-n", "openhands", "poetry", "run", "python", "-u",
+					"-m", "openhands.runtime.action_execution_server", "{port}",
+					"--working-dir", "/workspace", "--username", "openhands", "--user-id", "1000",
+				},
+				Port:    4444,
+				Env:     map[string]string{"MAMBA_ROOT_PREFIX": "/openhands/micromamba"},
+				Workdir: "/openhands/code",
+				Health:  provider.HealthCheck{Paths: []string{"/alive"}, JSONFields: map[string]string{"status": "ok"}},
+			},
+			KeyEnv: []string{"SESSION_API_KEY"}, KeyHeader: "X-Session-API-Key",
+		}, true
+	case "agent-server":
+		// The OpenHands V1 agent server. It listens on loopback unless told otherwise; /ready came later than the other
+		// two paths, and the environment variable without a number is the older one.
+		return Server{
+			Server: provider.Server{
+				Command: []string{"openhands-agent-server", "--host", "0.0.0.0", "--port", "{port}"},
+				Port:    8000,
+				Health:  provider.HealthCheck{Paths: []string{"/ready", "/health", "/alive"}},
+			},
+			KeyEnv:    []string{"OH_SESSION_API_KEYS_0", "SESSION_API_KEY"},
+			KeyHeader: "X-Session-API-Key",
+		}, true
+	case "swe-rex":
+		return Server{
+			Server: provider.Server{
+				Command: []string{"python3", "-c", sweRexStart, "{port}"},
+				Port:    8000,
+				Health:  provider.HealthCheck{Paths: []string{"/is_alive"}},
+			},
+			KeyEnv: []string{"SWEREX_AUTH_TOKEN"}, KeyHeader: "X-API-Key",
+		}, true
+	case "custom":
+		return Server{Server: provider.Server{Health: provider.HealthCheck{Paths: []string{"/"}}}}, true
+	}
+	return Server{}, false
+}
+
+var presetNames = []string{"action-server", "openhands", "agent-server", "swe-rex", "custom"}
+
+// sweRexStart does what the swerex-remote script does. The script takes its token in argv only, where every process of
+// the sandbox can read it; here the token goes from the environment into the list the script's parser reads, and the
+// commands that the server runs later do not inherit it.
+const sweRexStart = `import os, sys
+from swerex.server import main
+token = os.environ.pop("SWEREX_AUTH_TOKEN")
+sys.argv[1:] = ["--host", os.environ.get("HOST", "0.0.0.0"), "--port", sys.argv[1], "--auth-token", token]
+main()`
+
+// serverSettings are what a server block says. What is nil it does not say.
+type serverSettings struct {
+	preset      *string
+	command     []string
+	port        *int
+	env         map[string]string
+	workdir     *string
+	ports       map[string]int
+	healthPaths []string
+	healthJSON  map[string]string
+	keyEnv      []string
+	keyHeader   *string
+	allowPublic *bool
+	broken      bool // has mistakes
+}
+
+func (s *serverSettings) arguments() []argument {
+	return []argument{
+		given("preset", &s.preset, kindText, oneOf(presetNames...)),
+		texts("command", &s.command, func(words []string) string {
+			if len(words) == 0 || words[0] == "" {
+				return "must name a program"
+			}
+			return ""
+		}),
+		given("port", &s.port, kindInteger, portNumber),
+		secret(textMap("env", &s.env, envName)),
+		given("workdir", &s.workdir, kindText, func(string) string { return "" }),
+		portMap("ports", &s.ports),
+		texts("health_paths", &s.healthPaths, func(paths []string) string {
+			if len(paths) == 0 || slices.ContainsFunc(paths, func(p string) bool { return !strings.HasPrefix(p, "/") }) {
+				return `must be at least one path that begins with "/"`
+			}
+			return ""
+		}),
+		textMap("health_json", &s.healthJSON, func(string) string { return "" }),
+		texts("key_env", &s.keyEnv, func(names []string) string {
+			if slices.ContainsFunc(names, func(n string) bool { return envName(n) != "" }) {
+				return "must be names of environment variables"
+			}
+			return ""
+		}),
+		given("key_header", &s.keyHeader, kindText, matching(headerForm, "the name of an HTTP header")),
+		given("allow_public", &s.allowPublic, kindBool, func(bool) string { return "" }),
+	}
+}
+
+var headerForm = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]*$")
+
+// resolveServer puts a provider's server block over the general one, and both over the preset, attribute by attribute
+// and env entry by entry. A block that changes the preset drops what the general block said of the other server.
+func resolveServer(general, own serverSettings) Server {
+	name := "action-server"
+	if general.preset != nil {
+		name = *general.preset
+	}
+	if own.preset != nil && *own.preset != name {
+		name = *own.preset
+		general = serverSettings{env: general.env, ports: general.ports, allowPublic: general.allowPublic}
+	}
+	s, _ := preset(name)
+	s.Preset = name
+	general.applyTo(&s)
+	own.applyTo(&s)
+	return s
+}
+
+func (s serverSettings) applyTo(to *Server) {
+	override(&to.Port, s.port)
+	override(&to.Workdir, s.workdir)
+	override(&to.KeyHeader, s.keyHeader)
+	override(&to.AllowPublic, s.allowPublic)
+	if s.command != nil {
+		to.Command = s.command
+	}
+	if s.ports != nil {
+		to.ExtraPorts = s.ports
+	}
+	if s.healthPaths != nil {
+		to.Health.Paths = s.healthPaths
+	}
+	if s.healthJSON != nil {
+		to.Health.JSONFields = s.healthJSON
+	}
+	if s.keyEnv != nil {
+		to.KeyEnv = s.keyEnv
+	}
+	if s.env != nil {
+		merged := maps.Clone(to.Env)
+		if merged == nil {
+			merged = map[string]string{}
+		}
+		maps.Copy(merged, s.env)
+		to.Env = merged
+	}
+}
+
+func override[T any](to *T, value *T) {
+	if value != nil {
+		*to = *value
+	}
+}
+
+var extraPortPlaceholder = regexp.MustCompile(`\{port\.([^}]*)\}`)
+
+// problems are what can only be wrong with the whole, in sentences.
+func (s Server) problems() []string {
+	var problems []string
+	complain := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+	if len(s.Command) == 0 {
+		complain("The preset %q needs a command.", s.Preset)
+	}
+	if s.Port == 0 {
+		complain("The preset %q needs a port.", s.Preset)
+	}
+	if (len(s.KeyEnv) == 0) != (s.KeyHeader == "") {
+		complain("A session key needs both key_env, through which the server gets it, and key_header, in which callers " +
+			"send it. A server without a key has neither: key_env = [] and key_header = \"\".")
+	}
+	for _, name := range s.KeyEnv {
+		if _, taken := s.Env[name]; taken {
+			complain("The environment variable %s is where berth puts the session key (key_env): take it out of env.", name)
+		}
+	}
+	byNumber := map[int]string{s.Port: "the server itself"}
+	for _, name := range slices.Sorted(maps.Keys(s.ExtraPorts)) {
+		number := s.ExtraPorts[name]
+		if other, taken := byNumber[number]; taken {
+			complain("The extra port %q has the number %d, which belongs to %s.", name, number, other)
+		}
+		byNumber[number] = fmt.Sprintf("%q", name)
+	}
+	for _, text := range append(slices.Sorted(maps.Values(s.Env)), s.Command...) {
+		for _, match := range extraPortPlaceholder.FindAllStringSubmatch(text, -1) {
+			if _, known := s.ExtraPorts[match[1]]; !known {
+				complain("The placeholder %s stands for an extra port that is not in ports.", match[0])
+			}
+		}
+	}
+	return problems
+}
+
+// given keeps apart what was set and what was not.
+func given[T any](name string, to **T, k kind, check func(T) (problem string)) argument {
+	return argument{name: name, kind: k, set: func(v cty.Value) string {
+		var value T
+		if err := gocty.FromCtyValue(v, &value); err != nil {
+			return "must be " + k.name
+		}
+		if problem := check(value); problem != "" {
+			return problem
+		}
+		*to = &value
+		return ""
+	}}
+}
+
+func texts(name string, to *[]string, check func([]string) (problem string)) argument {
+	return argument{name: name, kind: kindTexts, set: func(v cty.Value) string {
+		list := []string{} // an empty list says something, nil does not
+		for _, element := range v.AsValueSlice() {
+			list = append(list, element.AsString())
+		}
+		if problem := check(list); problem != "" {
+			return problem
+		}
+		*to = list
+		return ""
+	}}
+}
+
+func portMap(name string, to *map[string]int) argument {
+	return argument{name: name, kind: kindPortMap, set: func(v cty.Value) string {
+		var ports map[string]int
+		if err := gocty.FromCtyValue(v, &ports); err != nil {
+			return "must be " + kindPortMap.name
+		}
+		for _, key := range slices.Sorted(maps.Keys(ports)) {
+			if !nameForm.MatchString(key) {
+				return fmt.Sprintf("has an entry %q, whose name is not of a-z, 0-9, \"-\" and \"_\"", key)
+			}
+			if problem := portNumber(ports[key]); problem != "" {
+				return fmt.Sprintf("has an entry %q that %s", key, problem)
+			}
+		}
+		*to = ports
+		return ""
+	}}
+}
+
+func portNumber(n int) string {
+	if n < 1 || n > 65535 {
+		return "must be between 1 and 65535"
+	}
+	return ""
+}

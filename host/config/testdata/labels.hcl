@@ -1,0 +1,11 @@
+provider {
+}
+
+provider "acme" "canary-label" {
+}
+
+provider "Acme Cloud" {
+}
+
+host "here" {
+}

@@ -1,0 +1,8 @@
+provider "acme" {}
+
+provider "acme-eu" {
+  plugin = "acme"
+  config {
+    size = "large"
+  }
+}

@@ -1,0 +1,6 @@
+provider "acme" {
+  config {
+    api_key = "canary-never-closed
+    region  = "eu"
+  }
+}

@@ -1,0 +1,5 @@
+provider "acme" {
+  config {
+    api_key = 'canary-in-single-quotes'
+  }
+}

@@ -1,0 +1,6 @@
+provider "acme" {
+  config {
+    api_key = "canary-once"
+    api_key = "canary-twice"
+  }
+}

@@ -1,0 +1,6 @@
+provider "acme" {
+  config {
+    api_key = file("no/such/file")
+    region  = file(".")
+  }
+}
