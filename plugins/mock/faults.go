@@ -1,0 +1,354 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// methods are what a fault can hit. "launch" is the start of the process, and only known to launchFaults.
+var methods = []string{"configure", "create", "attach", "start", "ping", "list", "renew", "suspend", "destroy", "logs"}
+
+// anyMethod hits every method except "configure".
+const anyMethod = "any"
+
+// effect is what a fault does around the honest call.
+type effect struct {
+	// context replaces the call's context.
+	context func(context.Context) (context.Context, context.CancelFunc)
+	// before comes before the honest call, which is left out when it fails or answers by itself.
+	before func(ctx context.Context, c *call) error
+	// after comes after the honest call, if that succeeded. It may change the reply or fail.
+	after func(ctx context.Context, c *call) error
+}
+
+// call is one call under way.
+type call struct {
+	faulty *faulty
+	method string
+	// request and reply are the method's own; reply is a pointer.
+	request, reply any
+	// answered says that reply is complete without the honest call.
+	answered bool
+}
+
+// kind is a fault that can be asked for.
+type kind struct {
+	name string
+	// arguments is how they are written after the name, for people.
+	arguments string
+	// methods that it can hit; nil for all.
+	methods []string
+	make    func(arguments []string) (effect, error)
+}
+
+var kinds = []kind{
+	// The call fails.
+	{"error", ":ERROR[:RETRY_AFTER]", nil, makeError(before, false)},
+	{"error_after", ":ERROR[:RETRY_AFTER]", nil, makeError(after, false)},
+	{"error_named", ":ERROR[:RETRY_AFTER]", []string{"create"}, makeError(after, true)},
+	{"invalid", ":ATTRIBUTE", []string{"configure"}, makeInvalid},
+	{"panic", "", nil, plain(effect{before: panics})},
+	// The call takes long, or for ever.
+	{"delay", ":DURATION", nil, makeDelay},
+	{"hang", "", nil, plain(effect{before: hangs})},
+	{"hang_after", "", nil, plain(effect{after: hangs})},
+	{"ignore_cancel", ":DURATION", nil, makeIgnoreCancel},
+	// The plugin process ends.
+	{"crash", "[:CODE]", nil, makeCrash(before)},
+	{"crash_after", "[:CODE]", nil, makeCrash(after)},
+	// The server in the sandbox ends.
+	{"exited", ":CODE", []string{"start"}, makeStartExited},
+	{"die", ":DURATION[:CODE]", []string{"start"}, makeDie},
+	// The health of the server is not what it is.
+	{"exited", ":CODE", []string{"ping"}, makePingExited},
+	{"not_yet", "", []string{"ping"}, verdict(provider.PingNotYet)},
+	{"denied", "", []string{"ping"}, verdict(provider.PingDenied)},
+	{"stopped", "", []string{"ping"}, verdict(provider.PingStopped)},
+	{"gone", "", []string{"ping"}, verdict(provider.PingGone)},
+	// The answer breaks the contract.
+	{"bad_id", "", []string{"create", "attach"}, plain(effect{after: badID})},
+	{"bad_url", "", []string{"start"}, plain(effect{after: badURL})},
+	{"bad_status", "", []string{"ping"}, verdict("no such status")},
+	{"lag", ":DURATION", []string{"list"}, makeLag},
+	// The process misbehaves beside the call.
+	{"stderr_noise", "", nil, plain(effect{before: stderrNoise})},
+	{"stdout_noise", "", nil, plain(effect{before: stdoutNoise})},
+	{"fork_child", "[:DURATION]", nil, makeFork(false)},
+	{"fork_daemon", "[:DURATION]", nil, makeFork(true)},
+	{"leak_secret", "", nil, plain(effect{before: leakSecret})},
+}
+
+// failures are the errors that can be asked for.
+var failures = map[string]provider.Error{
+	"invalid":     {Code: provider.CodeInvalid},
+	"denied":      {Code: provider.CodeDenied},
+	"not_found":   {Code: provider.CodeNotFound},
+	"gone":        {Code: provider.CodeNotFound, Reason: provider.ReasonGone},
+	"conflict":    {Code: provider.CodeConflict},
+	"wrong_state": {Code: provider.CodeState},
+	"quota":       {Code: provider.CodeExhausted, Reason: provider.ReasonQuota},
+	"rate_limit":  {Code: provider.CodeExhausted, Reason: provider.ReasonRateLimit, Retryable: true, RetryAfter: time.Second},
+	"unreachable": {Code: provider.CodeUnreachable, Retryable: true},
+	"unsupported": {Code: provider.CodeUnsupported},
+	"failed":      {Code: provider.CodeFailed},
+	"internal":    {Code: provider.CodeInternal},
+	"timeout":     {Code: provider.CodeTimeout, Retryable: true},
+	"canceled":    {Code: provider.CodeCanceled},
+}
+
+// fault is one entry of the faults attribute.
+type fault struct {
+	method string
+	// nth is the only call it hits; 0 is every call.
+	nth int
+	effect
+}
+
+// parseFault reads METHOD[:N]=FAULT[:ARGUMENTS].
+func parseFault(text string, methods []string) (fault, error) {
+	where, what, ok := strings.Cut(text, "=")
+	if !ok {
+		return fault{}, fmt.Errorf("%q is not of the form METHOD[:N]=FAULT[:ARGUMENTS]", text)
+	}
+	method, number, numbered := strings.Cut(where, ":")
+	if !slices.Contains(methods, method) {
+		return fault{}, fmt.Errorf("%q: there is no method %q; there are %s", text, method, strings.Join(methods, ", "))
+	}
+	f := fault{method: method}
+	if numbered {
+		n, err := strconv.Atoi(number)
+		if err != nil || n < 1 {
+			return fault{}, fmt.Errorf("%q: the call is counted from 1, not %q", text, number)
+		}
+		f.nth = n
+	}
+	name, rest, argued := strings.Cut(what, ":")
+	var arguments []string
+	if argued {
+		arguments = strings.Split(rest, ":")
+	}
+	k, err := findKind(name, method)
+	if err == nil {
+		f.effect, err = k.make(arguments)
+		if err != nil {
+			err = fmt.Errorf("%w; it is written %s", err, k.name+k.arguments)
+		}
+	}
+	if err != nil {
+		return fault{}, fmt.Errorf("%q: %w", text, err)
+	}
+	return f, nil
+}
+
+func findKind(name, method string) (kind, error) {
+	var known, elsewhere []string
+	for _, k := range kinds {
+		fits := k.methods == nil || slices.Contains(k.methods, method)
+		switch {
+		case fits && k.name == name:
+			return k, nil
+		case fits:
+			known = append(known, k.name)
+		case k.name == name:
+			elsewhere = append(elsewhere, k.methods...)
+		}
+	}
+	if len(elsewhere) > 0 {
+		return kind{}, fmt.Errorf("the fault %q is for %s, not for %s", name, strings.Join(elsewhere, " and "), method)
+	}
+	return kind{}, fmt.Errorf("there is no fault %q; for %s there are %s", name, method, strings.Join(known, ", "))
+}
+
+// faulty is the cloud with its faults: what the host gets to see.
+type faulty struct {
+	cloud  *cloud
+	faults []fault
+	log    hclog.Logger
+
+	// What a process has; tests put their own here.
+	stdout, stderr *os.File
+	exit           func(code int)
+	children       sync.WaitGroup
+}
+
+// open makes the provider of a configuration.
+func open(ctx context.Context, config Config, log hclog.Logger) (*faulty, error) {
+	f := &faulty{cloud: newCloud(config), log: log, stdout: processStdout, stderr: processStderr, exit: os.Exit}
+	refused := f.cloud.problems(ctx)
+	for _, text := range config.Faults {
+		fault, err := parseFault(text, append([]string{anyMethod}, methods...))
+		if err != nil {
+			refused = append(refused, provider.FieldError{Field: "faults", Message: err.Error()})
+		}
+		f.faults = append(f.faults, fault)
+	}
+	if len(refused) > 0 {
+		return nil, &provider.Error{Code: provider.CodeInvalid, Message: "the configuration was refused", Fields: refused}
+	}
+	_, err := inject(ctx, f, "configure", config, func(ctx context.Context, _ Config) (struct{}, error) {
+		return struct{}{}, f.cloud.open(ctx)
+	})
+	if err != nil {
+		f.cloud.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// launchVariable holds faults for the start of the process, before the handshake and so before any configuration:
+// FAULT[:ARGUMENTS], several separated by commas.
+const launchVariable = "MOCK_LAUNCH"
+
+// launchFaults lets the faults of the environment happen. The ones that wait end with standard input, as the process
+// itself would.
+func launchFaults(list string) error {
+	if list == "" {
+		return nil
+	}
+	f := &faulty{
+		cloud: newCloud(Config{}), log: hclog.NewNullLogger(), stdout: processStdout, stderr: processStderr, exit: os.Exit,
+	}
+	for _, text := range strings.Split(list, ",") {
+		fault, err := parseFault("launch="+text, []string{"launch"})
+		if err != nil {
+			return fmt.Errorf("%s: %w", launchVariable, err)
+		}
+		f.faults = append(f.faults, fault)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin) // however it ends, it has ended
+		cancel()
+	}()
+	_, err := inject(ctx, f, "launch", list, func(context.Context, string) (struct{}, error) { return struct{}{}, nil })
+	return err
+}
+
+// Close ends what the provider runs. Children forked on request are left alone: that is what they are for.
+func (f *faulty) Close() error { return f.cloud.Close() }
+
+func (f *faulty) Create(ctx context.Context, req provider.CreateRequest) (provider.Sandbox, error) {
+	return inject(ctx, f, "create", req, f.cloud.Create)
+}
+
+func (f *faulty) Attach(ctx context.Context, req provider.AttachRequest) (provider.Sandbox, error) {
+	return inject(ctx, f, "attach", req, f.cloud.Attach)
+}
+
+func (f *faulty) StartServer(ctx context.Context, req provider.StartServerRequest) (provider.Endpoints, error) {
+	return inject(ctx, f, "start", req, f.cloud.StartServer)
+}
+
+func (f *faulty) Ping(ctx context.Context, req provider.PingRequest) (provider.PingResult, error) {
+	return inject(ctx, f, "ping", req, f.cloud.Ping)
+}
+
+func (f *faulty) List(ctx context.Context, req provider.ListRequest) ([]provider.Sandbox, error) {
+	return inject(ctx, f, "list", req, f.cloud.List)
+}
+
+func (f *faulty) Renew(ctx context.Context, req provider.RenewRequest) (time.Time, error) {
+	return inject(ctx, f, "renew", req, f.cloud.Renew)
+}
+
+func (f *faulty) Suspend(ctx context.Context, ref provider.SandboxRef) error {
+	_, err := inject(ctx, f, "suspend", ref, func(ctx context.Context, ref provider.SandboxRef) (struct{}, error) {
+		return struct{}{}, f.cloud.Suspend(ctx, ref)
+	})
+	return err
+}
+
+func (f *faulty) Destroy(ctx context.Context, ref provider.SandboxRef) error {
+	_, err := inject(ctx, f, "destroy", ref, func(ctx context.Context, ref provider.SandboxRef) (struct{}, error) {
+		return struct{}{}, f.cloud.Destroy(ctx, ref)
+	})
+	return err
+}
+
+func (f *faulty) Logs(ctx context.Context, req provider.LogsRequest) ([]string, error) {
+	return inject(ctx, f, "logs", req, f.cloud.Logs)
+}
+
+// inject makes one call with the faults that hit it.
+func inject[Request, Reply any](
+	ctx context.Context, f *faulty, method string, request Request, honest func(context.Context, Request) (Reply, error),
+) (reply Reply, err error) {
+	var none Reply
+	effects, err := f.hits(ctx, method)
+	if err != nil {
+		return none, err
+	}
+	c := &call{faulty: f, method: method, request: request, reply: &reply}
+	for _, e := range effects {
+		if e.context != nil {
+			var cancel context.CancelFunc
+			ctx, cancel = e.context(ctx)
+			defer cancel()
+		}
+	}
+	for _, e := range effects {
+		if e.before != nil {
+			if err := e.before(ctx, c); err != nil {
+				return none, err
+			}
+		}
+	}
+	if !c.answered {
+		if reply, err = honest(ctx, request); err != nil {
+			return none, err
+		}
+	}
+	for _, e := range effects {
+		if e.after != nil {
+			if err := e.after(ctx, c); err != nil {
+				return none, err
+			}
+		}
+	}
+	return reply, nil
+}
+
+// hits counts the call and gives the effects meant for it, in the order of the configuration.
+func (f *faulty) hits(ctx context.Context, method string) ([]effect, error) {
+	if len(f.faults) == 0 {
+		return nil, nil
+	}
+	var own, all int
+	err := f.cloud.store.do(ctx, func(w *world) error {
+		w.Calls[method]++
+		own = w.Calls[method]
+		if method != "configure" {
+			w.Calls[anyMethod]++
+			all = w.Calls[anyMethod]
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	var effects []effect
+	for _, fault := range f.faults {
+		count := 0
+		switch {
+		case fault.method == method:
+			count = own
+		case fault.method == anyMethod && method != "configure":
+			count = all
+		}
+		if count > 0 && (fault.nth == 0 || fault.nth == count) {
+			effects = append(effects, fault.effect)
+		}
+	}
+	return effects, nil
+}

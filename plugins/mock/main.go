@@ -1,0 +1,24 @@
+// Command berth-provider-mock is a provider whose cloud is made up: its sandboxes are entries in memory or in a file,
+// and it fails in whatever way it is told to. It is for testing what stands on top of providers: the berth host, and
+// platforms that want to see how they take a slow, lying or dying one.
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// The standard streams as the process got them: go-plugin puts others into os.Stdout and os.Stderr.
+var processStdout, processStderr = os.Stdout, os.Stderr
+
+func main() {
+	if err := launchFaults(os.Getenv(launchVariable)); err != nil {
+		fmt.Fprintln(processStderr, err)
+		os.Exit(2)
+	}
+	provider.Serve(provider.Info{
+		Name: "mock", Version: "0.1.0", Summary: "Sandboxes that do not exist, and fail on request.",
+	}, open)
+}

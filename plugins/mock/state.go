@@ -1,0 +1,244 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// tombstoneLife is how long an ended sandbox is remembered, for listings that lag.
+const tombstoneLife = time.Minute
+
+// world is everything there is in the cloud. Nothing in it moves by itself: what a sandbox or a server is doing
+// follows from the times written down and from what time it is now.
+type world struct {
+	Sandboxes map[string]*sandbox `json:"sandboxes"`
+	// Names leads from provider.SandboxName to the id of the latest sandbox of that name.
+	Names map[string]string `json:"names"`
+	// Calls counts the calls of each method, for faults that hit only one of them.
+	Calls map[string]int `json:"calls"`
+}
+
+type sandbox struct {
+	ID        string            `json:"id"`
+	Owner     string            `json:"owner"`
+	Session   string            `json:"session"`
+	Attempt   string            `json:"attempt"`
+	Labels    map[string]string `json:"labels"`
+	CreatedAt time.Time         `json:"created_at"`
+	ExpiresAt time.Time         `json:"expires_at,omitzero"`
+	// DestroyedAt makes it a tombstone.
+	DestroyedAt time.Time `json:"destroyed_at,omitzero"`
+	Suspended   bool      `json:"suspended"`
+	// Token opens its endpoints.
+	Token string `json:"token"`
+	// Server is nil when none was started since the sandbox was made or woken.
+	Server *server `json:"server"`
+}
+
+type server struct {
+	Port      int       `json:"port"`
+	StartedAt time.Time `json:"started_at"`
+	ReadyAt   time.Time `json:"ready_at"`
+	// DiesAt is zero for a server that lives as long as its sandbox runs.
+	DiesAt   time.Time `json:"dies_at,omitzero"`
+	ExitCode int       `json:"exit_code"`
+	// Fields is what its health path answers.
+	Fields map[string]string `json:"fields"`
+}
+
+func (s *sandbox) liveAt(t time.Time) bool {
+	destroyed := !s.DestroyedAt.IsZero() && !t.Before(s.DestroyedAt)
+	expired := !s.ExpiresAt.IsZero() && !t.Before(s.ExpiresAt)
+	return !t.Before(s.CreatedAt) && !destroyed && !expired
+}
+
+func (s *sandbox) forgottenAt(t time.Time) bool {
+	return !s.liveAt(t) && !s.liveAt(t.Add(-tombstoneLife)) && t.Sub(s.CreatedAt) > tombstoneLife
+}
+
+func (s *server) diedBy(t time.Time) bool  { return !s.DiesAt.IsZero() && !t.Before(s.DiesAt) }
+func (s *server) readyBy(t time.Time) bool { return !t.Before(s.ReadyAt) }
+
+// log is what the server has written until t.
+func (s *server) log(t time.Time) []string {
+	lines := []string{fmt.Sprintf("mock server: starting on port %d", s.Port)}
+	if s.readyBy(t) && (s.DiesAt.IsZero() || s.ReadyAt.Before(s.DiesAt)) {
+		lines = append(lines, "mock server: ready")
+	}
+	if s.diedBy(t) {
+		lines = append(lines, "mock server: fatal: told to die", fmt.Sprintf("mock server: exiting with code %d", s.ExitCode))
+	}
+	return lines
+}
+
+// named gives the live sandbox of a session, or nil.
+func (w *world) named(now time.Time, owner, session string) *sandbox {
+	s := w.Sandboxes[w.Names[provider.SandboxName(owner, session)]]
+	if s == nil || !s.liveAt(now) {
+		return nil
+	}
+	return s
+}
+
+// find gives the live sandbox of an id. Another owner's is refused.
+func (w *world) find(now time.Time, ref provider.SandboxRef) (*sandbox, error) {
+	s := w.Sandboxes[ref.SandboxID]
+	switch {
+	case s == nil || !s.liveAt(now):
+		return nil, &provider.Error{
+			Code: provider.CodeNotFound, Reason: provider.ReasonGone, SandboxID: ref.SandboxID,
+			Message: fmt.Sprintf("sandbox %s no longer exists", ref.SandboxID),
+		}
+	case s.Owner != ref.Owner:
+		return nil, foreign(ref.SandboxID)
+	}
+	return s, nil
+}
+
+func foreign(id string) error {
+	err := provider.Errorf(provider.CodeConflict, "sandbox %s belongs to another owner", id)
+	err.SandboxID = id
+	return err
+}
+
+func (w *world) add(s *sandbox) {
+	w.Sandboxes[s.ID] = s
+	w.Names[provider.SandboxName(s.Owner, s.Session)] = s.ID
+}
+
+func (w *world) live(now time.Time) int {
+	count := 0
+	for _, s := range w.Sandboxes {
+		if s.liveAt(now) {
+			count++
+		}
+	}
+	return count
+}
+
+// sweep forgets what ended long ago.
+func (w *world) sweep(now time.Time) {
+	for id, s := range w.Sandboxes {
+		if s.forgottenAt(now) {
+			delete(w.Sandboxes, id)
+			if name := provider.SandboxName(s.Owner, s.Session); w.Names[name] == id {
+				delete(w.Names, name)
+			}
+		}
+	}
+}
+
+// store keeps the world: in memory, or in a file that several processes share.
+type store struct {
+	// path is empty for memory.
+	path string
+
+	mutex     sync.Mutex
+	world     world
+	lastSweep time.Time
+}
+
+func newWorld() world {
+	return world{Sandboxes: map[string]*sandbox{}, Names: map[string]string{}, Calls: map[string]int{}}
+}
+
+func newStore(path string) *store { return &store{path: path, world: newWorld()} }
+
+// do runs f with the world to itself. In a file, what f changed is kept only if f succeeds; with memory, f must not
+// fail after it changed something. ctx bounds the wait for other processes.
+func (s *store) do(ctx context.Context, f func(w *world) error) error {
+	if s.path != "" {
+		return s.doInFile(ctx, f)
+	}
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	if now := time.Now(); now.Sub(s.lastSweep) > tombstoneLife {
+		s.world.sweep(now)
+		s.lastSweep = now
+	}
+	return f(&s.world)
+}
+
+func (s *store) doInFile(ctx context.Context, f func(w *world) error) error {
+	unlock, err := lock(ctx, s.path+".lock")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	before, err := os.ReadFile(s.path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	w := newWorld()
+	if len(before) > 0 {
+		if err := json.Unmarshal(before, &w); err != nil {
+			return fmt.Errorf("%s does not hold a mock cloud: %w", s.path, err)
+		}
+	}
+	if err := f(&w); err != nil {
+		return err
+	}
+	w.sweep(time.Now())
+	after, err := json.MarshalIndent(w, "", " ")
+	if err != nil || bytes.Equal(before, after) {
+		return err
+	}
+	return replace(s.path, after)
+}
+
+// lock takes an advisory lock that ends with the process at the latest. The file stays: removing it would let two
+// processes hold two locks of one name.
+func lock(ctx context.Context, path string) (unlock func(), err error) {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { file.Close() }, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
+			file.Close()
+			return nil, &fs.PathError{Op: "flock", Path: path, Err: err}
+		}
+		if err := sleep(ctx, 2*time.Millisecond); err != nil {
+			file.Close()
+			return nil, err
+		}
+	}
+}
+
+// replace writes a file in one step, so that a process killed half way leaves the old one.
+func replace(path string, text []byte) error {
+	fresh := path + ".new"
+	if err := os.WriteFile(fresh, text, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(fresh, path)
+}
+
+// sleep waits for d, or until ctx ends.
+func sleep(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return ctx.Err()
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
