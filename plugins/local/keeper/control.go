@@ -1,0 +1,153 @@
+package keeper
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"path/filepath"
+
+	"github.com/berth-dev/berth/plugins/local/store"
+)
+
+// A keeper is controlled over HTTP on a loopback port: a Unix socket's path would not fit into the 104 bytes some
+// systems allow. Every request carries the token from keeper.json, which only the sandbox's user can read.
+
+// contact is the content of keeper.json.
+type contact struct {
+	Address string `json:"address"`
+	Token   string `json:"token"`
+	PID     int    `json:"pid"`
+	// State is here as well so that listing sandboxes asks no keeper.
+	State State `json:"state"`
+}
+
+func contactFile(s store.Store, id string) string { return filepath.Join(s.Dir(id), "keeper.json") }
+
+// State is what a keeper lets its sandbox do.
+type State string
+
+const (
+	// Running can run a server.
+	Running State = "running"
+	// Suspended runs nothing and waits to be woken.
+	Suspended State = "suspended"
+)
+
+// Spec is a server to be started. Env holds secrets: a Spec travels to the keeper and is never written down.
+type Spec struct {
+	// Path is the program, absolute; Args is argv.
+	Path string   `json:"path"`
+	Args []string `json:"args"`
+	// Env is the whole environment. Every process of the server must have Marker in its own, set here or, where Path
+	// is bwrap, by its arguments.
+	Env []string `json:"env"`
+	Dir string   `json:"dir"`
+	// Port is where the server is going to listen. It and ExtraPorts come back in Status.
+	Port       int            `json:"port"`
+	ExtraPorts map[string]int `json:"extra_ports"`
+	// Isolated says that Path is bwrap, and the server one of its children.
+	Isolated bool `json:"isolated"`
+}
+
+// Status is what a keeper knows.
+type Status struct {
+	State State `json:"state"`
+	// Server is the server started last, nil when none was since the sandbox was made or woken.
+	Server *ServerStatus `json:"server"`
+	// Woken is the answer to Resume: the sandbox was suspended.
+	Woken bool `json:"woken"`
+}
+
+// ServerStatus is how a server is doing.
+type ServerStatus struct {
+	Port       int            `json:"port"`
+	ExtraPorts map[string]int `json:"extra_ports"`
+	// ExitCode is nil while the server runs; 128 and the signal when it was killed.
+	ExitCode *int `json:"exit_code"`
+}
+
+// Running says whether a server is up and where.
+func (s Status) Running() (ServerStatus, bool) {
+	if s.Server == nil || s.Server.ExitCode != nil {
+		return ServerStatus{}, false
+	}
+	return *s.Server, true
+}
+
+// Client speaks to a sandbox's keeper.
+type Client struct {
+	contact contact
+}
+
+// Dial gives a client for the keeper that wrote keeper.json last; whether it still lives shows at the first call.
+func Dial(s store.Store, id string) (*Client, error) {
+	var c Client
+	return &c, store.ReadJSON(contactFile(s, id), &c.contact)
+}
+
+// PID is the keeper's process.
+func (c *Client) PID() int { return c.contact.PID }
+
+// State is what the sandbox was doing when Dial was called.
+func (c *Client) State() State { return c.contact.State }
+
+// Status asks how things are.
+func (c *Client) Status(ctx context.Context) (Status, error) { return c.call(ctx, "status", nil) }
+
+// Start starts the server unless one runs, and returns once it accepts connections, has ended or has had a moment.
+func (c *Client) Start(ctx context.Context, spec Spec) (Status, error) {
+	return c.call(ctx, "start", spec)
+}
+
+// Suspend ends the server and returns when nothing of it is left.
+func (c *Client) Suspend(ctx context.Context) (Status, error) { return c.call(ctx, "suspend", nil) }
+
+// Resume lets the sandbox run a server again.
+func (c *Client) Resume(ctx context.Context) (Status, error) { return c.call(ctx, "resume", nil) }
+
+// Recheck tells the keeper that the end of the sandbox's life in its record has moved.
+func (c *Client) Recheck(ctx context.Context) (Status, error) { return c.call(ctx, "recheck", nil) }
+
+// End ends the server, and then the keeper: a moment after the answer it is gone.
+func (c *Client) End(ctx context.Context) (Status, error) { return c.call(ctx, "end", nil) }
+
+// refused is an answer from a keeper that did not do what it was told.
+type refused struct{ message string }
+
+func (r refused) Error() string { return r.message }
+
+// Refused says whether err is a living keeper's answer, as opposed to silence.
+func Refused(err error) bool { return errors.As(err, &refused{}) }
+
+// A call is a connection of its own: the next one may be hours away, or come from another process.
+var transport = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+
+func (c *Client) call(ctx context.Context, operation string, argument any) (Status, error) {
+	body, err := json.Marshal(argument)
+	if err != nil {
+		return Status{}, err
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+c.contact.Address+"/"+operation, bytes.NewReader(body))
+	if err != nil {
+		return Status{}, err
+	}
+	request.Header.Set("Authorization", "Bearer "+c.contact.Token)
+	response, err := transport.Do(request)
+	if err != nil {
+		return Status{}, fmt.Errorf("the sandbox's keeper (process %d) does not answer: %w", c.contact.PID, err)
+	}
+	defer response.Body.Close()
+	var status Status
+	switch response.StatusCode {
+	case http.StatusOK:
+		return status, json.NewDecoder(response.Body).Decode(&status)
+	case http.StatusConflict:
+		message, _ := io.ReadAll(io.LimitReader(response.Body, 4<<10))
+		return status, refused{string(bytes.TrimSpace(message))}
+	}
+	return status, fmt.Errorf("process %d is not the sandbox's keeper: it answered %s", c.contact.PID, response.Status)
+}

@@ -1,0 +1,311 @@
+// Package keeper is the process that stands behind each local sandbox. It outlives the plugin that started it, runs
+// the sandbox's server, keeps its log and its exit code, and ends the sandbox when its life is over.
+//
+// A sandbox whose keeper has died (a reboot, a kill -9) is a suspended sandbox: everything worth keeping is on disk,
+// and the next keeper takes over from there.
+package keeper
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/berth-dev/berth/plugins/local/store"
+)
+
+const (
+	// How long a server has to end by itself.
+	suspendGrace = 5 * time.Second
+	endGrace     = 2 * time.Second
+	// checkInterval is how often the keeper looks at the clock and at its sandbox's record: timers stand still while
+	// a laptop sleeps, and somebody may have removed the directory by hand.
+	checkInterval = 10 * time.Second
+)
+
+// keeper is the process's one object.
+type keeper struct {
+	store store.Store
+	id    string
+	log   *logFile
+	lock  *os.File // locked for as long as this process lives
+
+	recheck chan struct{}   // the record has changed
+	life    context.Context // ends when there is nothing left to keep
+	die     context.CancelFunc
+
+	// turn is held by the operation that is changing something. mutex guards what follows, only ever for a moment.
+	turn    sync.Mutex
+	mutex   sync.Mutex
+	contact contact
+	server  *server // the last one since the sandbox was made or woken
+}
+
+// Main is the life of a keeper process. It returns the exit code.
+func Main(dir string) int {
+	report := os.NewFile(readyDescriptor, "report")
+	k, listener, err := take(dir)
+	if err != nil {
+		fmt.Fprintln(report, err)
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	serving := &http.Server{Handler: k.handler(), ReadHeaderTimeout: 10 * time.Second}
+	served := make(chan struct{})
+	go func() {
+		_ = serving.Serve(listener) // until Shutdown
+		close(served)
+	}()
+	fmt.Fprintln(report, ready)
+	report.Close()
+
+	k.keep()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = serving.Shutdown(ctx) // whoever ended the sandbox still gets an answer
+	<-served
+	return 0
+}
+
+// take makes this process the keeper of the sandbox in dir.
+func take(dir string) (*keeper, net.Listener, error) {
+	syscall.CloseOnExec(lockDescriptor)
+	syscall.CloseOnExec(readyDescriptor)
+	if err := syscall.Flock(lockDescriptor, syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, nil, errors.New("a keeper is started by the plugin, not by hand")
+	}
+	k := &keeper{
+		store: store.Store{Root: filepath.Dir(filepath.Dir(dir))}, id: filepath.Base(dir),
+		lock: os.NewFile(lockDescriptor, "keeper.lock"), recheck: make(chan struct{}, 1),
+	}
+	k.life, k.die = context.WithCancel(context.Background())
+	if _, err := k.store.Load(k.id); err != nil {
+		return nil, nil, err
+	}
+	if _, err := os.Stat(contactFile(k.store, k.id)); err == nil {
+		Sweep(k.id) // the last keeper was killed: its server may have left processes
+	}
+	var err error
+	if k.log, err = openLog(k.store.ServerLog(k.id)); err != nil {
+		return nil, nil, err
+	}
+	listener, err := new(net.ListenConfig).Listen(k.life, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, nil, err
+	}
+	k.contact = contact{Address: listener.Addr().String(), Token: rand.Text(), PID: os.Getpid()}
+	return k, listener, k.setState(Suspended)
+}
+
+// keep returns when there is nothing left to keep: the sandbox was ended, its life is over, its directory is gone, or
+// this process is told to stop, which leaves the sandbox suspended.
+func (k *keeper) keep() {
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP) // a signal that is ignored here would be ignored by servers, too
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, syscall.SIGTERM, syscall.SIGINT)
+	for {
+		wait := k.checkLife()
+		select {
+		case <-k.life.Done():
+			return
+		case <-told:
+			if k.end() == nil {
+				return
+			}
+		case <-k.recheck:
+		case <-time.After(wait):
+		}
+	}
+}
+
+// checkLife ends a sandbox whose time has come or whose directory is gone. It returns when to look again.
+func (k *keeper) checkLife() time.Duration {
+	record, err := k.store.Load(k.id)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		err = k.end()
+	case err == nil && record.Expired():
+		err = k.expire()
+	case err == nil && !record.ExpiresAt.IsZero():
+		return min(checkInterval, time.Until(record.ExpiresAt))
+	}
+	if err != nil {
+		log.Print(err)
+	}
+	return checkInterval
+}
+
+// expire removes the sandbox, unless it was renewed or removed by somebody else in the last moment.
+func (k *keeper) expire() error {
+	unlock, err := k.store.Lock(k.life, store.NameOf(k.id))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if record, err := k.store.Load(k.id); err != nil || !record.Expired() {
+		return err
+	}
+	if err := k.end(); err != nil {
+		return err
+	}
+	return k.store.Erase(context.Background(), k.id)
+}
+
+// handler serves the operations of Client. Each answers with the status after it.
+func (k *keeper) handler() http.Handler {
+	mux := http.NewServeMux()
+	operation := func(name string, do func(*http.Request) (Status, error)) {
+		mux.HandleFunc("POST /"+name, func(w http.ResponseWriter, r *http.Request) {
+			want := "Bearer " + k.contact.Token
+			if subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), []byte(want)) != 1 {
+				http.Error(w, "wrong token", http.StatusUnauthorized)
+				return
+			}
+			status, err := do(r)
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusConflict)
+				return
+			}
+			_ = json.NewEncoder(w).Encode(status) // the caller may have gone
+		})
+	}
+	operation("status", func(*http.Request) (Status, error) { return k.status(), nil })
+	operation("start", func(r *http.Request) (Status, error) {
+		var spec Spec
+		if err := json.NewDecoder(r.Body).Decode(&spec); err != nil {
+			return Status{}, err
+		}
+		return k.start(r.Context(), spec)
+	})
+	operation("suspend", func(*http.Request) (Status, error) { return k.suspend() })
+	operation("resume", func(*http.Request) (Status, error) { return k.resume() })
+	operation("recheck", func(*http.Request) (Status, error) {
+		select {
+		case k.recheck <- struct{}{}:
+		default: // it is going to look anyway
+		}
+		return k.status(), nil
+	})
+	operation("end", func(*http.Request) (Status, error) { return k.status(), k.end() })
+	return mux
+}
+
+func (k *keeper) status() Status {
+	k.mutex.Lock()
+	defer k.mutex.Unlock()
+	status := Status{State: k.contact.State}
+	if k.server != nil {
+		status.Server = &ServerStatus{Port: k.server.spec.Port, ExtraPorts: k.server.spec.ExtraPorts}
+		if !k.server.running() {
+			status.Server.ExitCode = &k.server.exitCode
+		}
+	}
+	return status
+}
+
+func (k *keeper) start(ctx context.Context, spec Spec) (Status, error) {
+	if err := k.takeTurn(); err != nil {
+		return Status{}, err
+	}
+	defer k.turn.Unlock()
+	status := k.status()
+	if _, running := status.Running(); running {
+		return status, nil
+	}
+	if status.State != Running {
+		return status, errors.New("the sandbox is suspended")
+	}
+	k.log.Next()
+	s, err := startServer(k.id, spec, k.log)
+	if err != nil {
+		return status, err
+	}
+	k.mutex.Lock()
+	k.server = s
+	k.mutex.Unlock()
+	s.settle(ctx)
+	return k.status(), nil
+}
+
+func (k *keeper) suspend() (Status, error) {
+	if err := k.takeTurn(); err != nil {
+		return Status{}, err
+	}
+	defer k.turn.Unlock()
+	if err := k.stopServer(suspendGrace); err != nil {
+		return Status{}, err
+	}
+	return k.status(), k.setState(Suspended)
+}
+
+func (k *keeper) resume() (Status, error) {
+	if err := k.takeTurn(); err != nil {
+		return Status{}, err
+	}
+	defer k.turn.Unlock()
+	status := k.status()
+	if status.State == Running {
+		return status, nil
+	}
+	err := k.setState(Running)
+	status = k.status()
+	status.Woken = true
+	return status, err
+}
+
+// takeTurn lets one operation at a time change something, and none after the last one.
+func (k *keeper) takeTurn() error {
+	k.turn.Lock()
+	if k.life.Err() != nil {
+		k.turn.Unlock()
+		return errors.New("the sandbox is coming to its end")
+	}
+	return nil
+}
+
+// end ends the server and the keeper's life. What is left on disk is a suspended sandbox.
+func (k *keeper) end() error {
+	k.turn.Lock()
+	defer k.turn.Unlock()
+	if err := k.stopServer(endGrace); err != nil {
+		return err
+	}
+	os.Remove(contactFile(k.store, k.id))
+	k.die()
+	return nil
+}
+
+func (k *keeper) stopServer(grace time.Duration) error {
+	k.mutex.Lock()
+	s := k.server
+	k.mutex.Unlock()
+	if s == nil {
+		return nil
+	}
+	if err := s.stop(grace); err != nil {
+		return err
+	}
+	k.mutex.Lock()
+	k.server = nil
+	k.mutex.Unlock()
+	return nil
+}
+
+func (k *keeper) setState(state State) error {
+	k.mutex.Lock()
+	defer k.mutex.Unlock()
+	k.contact.State = state
+	return store.WriteJSON(contactFile(k.store, k.id), k.contact)
+}

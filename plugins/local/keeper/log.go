@@ -1,0 +1,93 @@
+package keeper
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"sync"
+)
+
+// logLimit bounds each of the two files of a server's log.
+const logLimit = 2 << 20
+
+// logFile is a server's log: what does not fit any more moves to a second file, and what was there is forgotten.
+type logFile struct {
+	path  string
+	mutex sync.Mutex
+	file  *os.File
+	size  int64
+}
+
+func openLog(path string) (*logFile, error) {
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	info, err := file.Stat()
+	if err != nil {
+		file.Close()
+		return nil, err
+	}
+	return &logFile{path: path, file: file, size: info.Size()}, nil
+}
+
+// Write never fails: a server must not die of a full disk because nobody reads what it prints.
+func (l *logFile) Write(data []byte) (int, error) {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	if l.size+int64(len(data)) > logLimit {
+		l.rotate()
+	}
+	n, _ := l.file.Write(data)
+	l.size += int64(n)
+	return len(data), nil
+}
+
+// Next starts a new file unless the present one is empty, so that the log's first file is one server's alone.
+func (l *logFile) Next() {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	if l.size > 0 {
+		l.rotate()
+	}
+}
+
+func (l *logFile) rotate() {
+	if os.Rename(l.path, l.path+".1") != nil {
+		return
+	}
+	file, err := os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return // keeps writing to the renamed file
+	}
+	l.file.Close()
+	l.file, l.size = file, 0
+}
+
+// Tail gives the last lines of the server that runs now or ran last, at most count.
+func Tail(path string, count int) ([]string, error) {
+	lines, err := readLines(path)
+	return lastOf(lines, count), err
+}
+
+// History gives the last lines of this and earlier servers of a sandbox, at most count.
+func History(path string, count int) ([]string, error) {
+	older, err := readLines(path + ".1")
+	newer, err2 := readLines(path)
+	return lastOf(append(older, newer...), count), errors.Join(err, err2)
+}
+
+func readLines(path string) ([]string, error) {
+	content, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var lines []string
+	for line := range bytes.Lines(content) {
+		lines = append(lines, string(bytes.TrimRight(line, "\r\n")))
+	}
+	return lines, err
+}
+
+func lastOf(lines []string, count int) []string { return lines[max(0, len(lines)-count):] }

@@ -1,0 +1,184 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	// settleTime is how long a start looks whether the server accepts connections or dies at once.
+	settleTime = 150 * time.Millisecond
+	// killTime is how long the kernel may take to end what was killed.
+	killTime = 5 * time.Second
+)
+
+// server is one run of a server: the process that was started and everything in its process group. When the process
+// ends, the rest of its group is ended with it.
+type server struct {
+	spec Spec
+	id   string
+
+	// ended is closed when the process and its group are gone and the log is complete. exitCode is valid then.
+	ended    chan struct{}
+	exitCode int
+
+	mutex sync.Mutex
+	// group is the process group's number, 0 once it may belong to somebody else.
+	group int
+}
+
+// startServer starts a server of the sandbox id. What it prints goes to log.
+func startServer(id string, spec Spec, log io.Writer) (*server, error) {
+	output, input, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	command := &exec.Cmd{
+		Path: spec.Path, Args: spec.Args, Env: spec.Env, Dir: spec.Dir,
+		Stdout: input, Stderr: input, SysProcAttr: serverProcess(),
+	}
+	s := &server{spec: spec, id: id, ended: make(chan struct{})}
+	started := make(chan error)
+	go func() {
+		// The kernel ends the server when the thread that started it ends, so that it ends with the keeper. This
+		// thread therefore lives, and does nothing else, until the server has ended.
+		runtime.LockOSThread()
+		err := command.Start()
+		input.Close()
+		if err == nil {
+			s.group = command.Process.Pid
+		}
+		started <- err
+		if err == nil {
+			s.wait(command, output, log)
+		}
+	}()
+	if err := <-started; err != nil {
+		output.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// wait returns when the server has ended, all of it.
+func (s *server) wait(command *exec.Cmd, output *os.File, log io.Writer) {
+	defer close(s.ended)
+	copied := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(log, output) // it ends with the last process that can write
+		close(copied)
+	}()
+
+	group := command.Process.Pid
+	if awaitExit(group) {
+		s.signal(syscall.SIGKILL)
+		s.forgetGroup()
+	}
+	_ = command.Wait() // what it has to say is in ProcessState
+	s.forgetGroup()
+	s.exitCode = exitCode(command.ProcessState)
+	Sweep(s.id)
+	awaitEmpty(group)
+
+	select {
+	case <-copied:
+	case <-time.After(time.Second): // somebody beyond our reach holds the pipe
+		_ = output.SetReadDeadline(time.Now())
+		<-copied
+	}
+	output.Close()
+}
+
+// stop ends the server: asks it to, and after grace makes it. It returns when nothing of it is left.
+func (s *server) stop(grace time.Duration) error {
+	if s.spec.Isolated {
+		// The group starts with bwrap, which would take the server along without letting it say goodbye.
+		signalStrays(s.id, syscall.SIGTERM)
+	} else {
+		s.signal(syscall.SIGTERM)
+	}
+	select {
+	case <-s.ended:
+		return nil
+	case <-time.After(grace):
+		s.signal(syscall.SIGKILL)
+	}
+	select {
+	case <-s.ended:
+		return nil
+	case <-time.After(killTime):
+		return errors.New("the server's processes do not end, although they were killed")
+	}
+}
+
+// settle waits until the server accepts connections, ends, or has had its chance.
+func (s *server) settle(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	dialer := net.Dialer{}
+	for {
+		connection, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(s.spec.Port)))
+		if err == nil {
+			connection.Close()
+			return
+		}
+		select {
+		case <-s.ended:
+			return
+		case <-ctx.Done():
+			return
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+func (s *server) running() bool {
+	select {
+	case <-s.ended:
+		return false
+	default:
+		return true
+	}
+}
+
+func (s *server) signal(signal syscall.Signal) {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	if s.group != 0 {
+		_ = syscall.Kill(-s.group, signal) // the group may have ended by itself
+	}
+}
+
+// forgetGroup is for before the process is collected: after that its number may be given to others.
+func (s *server) forgetGroup() {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	s.group = 0
+}
+
+// awaitEmpty waits until nothing runs in a process group that was killed.
+func awaitEmpty(group int) {
+	for deadline := time.Now().Add(killTime); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if syscall.Kill(-group, 0) != nil || onlyZombies(group) {
+			return
+		}
+	}
+}
+
+// exitCode is the code a shell would show: 128 and the signal for a process that was killed.
+func exitCode(state *os.ProcessState) int {
+	status, ok := state.Sys().(syscall.WaitStatus)
+	if ok && status.Signaled() {
+		return 128 + int(status.Signal())
+	}
+	return state.ExitCode()
+}

@@ -1,0 +1,255 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/berth-dev/berth/plugins/local/keeper"
+	"github.com/berth-dev/berth/plugins/local/store"
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// Local makes sandboxes of directories and processes on this machine. It remembers nothing: all state is in the store
+// and in the keepers, so that any process that is configured alike finds the same sandboxes.
+//
+// Whatever changes a sandbox happens under the lock of its session, which also keeps other processes out.
+type Local struct {
+	log        hclog.Logger
+	store      store.Store
+	executable string
+	path       []string
+	fixedPorts bool
+	bwrap      string // empty without isolation
+	probe      *http.Client
+	keepers    sync.WaitGroup // those this process started and has yet to collect
+}
+
+// Create makes the session's sandbox, or adopts the one that is there.
+func (l *Local) Create(ctx context.Context, req provider.CreateRequest) (provider.Sandbox, error) {
+	name := provider.SandboxName(req.Owner, req.Session)
+	unlock, err := l.store.Lock(ctx, name)
+	if err != nil {
+		return provider.Sandbox{}, err
+	}
+	defer unlock()
+	switch record, err := l.find(ctx, name); {
+	case err == nil:
+		return l.wake(ctx, record, req.Lifetime)
+	case !errors.Is(err, fs.ErrNotExist):
+		return provider.Sandbox{}, err
+	}
+
+	record := store.Record{
+		ID: store.NewID(name), Session: req.Session, Owner: req.Owner, Attempt: req.Attempt, Labels: req.AllLabels(),
+		CreatedAt: time.Now(), ExpiresAt: endOf(req.Lifetime),
+	}
+	if err := l.store.Publish(record); err != nil {
+		return provider.Sandbox{}, provider.Errorf(provider.CodeFailed, "making the sandbox's directory: %w", err)
+	}
+	sandbox, err := l.wake(ctx, record, 0)
+	if err != nil {
+		return provider.Sandbox{}, l.undo(ctx, record.ID, err)
+	}
+	sandbox.Origin = provider.OriginCreated
+	return sandbox, nil
+}
+
+// undo removes what a Create made that failed with err.
+func (l *Local) undo(ctx context.Context, id string, err error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	failure := *provider.AsError(err)
+	if err := l.remove(ctx, id); err != nil {
+		failure.SandboxID = id
+		failure.Message += fmt.Sprintf("; and removing the sandbox again failed: %v", err)
+	}
+	return &failure
+}
+
+// Attach finds the session's sandbox and wakes it if it is suspended. The end of its life moves to now plus the
+// lifetime, but never closer.
+func (l *Local) Attach(ctx context.Context, req provider.AttachRequest) (provider.Sandbox, error) {
+	name := provider.SandboxName(req.Owner, req.Session)
+	if id, err := l.store.Find(name); err != nil {
+		return provider.Sandbox{}, err
+	} else if id == "" {
+		return provider.Sandbox{}, none(req)
+	}
+	unlock, err := l.store.Lock(ctx, name)
+	if err != nil {
+		return provider.Sandbox{}, err
+	}
+	defer unlock()
+	record, err := l.find(ctx, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return provider.Sandbox{}, none(req)
+	}
+	if err != nil {
+		return provider.Sandbox{}, err
+	}
+	return l.wake(ctx, record, req.Lifetime)
+}
+
+func none(req provider.AttachRequest) error {
+	if req.SandboxID != "" {
+		return gone(req.SandboxID)
+	}
+	return provider.Errorf(provider.CodeNotFound, "session %q has no sandbox on this machine", req.Session)
+}
+
+// StartServer starts the server unless one runs. The running one stays, whatever its command.
+func (l *Local) StartServer(ctx context.Context, req provider.StartServerRequest) (provider.Endpoints, error) {
+	record, unlock, err := l.hold(ctx, provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
+	if err != nil {
+		return provider.Endpoints{}, err
+	}
+	defer unlock()
+	client, err := l.keeper(ctx, record.ID)
+	if err != nil {
+		return provider.Endpoints{}, err
+	}
+	status, err := client.Status(ctx)
+	if err != nil {
+		return provider.Endpoints{}, err
+	}
+	if server, ok := status.Running(); ok {
+		return endpointsOf(server.Port, server.ExtraPorts), nil
+	}
+	if status.State == keeper.Suspended {
+		return provider.Endpoints{}, suspended(record.ID)
+	}
+
+	if err := l.claimPorts(ctx, &record, req.Server); err != nil {
+		return provider.Endpoints{}, err
+	}
+	spec, err := l.specOf(record, req.Server)
+	if err != nil {
+		return provider.Endpoints{}, err
+	}
+	if status, err = client.Start(ctx, spec); err != nil {
+		return provider.Endpoints{}, provider.Errorf(provider.CodeFailed, "the server did not start: %w", err)
+	}
+	server, ok := status.Running()
+	if !ok {
+		tail, _ := keeper.Tail(l.store.ServerLog(record.ID), tailLines)
+		exited := provider.ServerExited(status.Server.ExitCode, tail)
+		exited.SandboxID = record.ID
+		return provider.Endpoints{}, exited
+	}
+	return endpointsOf(server.Port, server.ExtraPorts), nil
+}
+
+func suspended(id string) error {
+	return &provider.Error{
+		Code: provider.CodeState, SandboxID: id,
+		Message: fmt.Sprintf("the sandbox %s is suspended: attach to it first, which wakes it", id),
+	}
+}
+
+// claimPorts gives the server its ports, which the sandbox then holds until it is destroyed.
+func (l *Local) claimPorts(ctx context.Context, record *store.Record, server provider.Server) error {
+	unlock, err := l.store.LockPorts(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if record.Port, err = l.claimPort(ctx, record.ID, record.Port, server.Port); err != nil {
+		return err
+	}
+	extra := map[string]int{}
+	for name, asked := range server.ExtraPorts {
+		if extra[name], err = l.claimPort(ctx, record.ID, record.ExtraPorts[name], asked); err != nil {
+			return err
+		}
+	}
+	record.ExtraPorts = extra
+	return l.store.Save(*record)
+}
+
+// claimPort gives the port the sandbox had before, if it is still free, or another one.
+func (l *Local) claimPort(ctx context.Context, id string, before, asked int) (int, error) {
+	if l.fixedPorts {
+		return asked, l.claimFixedPort(ctx, id, asked)
+	}
+	if before != 0 {
+		if holder, err := l.store.ClaimPort(ctx, id, before); err != nil || holder == id {
+			return before, err
+		}
+	}
+	return l.store.PickPort(ctx, id)
+}
+
+func (l *Local) claimFixedPort(ctx context.Context, id string, port int) error {
+	if port == 0 {
+		return provider.Errorf(provider.CodeInvalid, `the server names no port, which ports = "fixed" needs`)
+	}
+	holder, err := l.store.ClaimPort(ctx, id, port)
+	switch {
+	case err != nil:
+		return err
+	case holder == "":
+		return provider.Errorf(provider.CodeFailed, `port %d is in use on this machine: stop what listens there, or let ports = "auto" choose`, port)
+	case holder != id:
+		return provider.Errorf(provider.CodeFailed, `port %d is held by the sandbox %s: destroy it, or let ports = "auto" choose`, port, holder)
+	}
+	return nil
+}
+
+func endpointsOf(port int, extraPorts map[string]int) provider.Endpoints {
+	endpoints := provider.Endpoints{Server: endpointOf(port), Extra: map[string]provider.Endpoint{}}
+	for name, port := range extraPorts {
+		endpoints.Extra[name] = endpointOf(port)
+	}
+	return endpoints
+}
+
+func endpointOf(port int) provider.Endpoint {
+	return provider.Endpoint{URL: "http://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(port))}
+}
+
+// Ping asks the server, and the keeper only when the server does not answer.
+func (l *Local) Ping(ctx context.Context, req provider.PingRequest) (provider.PingResult, error) {
+	result := provider.Probe(ctx, l.probe, req.Endpoint, req.Health)
+	if result.Status != provider.PingNotYet {
+		return result, nil
+	}
+	if _, err := l.load(provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID}); err != nil {
+		if provider.CodeOf(err) == provider.CodeNotFound {
+			return provider.PingResult{Status: provider.PingGone, Reason: err.Error()}, nil
+		}
+		return result, err
+	}
+	// An error from here on means that the sandbox is just changing, or being removed: the next ping knows more.
+	if state, err := l.state(req.SandboxID); err == nil && state == provider.StateSuspended {
+		return provider.PingResult{Status: provider.PingStopped, Reason: "the sandbox is suspended"}, nil
+	}
+	status, ok := l.serverStatus(ctx, req.SandboxID)
+	switch {
+	case !ok:
+	case status.Server == nil:
+		result.Reason += " (no server was started)"
+	case status.Server.ExitCode != nil:
+		exited := provider.ServerExited(status.Server.ExitCode, nil)
+		result = provider.PingResult{Status: provider.PingExited, Reason: exited.Message, ExitCode: exited.ExitCode}
+		result.LogTail, _ = keeper.Tail(l.store.ServerLog(req.SandboxID), tailLines)
+	}
+	return result, nil
+}
+
+// serverStatus asks the keeper, if it can be asked right now.
+func (l *Local) serverStatus(ctx context.Context, id string) (status keeper.Status, ok bool) {
+	client, err := keeper.Dial(l.store, id)
+	if err == nil {
+		status, err = client.Status(ctx)
+	}
+	return status, err == nil
+}

@@ -1,0 +1,105 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// Lock waits until no other process or goroutine is changing the sandbox of that name. The kernel takes the lock from
+// a process that dies.
+func (s Store) Lock(ctx context.Context, name string) (unlock func(), err error) {
+	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
+		unlock, err := s.tryLock(name)
+		if err != nil {
+			return nil, fmt.Errorf("locking %s: %w", name, err)
+		}
+		if unlock != nil {
+			return unlock, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("waiting for another change of %s to end: %w", name, ctx.Err())
+		case <-time.After(wait):
+		}
+	}
+}
+
+// tryLock gives nil when the lock is held by somebody else. The file is there only while it is locked.
+func (s Store) tryLock(name string) (unlock func(), err error) {
+	path := filepath.Join(s.Root, "locks", name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	locked, err := flock(file, syscall.LOCK_EX)
+	if !locked || err != nil || !isAt(file, path) { // its last holder may have removed the file that was opened
+		file.Close()
+		return nil, err
+	}
+	return func() {
+		os.Remove(path)
+		release(file)
+	}, nil
+}
+
+// LockKeeper locks the right to be a sandbox's keeper, or gives nil when there is a living keeper. The lock belongs to
+// the open file: a keeper inherits it, and holds it until it is dead.
+func (s Store) LockKeeper(id string) (*os.File, error) { return s.lockKeeper(id, syscall.LOCK_EX) }
+
+// KeeperLives says whether a sandbox has a living keeper, or somebody is about to start or replace it.
+func (s Store) KeeperLives(id string) (bool, error) {
+	file, err := s.lockKeeper(id, syscall.LOCK_SH)
+	if file != nil {
+		release(file)
+	}
+	return file == nil && err == nil, err
+}
+
+func (s Store) lockKeeper(id string, how int) (*os.File, error) {
+	path := filepath.Join(s.Dir(id), "keeper.lock")
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	locked, err := flock(file, how)
+	if err == nil && locked && !isAt(file, path) {
+		err = &fs.PathError{Op: "lock", Path: path, Err: fs.ErrNotExist} // the sandbox was erased meanwhile
+	}
+	if !locked || err != nil {
+		file.Close()
+		return nil, err
+	}
+	return file, nil
+}
+
+func flock(file *os.File, how int) (locked bool, err error) {
+	err = syscall.Flock(int(file.Fd()), how|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// release unlocks at once, even if a process that is being started right now holds a copy of the descriptor.
+func release(file *os.File) {
+	_ = syscall.Flock(int(file.Fd()), syscall.LOCK_UN) // closing does the same, only later
+	file.Close()
+}
+
+func isAt(file *os.File, path string) bool {
+	opened, err := file.Stat()
+	if err != nil {
+		return false
+	}
+	present, err := os.Stat(path)
+	return err == nil && os.SameFile(opened, present)
+}

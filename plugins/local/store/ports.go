@@ -1,0 +1,92 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+)
+
+// Ports are picked from here, without those the kernel hands to outgoing connections: one of these could take a port
+// between its choice and the server's start.
+const (
+	firstPort = 20000
+	lastPort  = 31999
+)
+
+// LockPorts must be held to claim ports.
+func (s Store) LockPorts(ctx context.Context) (unlock func(), err error) { return s.Lock(ctx, "ports") }
+
+// PickPort claims a port nobody listens on for a sandbox, until the sandbox is erased.
+func (s Store) PickPort(ctx context.Context, id string) (int, error) {
+	ephemeralFirst, ephemeralLast := ephemeralPorts()
+	const count = lastPort - firstPort + 1
+	start := rand.IntN(count)
+	for i := range count {
+		port := firstPort + (start+i)%count
+		if port >= ephemeralFirst && port <= ephemeralLast {
+			continue
+		}
+		if holder, err := s.ClaimPort(ctx, id, port); err != nil || holder == id {
+			return port, err
+		}
+	}
+	return 0, fmt.Errorf("all ports from %d to %d are taken or ephemeral", firstPort, lastPort)
+}
+
+// ClaimPort claims one port for a sandbox, until the sandbox is erased. It returns who has it now: the sandbox itself,
+// another sandbox's ID, or "" when something else on this machine listens there. Claiming a port again is fine.
+func (s Store) ClaimPort(ctx context.Context, id string, port int) (holder string, err error) {
+	link := filepath.Join(s.Root, "ports", strconv.Itoa(port))
+	if err := os.MkdirAll(filepath.Dir(link), 0o700); err != nil {
+		return "", err
+	}
+	switch target, err := os.Readlink(link); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return "", err
+	default:
+		holder = filepath.Base(target)
+		if _, err := os.Stat(s.Dir(holder)); err == nil && holder != id {
+			return holder, nil
+		}
+		os.Remove(link) // its sandbox is gone, or it is ours
+	}
+	if !listenable(ctx, port) {
+		return "", nil
+	}
+	return id, os.Symlink(filepath.Join("..", "sandboxes", id), link)
+}
+
+func listenable(ctx context.Context, port int) bool {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	if err != nil {
+		return false
+	}
+	listener.Close()
+	return true
+}
+
+func (s Store) releasePorts(ctx context.Context, id string) error {
+	unlock, err := s.LockPorts(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	links, err := os.ReadDir(filepath.Join(s.Root, "ports"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, entry := range links {
+		link := filepath.Join(s.Root, "ports", entry.Name())
+		if target, err := os.Readlink(link); err == nil && filepath.Base(target) == id {
+			os.Remove(link)
+		}
+	}
+	return nil
+}

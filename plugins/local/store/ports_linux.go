@@ -1,0 +1,18 @@
+package store
+
+import (
+	"fmt"
+	"os"
+)
+
+// ephemeralPorts is the range the kernel takes the ports of outgoing connections from; empty when it cannot be told.
+func ephemeralPorts() (first, last int) {
+	content, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		return 0, -1
+	}
+	if _, err := fmt.Sscan(string(content), &first, &last); err != nil {
+		return 0, -1
+	}
+	return first, last
+}

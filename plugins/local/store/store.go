@@ -1,0 +1,217 @@
+// Package store is the local provider's tree on disk. It is the only memory the provider has: any number of processes
+// share it, and each may be killed at any instant.
+//
+//	ROOT/sandboxes/ID/          a sandbox; it exists exactly as long as this directory does
+//	    sandbox.json            what it is (Record)
+//	    work/                   the server's home and working directory
+//	    server.log server.log.1 what the server wrote
+//	    keeper.json             how its keeper is reached
+//	    keeper.lock             locked by the keeper for as long as the keeper lives
+//	    keeper.log              what the keeper had to complain about
+//	ROOT/ports/PORT             a symbolic link to the sandbox that holds the port
+//	ROOT/locks/NAME             locked while the sandbox of one session is being changed
+//	ROOT/pending/ID             a sandbox that is being made or removed
+//
+// A sandbox appears complete, by one rename from pending/, and disappears by one rename back. Its ID is the name
+// derived from owner and session, which finds it again from any process, and a random part, so that a new sandbox
+// never answers for an old one.
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+)
+
+// Store is a tree on disk. Nothing of it is made before the first sandbox is.
+type Store struct {
+	// Root is an absolute path.
+	Root string
+}
+
+// Record is what a sandbox is. Only the holder of the session's lock writes it.
+type Record struct {
+	ID      string            `json:"id"`
+	Session string            `json:"session"`
+	Owner   string            `json:"owner"`
+	Attempt string            `json:"attempt"`
+	Labels  map[string]string `json:"labels,omitempty"`
+	// CreatedAt and ExpiresAt are wall-clock times; a zero ExpiresAt means never.
+	CreatedAt time.Time `json:"created_at"`
+	ExpiresAt time.Time `json:"expires_at,omitzero"`
+	// Port and ExtraPorts are the loopback ports the sandbox holds; zero before its first server.
+	Port       int            `json:"port,omitempty"`
+	ExtraPorts map[string]int `json:"extra_ports,omitempty"`
+}
+
+// Expired says whether the sandbox's life has ended.
+func (r Record) Expired() bool { return !r.ExpiresAt.IsZero() && !time.Now().Before(r.ExpiresAt) }
+
+var idPattern = regexp.MustCompile(`^berth-[a-z0-9-]*-[0-9a-f]{16}-[0-9a-f]{8}$`)
+
+const suffixLength = len("-01234567")
+
+// NewID makes a sandbox's ID from the name of its session (provider.SandboxName).
+func NewID(name string) string {
+	random := make([]byte, 4)
+	rand.Read(random)
+	return name + "-" + hex.EncodeToString(random)
+}
+
+// NameOf is the session's part of an ID.
+func NameOf(id string) string { return id[:len(id)-suffixLength] }
+
+// Dir is the directory of a sandbox.
+func (s Store) Dir(id string) string { return filepath.Join(s.Root, "sandboxes", id) }
+
+// WorkDir is the home and working directory of a sandbox's server.
+func (s Store) WorkDir(id string) string { return filepath.Join(s.Dir(id), "work") }
+
+// ServerLog is the log of a sandbox's server.
+func (s Store) ServerLog(id string) string { return filepath.Join(s.Dir(id), "server.log") }
+
+// IDs are all sandboxes.
+func (s Store) IDs() ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(s.Root, "sandboxes"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var ids []string
+	for _, entry := range entries {
+		if idPattern.MatchString(entry.Name()) {
+			ids = append(ids, entry.Name())
+		}
+	}
+	return ids, nil
+}
+
+// Find gives the ID of the sandbox with that name, and "" when there is none.
+func (s Store) Find(name string) (string, error) {
+	ids, err := s.IDs()
+	for _, id := range ids {
+		if NameOf(id) == name {
+			return id, nil
+		}
+	}
+	return "", err
+}
+
+// Load reads a sandbox's record. A sandbox that does not exist is fs.ErrNotExist, whatever the ID looks like.
+func (s Store) Load(id string) (Record, error) {
+	if !idPattern.MatchString(id) {
+		return Record{}, fs.ErrNotExist
+	}
+	var record Record
+	err := ReadJSON(filepath.Join(s.Dir(id), "sandbox.json"), &record)
+	return record, err
+}
+
+// Save replaces the record of an existing sandbox. The caller holds the session's lock.
+func (s Store) Save(record Record) error {
+	return WriteJSON(filepath.Join(s.Dir(record.ID), "sandbox.json"), record)
+}
+
+// Publish makes a sandbox. The caller holds the session's lock.
+func (s Store) Publish(record Record) error {
+	pending := filepath.Join(s.Root, "pending", record.ID)
+	if err := os.MkdirAll(filepath.Join(pending, "work"), 0o700); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Join(s.Root, "sandboxes"), 0o700); err != nil {
+		return err
+	}
+	if err := WriteJSON(filepath.Join(pending, "sandbox.json"), record); err != nil {
+		return err
+	}
+	return os.Rename(pending, s.Dir(record.ID))
+}
+
+// Erase removes a sandbox whose processes have ended, and gives its ports back. The caller holds the session's lock
+// and the keeper's.
+func (s Store) Erase(ctx context.Context, id string) error {
+	pending := filepath.Join(s.Root, "pending", id)
+	if err := os.MkdirAll(filepath.Dir(pending), 0o700); err != nil {
+		return err
+	}
+	if err := os.Rename(s.Dir(id), pending); err != nil {
+		return err
+	}
+	return errors.Join(s.releasePorts(ctx, id), removeTree(pending))
+}
+
+// RemoveLeftovers removes what killed processes left half made or half removed. It never waits: what somebody is
+// working on right now stays.
+func (s Store) RemoveLeftovers() error {
+	locks, _ := os.ReadDir(filepath.Join(s.Root, "locks"))
+	for _, entry := range locks {
+		if unlock, err := s.tryLock(entry.Name()); err == nil && unlock != nil {
+			unlock()
+		}
+	}
+	pending, _ := os.ReadDir(filepath.Join(s.Root, "pending"))
+	var problems []error
+	for _, entry := range pending {
+		if !idPattern.MatchString(entry.Name()) {
+			continue
+		}
+		if unlock, err := s.tryLock(NameOf(entry.Name())); err == nil && unlock != nil {
+			problems = append(problems, removeTree(filepath.Join(s.Root, "pending", entry.Name())))
+			unlock()
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// removeTree removes a directory, also where its owner took the right to do so from himself: module caches do.
+func removeTree(dir string) error {
+	if os.RemoveAll(dir) == nil {
+		return nil
+	}
+	_ = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, _ error) error {
+		if entry != nil && entry.IsDir() {
+			_ = os.Chmod(path, 0o700) // what this cannot help, the second attempt reports
+		}
+		return nil
+	})
+	return os.RemoveAll(dir)
+}
+
+// WriteJSON replaces a file as a whole. Only its owner can read it.
+func WriteJSON(path string, value any) error {
+	content, err := json.MarshalIndent(value, "", "  ")
+	if err != nil {
+		return err
+	}
+	file, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(append(content, '\n'))
+	if err = errors.Join(err, file.Close()); err == nil {
+		err = os.Rename(file.Name(), path)
+	}
+	if err != nil {
+		os.Remove(file.Name())
+	}
+	return err
+}
+
+// ReadJSON reads a file that WriteJSON wrote.
+func ReadJSON(path string, value any) error {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(content, value); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
