@@ -86,7 +86,7 @@ var (
 
 // stepError puts the cause in place of an error that came of a step's own limit.
 func stepError(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); cause == errAcquire || cause == errStart {
+	if cause := context.Cause(ctx); errors.Is(cause, errAcquire) || errors.Is(cause, errStart) {
 		return cause
 	}
 	return err
@@ -98,7 +98,7 @@ func (r *run) describe(ctx context.Context, err error) *Error {
 	var e *Error
 	cause := context.Cause(ctx)
 	switch {
-	case cause == errTotal, errors.Is(cause, context.DeadlineExceeded):
+	case errors.Is(cause, errTotal), errors.Is(cause, context.DeadlineExceeded):
 		e = &Error{
 			Code: CodeDeadline, Retryable: true,
 			Message: fmt.Sprintf("the overall deadline passed after %s", round(time.Since(r.began))),
@@ -106,13 +106,13 @@ func (r *run) describe(ctx context.Context, err error) *Error {
 		}
 	case cause != nil:
 		e = &Error{Code: CodeCancelled, Message: "cancelled"}
-	case err == errAcquire:
+	case errors.Is(err, errAcquire):
 		e = &Error{
 			Code: r.acquireFailed(), Retryable: true,
 			Message: fmt.Sprintf("no running sandbox after %s", r.req.Limits.Create),
 			Hint:    "raise timeouts.create if the provider only needs longer",
 		}
-	case err == errStart:
+	case errors.Is(err, errStart):
 		e = &Error{
 			Code: CodeStartFailed, Retryable: true,
 			Message: fmt.Sprintf("the server was not started after %s", r.req.Limits.Start),
@@ -192,7 +192,7 @@ var sessionID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:@/+=-]{0,127}$`)
 
 // check refuses a request that no provider could serve.
 func (c *Connector) check(req Request) error {
-	message := ""
+	var message string
 	switch {
 	case !sessionID.MatchString(req.Session):
 		message = fmt.Sprintf("the session id %.140q is not allowed: 1 to 128 of A-Z a-z 0-9 . _ : @ / + = -, beginning with a letter or digit", req.Session)

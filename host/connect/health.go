@@ -34,8 +34,14 @@ func (r *run) awaitHealthy(ctx context.Context, endpoint provider.Endpoint) erro
 
 	var last string
 	var deniedSince time.Time
+	crashed := false
 	err := retry.Do(ctx, ramp(r.req.Health, began), func(ctx context.Context) error {
 		result, err := r.ping(ctx, endpoint)
+		crashedBefore := crashed
+		crashed = isReason(err, provider.ReasonPluginCrashed)
+		if crashed && crashedBefore {
+			return err // it would crash for ever, and the undo still needs it
+		}
 		if err != nil {
 			if result, err = readPingError(err); err != nil {
 				return err

@@ -183,6 +183,35 @@ func TestErrorsOfPingAreReadAsAnswersWhereTheyAre(t *testing.T) {
 	}
 }
 
+func TestAPluginMayCrashUnderAProbeButNotTwiceInARow(t *testing.T) {
+	t.Parallel()
+	for pattern, want := range map[string]Code{"crash alive": "", "crash not-yet crash alive": "", "crash crash": CodePluginFailed} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCloud()
+			answers := strings.Fields(pattern)
+			c.onPing = func(context.Context, time.Duration) (provider.PingResult, error) {
+				answer := answers[0]
+				answers = answers[1:]
+				if answer == "crash" {
+					return provider.PingResult{}, &provider.Error{Code: provider.CodeUnreachable, Reason: provider.ReasonPluginCrashed}
+				}
+				status := provider.PingNotYet
+				if answer == "alive" {
+					status = provider.PingAlive
+				}
+				return provider.PingResult{Status: status}, nil
+			}
+			_, err := connector(c).Connect(t.Context(), request(), nil)
+			if want == "" {
+				ok(t, err)
+				return
+			}
+			failure(t, err, want)
+			nothingLeft(t, c)
+		})
+	}
+}
+
 func TestAProbeThatHangsEndsByItself(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

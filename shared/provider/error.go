@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -93,10 +94,11 @@ func (e *Error) Error() string {
 	if message == "" {
 		message = string(e.Code)
 	}
+	parts := []string{message}
 	for _, f := range e.Fields {
-		message += fmt.Sprintf("; %s: %s", f.Field, f.Message)
+		parts = append(parts, f.Field+": "+f.Message)
 	}
-	return message
+	return strings.Join(parts, "; ")
 }
 
 // Unwrap gives the cause.

@@ -26,7 +26,9 @@ func TestProbeClassifiesAnswersTheSameForEveryProvider(t *testing.T) {
 		{"bad request of a proxy", code(400), HealthCheck{}, PingNotYet, "400"},
 		{"unauthorized", code(401), HealthCheck{}, PingDenied, "401"},
 		{"forbidden", code(403), HealthCheck{}, PingDenied, "403"},
-		{"login page", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/login", 307) }, HealthCheck{}, PingDenied, "login page"},
+		{"login page", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/login", http.StatusTemporaryRedirect)
+		}, HealthCheck{}, PingDenied, "login page"},
 		{"field right", text200(`{"status":"ok","n":1}`), HealthCheck{JSONFields: map[string]string{"status": "ok"}}, PingAlive, ""},
 		{"field wrong", text200(`{"status":"not initialized"}`), HealthCheck{JSONFields: map[string]string{"status": "ok"}}, PingNotYet, "not initialized"},
 		{"no JSON", text200(`<html>`), HealthCheck{JSONFields: map[string]string{"status": "ok"}}, PingNotYet, "not a JSON object"},

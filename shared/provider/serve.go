@@ -63,8 +63,7 @@ func Serve[C any, P Provider](info Info, open func(ctx context.Context, config C
 		},
 	}
 
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
+	ctx, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	if debug {
 		serveDebug(ctx, info, config)
 	} else {
@@ -74,6 +73,8 @@ func Serve[C any, P Provider](info Info, open func(ctx context.Context, config C
 	if err := server.close(); err != nil {
 		log.Error("closing the provider", "error", err)
 	}
+	// The directory of our socket is the host's to remove. A host that was killed cannot.
+	_ = os.Remove(os.Getenv(plugin.EnvUnixSocketDir))
 	os.Exit(0)
 }
 
@@ -82,7 +83,7 @@ func serveHost(ctx context.Context, config *plugin.ServeConfig) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
-		io.Copy(io.Discard, os.Stdin)
+		_, _ = io.Copy(io.Discard, os.Stdin)
 		cancel()
 	}()
 	servers := make(chan *grpc.Server, 1)
@@ -178,7 +179,7 @@ func (s *pluginServer) close() error {
 func (g *callGuard) wait(grace time.Duration) {
 	done := make(chan struct{})
 	go func() {
-		g.calls.Wait()
+		g.calls.Lock()
 		close(done)
 	}()
 	select {

@@ -173,15 +173,16 @@ func (s *pluginServer) Logs(ctx context.Context, r *pb.LogsRequest) (*pb.LogsRes
 }
 
 // callGuard wraps every call of the plugin: a panic becomes an error instead of the end of the process, and the calls
-// under way are counted so that the process can wait for them before it exits.
+// under way are known so that the process can wait for them before it exits.
 type callGuard struct {
-	log   hclog.Logger
-	calls sync.WaitGroup
+	log hclog.Logger
+	// calls is read-locked by every call, and locked by the process's end: from then on no call begins.
+	calls sync.RWMutex
 }
 
 func (g *callGuard) unary(ctx context.Context, request any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (response any, err error) {
-	g.calls.Add(1)
-	defer g.calls.Done()
+	g.calls.RLock()
+	defer g.calls.RUnlock()
 	defer g.recover(info.FullMethod, &err)
 	return handle(ctx, request)
 }
@@ -189,8 +190,8 @@ func (g *callGuard) unary(ctx context.Context, request any, info *grpc.UnaryServ
 func (g *callGuard) stream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {
 	// go-plugin's own standard output stream lasts as long as the process and is not a call to wait for.
 	if info.FullMethod == pb.Housekeeping_List_FullMethodName {
-		g.calls.Add(1)
-		defer g.calls.Done()
+		g.calls.RLock()
+		defer g.calls.RUnlock()
 	}
 	defer g.recover(info.FullMethod, &err)
 	return handle(server, stream)

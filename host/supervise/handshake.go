@@ -1,0 +1,64 @@
+package supervise
+
+import (
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/hashicorp/go-plugin"
+
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// handshakeProblem says what is wrong with a plugin's handshake line,
+//
+//	core protocol | plugin protocol | network | address | "grpc" | certificate
+//
+// or "" when nothing is. go-plugin would notice most of it too, but not in words that help.
+func handshakeProblem(line string, mtls bool) string {
+	parts := strings.Split(strings.TrimSpace(line), "|")
+	if len(parts) < 4 {
+		return fmt.Sprintf("the first line on its standard output is not a handshake but %.200q: "+
+			"a plugin prints nothing before the handshake and logs to standard error", strings.TrimSpace(line))
+	}
+	core, version := parts[0], parts[1]
+	switch {
+	case core != strconv.Itoa(plugin.CoreProtocolVersion):
+		return fmt.Sprintf("its handshake has version %.20q of go-plugin's core protocol, this host speaks version %d",
+			core, plugin.CoreProtocolVersion)
+	case version != strconv.Itoa(provider.ProtocolVersion):
+		return fmt.Sprintf("it speaks version %.20s of the plugin protocol, this host speaks version %d: "+
+			"update the older of the two", version, provider.ProtocolVersion)
+	case len(parts) < 5 || parts[4] != string(plugin.ProtocolGRPC):
+		return "it does not speak gRPC"
+	case mtls && (len(parts) < 6 || len(parts[5]) < minCertificate):
+		return "it ignores mTLS, which is on for this plugin: set `mtls = false` in its provider block to run it " +
+			"without, with its socket protected by file permissions alone"
+	}
+	return ""
+}
+
+// minCertificate tells a certificate from the other things that old plugins put into its place.
+const minCertificate = 50
+
+// PluginToHost decides whether the address a plugin listens on is one to connect to: API keys travel there.
+func (p *process) PluginToHost(network, address string) (string, string, error) {
+	switch {
+	case network == "unix" && filepath.Dir(address) == p.dir:
+		return network, address, nil
+	case network == "unix":
+		return "", "", fmt.Errorf("its socket %s is outside the directory it was given in %s", address, plugin.EnvUnixSocketDir)
+	case network == "tcp" && p.mtls:
+		return network, address, nil
+	case network == "tcp":
+		return "", "", fmt.Errorf("it listens on tcp %s without mTLS, where everybody on this machine can reach it: it must "+
+			"listen on a unix socket in the directory named by %s, or use mTLS", address, plugin.EnvUnixSocketDir)
+	}
+	return "", "", fmt.Errorf("it listens on an unknown kind of network, %q", network)
+}
+
+// HostToPlugin leaves addresses as they are: plugin and host share a machine.
+func (p *process) HostToPlugin(network, address string) (string, string, error) {
+	return network, address, nil
+}

@@ -1,0 +1,165 @@
+package supervise
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"unicode"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+const (
+	// maxLine is where longer lines of a plugin's output are split.
+	maxLine = 64 << 10
+	// tailLines and tailLine bound what is kept of the output for errors: so many lines of so many bytes.
+	tailLines = 20
+	tailLine  = 1 << 10
+)
+
+// output takes in what a plugin writes: foreign bytes of any kind and length. Every line goes to the host's log, and
+// the last ones are kept for errors. Safe for concurrent use.
+type output struct {
+	log hclog.Logger
+
+	mu       sync.Mutex
+	tail     []string
+	panicked bool // a Go stack trace is coming in
+}
+
+// copyFrom takes in everything that can be read, until the end or an error.
+func (o *output) copyFrom(r io.Reader) {
+	w := &lineWriter{out: o}
+	_, _ = io.Copy(w, r)
+	w.flush()
+}
+
+// lastLines are the lines kept for errors, oldest first.
+func (o *output) lastLines() []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clone(o.tail)
+}
+
+// line takes in one line: an hclog entry in JSON, text that starts with a level such as "[WARN]", or anything else.
+// The structured entries below INFO are for the log only.
+func (o *output) line(line []byte) {
+	level, message, pairs, structured := parseEntry(line)
+	if !structured {
+		message = printable(line)
+		level = levelOfText(message)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !structured && level == hclog.NoLevel {
+		// A plugin that dies of a panic explains itself in plain lines until its end.
+		o.panicked = o.panicked || strings.HasPrefix(message, "panic: ") || strings.HasPrefix(message, "fatal error: ")
+		level = hclog.Debug
+		if o.panicked {
+			level = hclog.Error
+		}
+	}
+	if !structured || level >= hclog.Info {
+		o.keep(message, pairs)
+	}
+	o.log.Log(level, message, pairs...)
+}
+
+func (o *output) keep(message string, pairs []any) {
+	for i := 0; i+1 < len(pairs); i += 2 {
+		message += " " + printable(fmt.Appendf(nil, "%v=%v", pairs[i], pairs[i+1]))
+	}
+	if len(message) > tailLine {
+		message = strings.ToValidUTF8(message[:tailLine], "") + "…"
+	}
+	o.tail = append(o.tail, message)
+	if len(o.tail) > tailLines {
+		o.tail = slices.Delete(o.tail, 0, 1)
+	}
+}
+
+// parseEntry reads an hclog entry. Anything that merely looks like one (a number where a text belongs, an unknown
+// level) is not taken for one.
+func parseEntry(line []byte) (level hclog.Level, message string, pairs []any, ok bool) {
+	if len(line) == 0 || line[0] != '{' {
+		return hclog.NoLevel, "", nil, false
+	}
+	var entry map[string]any
+	if json.Unmarshal(line, &entry) != nil {
+		return hclog.NoLevel, "", nil, false
+	}
+	message, isText := entry["@message"].(string)
+	levelName, hasLevel := entry["@level"].(string)
+	level = hclog.LevelFromString(levelName)
+	if !isText || !hasLevel || level == hclog.NoLevel || level == hclog.Off {
+		return hclog.NoLevel, "", nil, false
+	}
+	for _, key := range slices.Sorted(maps.Keys(entry)) {
+		switch key {
+		case "@message", "@level", "@timestamp": // the log has its own
+		default:
+			pairs = append(pairs, printable([]byte(strings.TrimPrefix(key, "@"))), entry[key])
+		}
+	}
+	return level, printable([]byte(message)), pairs, true
+}
+
+// levelOfText reads the level that a plain line may start with.
+func levelOfText(line string) hclog.Level {
+	word, _, found := strings.Cut(strings.TrimPrefix(line, "["), "]")
+	if !found || !strings.HasPrefix(line, "[") {
+		return hclog.NoLevel
+	}
+	if level := hclog.LevelFromString(word); level != hclog.Off {
+		return level
+	}
+	return hclog.NoLevel
+}
+
+// printable makes foreign bytes fit for a terminal: valid UTF-8 without control characters. Line breaks inside, which
+// only structured entries can have, become spaces.
+func printable(b []byte) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\t' || r == '\n':
+			return ' '
+		case unicode.IsControl(r):
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(string(b), "\uFFFD"))
+}
+
+// lineWriter cuts what is written to it into lines for an output. Not safe for concurrent use.
+type lineWriter struct {
+	out     *output
+	partial []byte
+}
+
+func (w *lineWriter) Write(p []byte) (int, error) {
+	written := len(p)
+	for len(p) > 0 {
+		part, rest, ended := bytes.Cut(p, []byte{'\n'})
+		if room := maxLine - len(w.partial); len(part) > room {
+			part, rest, ended = p[:room], p[room:], true
+		}
+		w.partial = append(w.partial, part...)
+		p = rest
+		if ended {
+			w.flush()
+		}
+	}
+	return written, nil
+}
+
+func (w *lineWriter) flush() {
+	if line := bytes.TrimRight(w.partial, "\r"); len(line) > 0 {
+		w.out.line(line)
+	}
+	w.partial = w.partial[:0]
+}
