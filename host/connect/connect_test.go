@@ -554,6 +554,21 @@ func TestCheckAsksOnceAndWakesNothing(t *testing.T) {
 	})
 }
 
+func TestAListingThatHangsEnds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		c.onList = func(ctx context.Context) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		began := time.Now()
+		_, err := connector(c).Sessions(t.Context())
+		failure(t, err, CodeDeadline)
+		same(t, "time", time.Since(began), lookLimit)
+	})
+}
+
 func TestErrorsKeepTheirCause(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -101,8 +101,8 @@ func (r *run) describe(ctx context.Context, err error) *Error {
 	case errors.Is(cause, errTotal), errors.Is(cause, context.DeadlineExceeded):
 		e = &Error{
 			Code: CodeDeadline, Retryable: true,
-			Message: fmt.Sprintf("the overall deadline passed after %s", round(time.Since(r.began))),
-			Hint:    "raise timeouts.total if the provider only needs longer",
+			Message: fmt.Sprintf("not connected within the overall deadline (%s)", round(time.Since(r.began))),
+			Hint:    "raise timeouts.total or --timeout if the provider only needs longer",
 		}
 	case cause != nil:
 		e = &Error{Code: CodeCancelled, Message: "cancelled"}

@@ -126,9 +126,9 @@ func verdict(result provider.PingResult) error {
 		}
 		e.Hint = "look at the server's log and command"
 	case provider.PingStopped:
-		e.Code, e.Message = CodeSandboxStopped, "the sandbox stopped while the server was starting: "+result.Reason
+		e.Code, e.Retryable, e.Message = CodeSandboxStopped, true, "the sandbox stopped while the server was starting: "+result.Reason
 	case provider.PingGone:
-		e.Code, e.Message = CodeSandboxGone, "the sandbox ended while the server was starting: "+result.Reason
+		e.Code, e.Retryable, e.Message = CodeSandboxGone, true, "the sandbox ended while the server was starting: "+result.Reason
 	case provider.PingDenied:
 		e.Code, e.Message = CodeDenied, "the server is there but refuses us: "+result.Reason
 		e.Hint = "the server's key or the provider's token does not fit; was the server started by another installation?"

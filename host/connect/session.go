@@ -8,6 +8,13 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
+const (
+	// lookLimit bounds a look at what a provider has.
+	lookLimit = 30 * time.Second
+	// endLimit bounds suspending or destroying one sandbox: clouds take up to two minutes to write memory and disk away.
+	endLimit = 3 * time.Minute
+)
+
 // Sessions lists this installation's sandboxes on the provider, those that are gone left out. Errors are *Error.
 func (c *Connector) Sessions(ctx context.Context) ([]provider.Sandbox, error) {
 	return c.sandboxes(ctx, "")
@@ -43,6 +50,8 @@ func (c *Connector) Disconnect(ctx context.Context, session string, action Actio
 }
 
 func (c *Connector) end(ctx context.Context, sandboxID string, action Action) error {
+	ctx, cancel := context.WithTimeout(ctx, endLimit)
+	defer cancel()
 	ref := provider.SandboxRef{Owner: c.owner, SandboxID: sandboxID}
 	if action == ActionSuspend {
 		if suspender, able := c.provider.(provider.Suspender); able {
@@ -100,6 +109,8 @@ func (c *Connector) Check(ctx context.Context, req Request) (Check, error) {
 }
 
 func (c *Connector) sandboxes(ctx context.Context, session string) ([]provider.Sandbox, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
 	all, err := list(ctx, c.provider, provider.ListRequest{Owner: c.owner, Session: session})
 	if err != nil {
 		return nil, c.sessionError(session, "", err)
@@ -123,7 +134,10 @@ func (c *Connector) noSandbox(session string) *Error {
 
 func (c *Connector) sessionError(session, sandboxID string, err error) *Error {
 	e := fromProvider(provider.AsError(err))
-	if e.Code == "" {
+	switch {
+	case e.Code == "" && provider.CodeOf(err) == provider.CodeTimeout:
+		e.Code, e.Message = CodeDeadline, "the provider did not answer in time: "+e.Message
+	case e.Code == "":
 		e.Code = CodeInternal
 	}
 	if e.SandboxID == "" {

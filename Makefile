@@ -1,0 +1,50 @@
+# berth: `make` lists the targets.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X github.com/berth-dev/berth/host/cli.Version=$(VERSION)
+PLUGINS := $(notdir $(patsubst %/main.go,%,$(wildcard plugins/*/main.go)))
+TOOL    := go tool -modfile=tools/go.mod
+BENCH   ?= .
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build the host, the plugins and the action server into bin/
+	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/berth ./host
+	go build -trimpath -ldflags '-s -w' -o bin/berth-action-server ./examples/action-server
+	$(foreach p,$(PLUGINS),go build -trimpath -ldflags '-s -w' -o bin/plugins/berth-provider-$(p) ./plugins/$(p) &&) true
+
+.PHONY: run
+run: build ## the main job, end to end, on this machine: connect, act, disconnect
+	go run ./examples/quickstart
+
+.PHONY: test
+test: ## all tests, with the race detector
+	go test -race ./...
+
+.PHONY: check
+check: ## everything a change must pass: format, vet, lint, wire contract, generated code, other platforms, tests
+	scripts/check
+	$(MAKE) test
+
+.PHONY: e2e
+e2e: ## the slow suite: a fresh clone with an empty module cache, twice
+	scripts/e2e
+
+.PHONY: bench
+bench: build ## figures against the budgets
+	go test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 20m ./host/bench
+
+.PHONY: fuzz
+fuzz: ## fuzz everything that reads foreign bytes, 20 s each
+	scripts/fuzz 20s
+
+.PHONY: generate
+generate: ## make the code that is generated again
+	$(TOOL) buf generate
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin

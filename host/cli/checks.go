@@ -1,0 +1,247 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+
+	"github.com/hashicorp/hcl/v2"
+	"github.com/spf13/cobra"
+
+	"github.com/berth-dev/berth/host/config"
+	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// Version is the version of the host. The build sets it.
+var Version = "dev"
+
+func (a *app) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Show the version of berth and of the plugin protocol",
+		Args:  cobra.NoArgs,
+		RunE: run(func(*cobra.Command, []string) error {
+			if a.flags.output == "json" {
+				a.printJSON(struct {
+					Version  string `json:"version"`
+					Protocol int    `json:"protocol"`
+					Go       string `json:"go"`
+					Platform string `json:"platform"`
+				}{Version, provider.ProtocolVersion, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH})
+				return nil
+			}
+			fmt.Fprintf(a.stdout, "berth %s (plugin protocol %d, %s, %s/%s)\n", Version, provider.ProtocolVersion,
+				runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return nil
+		}),
+	}
+}
+
+func (a *app) configCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "config",
+		Short: "Look at the configuration",
+		Args:  isCommand,
+		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	c.AddCommand(&cobra.Command{
+		Use:   "check",
+		Short: "Check the configuration, with the plugins it names",
+		Long: `Read the configuration, start every plugin it names, and let each check its own part. All mistakes are shown at
+once, with their source lines. Nothing is created, and the providers themselves are not asked: see berth doctor.`,
+		Args: cobra.NoArgs,
+		RunE: run(func(c *cobra.Command, _ []string) error {
+			err := a.load()
+			var mistakes diagnosed
+			if err != nil && !errors.As(err, &mistakes) {
+				return err
+			}
+			if err := a.checkProviders(c.Context(), mistakes.diagnostics); err != nil {
+				return err
+			}
+			name := a.conf.Path
+			if name == "" {
+				name = "the built-in configuration"
+			}
+			if a.flags.output == "json" {
+				a.printJSON(struct {
+					Config    string `json:"config"`
+					Providers int    `json:"providers"`
+					OK        bool   `json:"ok"`
+				}{name, len(a.conf.Providers), true})
+				return nil
+			}
+			fmt.Fprintf(a.stdout, "%s is fine: %d provider(s)\n", name, len(a.conf.Providers))
+			return nil
+		}),
+	})
+	return c
+}
+
+// checkProviders configures the plugin of every provider that could be read, and adds their mistakes to those found so
+// far.
+func (a *app) checkProviders(ctx context.Context, all hcl.Diagnostics) error {
+	found := make([]hcl.Diagnostics, len(a.conf.Providers))
+	problems := make([]error, len(a.conf.Providers))
+	var checks sync.WaitGroup
+	for i, p := range a.conf.Providers {
+		checks.Go(func() {
+			err := a.startConfigured(ctx, p)
+			var diagnosis diagnosed
+			var refusal *provider.Error
+			switch {
+			case errors.As(err, &diagnosis):
+				found[i] = diagnosis.diagnostics
+			case isRefusal(err, &refusal):
+				found[i] = p.Explain(refusal)
+			default:
+				problems[i] = err
+			}
+		})
+	}
+	checks.Wait()
+	for _, diagnostics := range found {
+		all = append(all, diagnostics...)
+	}
+	if all.HasErrors() {
+		return diagnosed{a.conf, all}
+	}
+	return errors.Join(problems...)
+}
+
+// startConfigured starts a provider's plugin with its configuration.
+func (a *app) startConfigured(ctx context.Context, p *config.Provider) error {
+	if diagnostics := p.CheckPlugin(); diagnostics.HasErrors() {
+		return diagnosed{a.conf, diagnostics}
+	}
+	_, err := a.plugin(p).Describe(ctx)
+	return pluginFailure(p.Label, err)
+}
+
+// pluginFailure makes the error of a command out of a plugin's.
+func pluginFailure(name string, err error) error {
+	var e *provider.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	code := connect.CodePluginFailed
+	switch e.Code {
+	case provider.CodeInvalid:
+		code = connect.CodeInvalidConfig
+	case provider.CodeDenied:
+		code = connect.CodeDenied
+	}
+	return &connect.Error{Code: code, Provider: name, Message: e.Error(), LogTail: e.LogTail, Retryable: e.Retryable, Cause: err}
+}
+
+func (a *app) doctorCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "doctor",
+		Short: "Check this installation, down to whether the providers accept the credentials",
+		Long: `Check the configuration, the state directory, every plugin, and by listing sandboxes whether every provider accepts
+our credentials. Nothing is created. The exit code is that of the first check that failed.`,
+		Args: cobra.NoArgs,
+		RunE: run(func(c *cobra.Command, _ []string) error {
+			if err := a.load(); err != nil {
+				return err
+			}
+			findings := []finding{a.configFinding(), a.stateFinding()}
+			findings = append(findings, a.providerFindings(c.Context())...)
+			return a.printFindings(findings)
+		}),
+	}
+}
+
+// finding is the outcome of one check of the doctor.
+type finding struct {
+	Check  string   `json:"check"`
+	OK     bool     `json:"ok"`
+	Detail string   `json:"detail"`
+	Error  *failure `json:"error,omitempty"`
+	code   int
+}
+
+func (a *app) finding(check, detail string, err error) finding {
+	if err == nil {
+		return finding{Check: check, OK: true, Detail: detail}
+	}
+	f, code := a.failure(commandError{err})
+	return finding{Check: check, Detail: f.Message, Error: &f, code: code}
+}
+
+func (a *app) configFinding() finding {
+	detail := a.conf.Path
+	if detail == "" {
+		detail = "built in, no file was found"
+	}
+	return a.finding("configuration", detail, nil)
+}
+
+func (a *app) stateFinding() finding {
+	_, err := a.secret()
+	if err == nil {
+		var probe *os.File
+		if probe, err = os.CreateTemp(a.conf.Host.StateDir, ".doctor-*"); err == nil {
+			probe.Close()
+			os.Remove(probe.Name())
+		} else if os.IsNotExist(err) && a.conf.Host.Secret != "" {
+			err = nil // nothing has been kept yet
+		}
+	}
+	return a.finding("state directory", a.conf.Host.StateDir, err)
+}
+
+func (a *app) providerFindings(ctx context.Context) []finding {
+	findings := make([]finding, len(a.conf.Providers))
+	var checks sync.WaitGroup
+	for i, p := range a.conf.Providers {
+		checks.Go(func() {
+			name := "provider " + p.Label
+			if err := a.startConfigured(ctx, p); err != nil {
+				findings[i] = a.finding(name, "", err)
+				return
+			}
+			connector, err := a.connector(p)
+			if err != nil {
+				findings[i] = a.finding(name, "", err)
+				return
+			}
+			sandboxes, err := connector.Sessions(ctx)
+			var failed *connect.Error
+			if errors.As(err, &failed) && failed.Code == connect.CodeUnsupported {
+				findings[i] = a.finding(name, "the plugin starts; it cannot list, so the credentials are not checked", nil)
+				return
+			}
+			findings[i] = a.finding(name, fmt.Sprintf("answers, %d sandbox(es)", len(sandboxes)), err)
+		})
+	}
+	checks.Wait()
+	return findings
+}
+
+func (a *app) printFindings(findings []finding) error {
+	if a.flags.output == "json" {
+		a.printJSON(map[string][]finding{"checks": findings})
+	} else {
+		for _, f := range findings {
+			mark := "ok  "
+			if !f.OK {
+				mark = "FAIL"
+			}
+			fmt.Fprintf(a.stdout, "%s  %-20s %s\n", mark, f.Check, a.secrets.String(f.Detail))
+			if f.Error != nil && f.Error.Hint != "" {
+				fmt.Fprintf(a.stdout, "      %-20s %s\n", "", f.Error.Hint)
+			}
+		}
+	}
+	for _, f := range findings {
+		if f.code != 0 {
+			return exitError(f.code)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,205 @@
+package cli
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/berth-dev/berth/host/config"
+	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+func (a *app) connectCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "connect SESSION",
+		Short: "Get a session's sandbox, start its server, wait until it is healthy",
+		Long: `Connect a session: find its sandbox and wake it if it sleeps, or create one; start the action server unless it
+is up; wait until it is healthy; print its URL and the headers that open it.
+
+When that fails or is interrupted, whatever was made is removed again. What was found is left alone.
+
+  berth connect s1
+  berth connect s1 --provider daytona --mode attach -o json
+  eval "$(berth connect s1 -o env)" && curl -H "X-Session-API-Key: $BERTH_HEADER_X_SESSION_API_KEY" "$BERTH_URL/alive"`,
+	}
+	session := sessionFlag(c)
+	label := c.Flags().StringP("provider", "p", "", "the provider's label in the configuration (default: the configured one)")
+	mode := c.Flags().String("mode", "auto", "auto: attach, or create if there is nothing; attach: never create; create: only create")
+	progress := c.Flags().String("progress", "auto", "on standard error: auto, plain, ndjson or none")
+	timeout := c.Flags().Duration("timeout", 0, "deadline for everything, such as 5m (default: timeouts.total)")
+	c.RunE = run(func(c *cobra.Command, args []string) error {
+		id, err := session(args)
+		if err != nil {
+			return err
+		}
+		show, err := a.progress(*progress)
+		if err != nil {
+			return err
+		}
+		defer show.close()
+		if c.Flags().Changed("timeout") && *timeout <= 0 {
+			return usagef("--timeout %s: the deadline must lie ahead", *timeout)
+		}
+		if err := a.load(); err != nil {
+			return err
+		}
+		p, err := a.provider(*label)
+		if err != nil {
+			return err
+		}
+		connector, err := a.connector(p)
+		if err != nil {
+			return err
+		}
+		a.secrets.Add(connector.SessionKey(id))
+		request := requestFor(p, id)
+		request.Mode = connect.Mode(*mode)
+		if *timeout > 0 {
+			request.Limits.Total = *timeout
+		}
+		a.connecting.Store(true)
+		result, err := connector.Connect(c.Context(), request, show.event)
+		if err != nil {
+			return err
+		}
+		show.close()
+		a.printConnection(result)
+		return nil
+	})
+	return c
+}
+
+// requestFor makes the request of a session from a provider's configuration.
+func requestFor(p *config.Provider, session string) connect.Request {
+	return connect.Request{
+		Session:  session,
+		Server:   connect.Server{Server: p.Server.Server, KeyEnv: p.Server.KeyEnv, KeyHeader: p.Server.KeyHeader},
+		Labels:   p.Labels,
+		Lifetime: p.Lifetime,
+		Health: connect.Health{
+			Timeout: p.Health.Timeout, Interval: p.Health.Interval,
+			NoRamp: p.Health.Ramp == config.RampOff, ProbeTimeout: p.Health.ProbeTimeout,
+		},
+		Limits: connect.Limits{
+			Total: p.Timeouts.Total, Create: p.Timeouts.Create, Start: p.Timeouts.Start, Undo: p.Timeouts.Undo,
+		},
+	}
+}
+
+// connection is a connected session as programs read it.
+type connection struct {
+	Session   string                    `json:"session"`
+	Provider  string                    `json:"provider"`
+	Sandbox   connectionSandbox         `json:"sandbox"`
+	URL       string                    `json:"url"`
+	Headers   map[string]string         `json:"headers"`
+	ExpiresAt *time.Time                `json:"expires_at"`
+	URLs      map[string]connectionPort `json:"urls"`
+	Pings     int                       `json:"pings"`
+	Timings   connectionTimings         `json:"timings_ms"`
+}
+
+type connectionSandbox struct {
+	ID     string          `json:"id"`
+	Origin provider.Origin `json:"origin"`
+}
+
+// connectionPort is one extra port.
+type connectionPort struct {
+	URL       string            `json:"url"`
+	Headers   map[string]string `json:"headers"`
+	ExpiresAt *time.Time        `json:"expires_at"`
+}
+
+type connectionTimings struct {
+	Acquire     float64 `json:"acquire"`
+	StartServer float64 `json:"start_server"`
+	Health      float64 `json:"health"`
+	Total       float64 `json:"total"`
+}
+
+func (a *app) printConnection(r connect.Result) {
+	switch a.flags.output {
+	case "json":
+		a.printJSON(newConnection(r))
+	case "env":
+		a.printConnectionEnv(r)
+	default:
+		a.printConnectionText(r)
+	}
+}
+
+func newConnection(r connect.Result) connection {
+	j := connection{
+		Session: r.Session, Provider: r.Provider, Sandbox: connectionSandbox{r.SandboxID, r.Origin},
+		URL: r.Endpoint.URL, Headers: notNil(r.Endpoint.Headers), ExpiresAt: pointer(r.Endpoint.ExpiresAt),
+		URLs: map[string]connectionPort{}, Pings: r.Pings,
+		Timings: connectionTimings{
+			milliseconds(r.Timings.Acquire), milliseconds(r.Timings.StartServer),
+			milliseconds(r.Timings.Health), milliseconds(r.Timings.Total),
+		},
+	}
+	for name, extra := range r.Extra {
+		j.URLs[name] = connectionPort{extra.URL, notNil(extra.Headers), pointer(extra.ExpiresAt)}
+	}
+	return j
+}
+
+func notNil(headers map[string]string) map[string]string {
+	if headers == nil {
+		return map[string]string{}
+	}
+	return headers
+}
+
+// printConnectionEnv writes exports for a POSIX shell.
+func (a *app) printConnectionEnv(r connect.Result) {
+	export := func(name, value string) { fmt.Fprintf(a.stdout, "export %s=%s\n", name, shellQuote(value)) }
+	export("BERTH_SESSION", r.Session)
+	export("BERTH_PROVIDER", r.Provider)
+	export("BERTH_SANDBOX_ID", r.SandboxID)
+	export("BERTH_URL", r.Endpoint.URL)
+	for _, name := range slices.Sorted(maps.Keys(r.Endpoint.Headers)) {
+		export("BERTH_HEADER_"+variable(name), r.Endpoint.Headers[name])
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Extra)) {
+		export("BERTH_URL_"+variable(name), r.Extra[name].URL)
+	}
+}
+
+// variable makes a part of a variable's name.
+func variable(name string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return '_'
+	}, strings.ToUpper(name))
+}
+
+// printConnectionText is for people: it names the headers but not their values.
+func (a *app) printConnectionText(r connect.Result) {
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(a.stdout, "%-9s %s\n", name, fmt.Sprintf(format, args...))
+	}
+	line("session", "%s", r.Session)
+	line("provider", "%s", r.Provider)
+	line("sandbox", "%s (%s)", r.SandboxID, r.Origin)
+	line("url", "%s", r.Endpoint.URL)
+	if names := slices.Sorted(maps.Keys(r.Endpoint.Headers)); len(names) > 0 {
+		line("headers", "%s (-o json or -o env shows the values)", strings.Join(names, ", "))
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Extra)) {
+		line(name, "%s", r.Extra[name].URL)
+	}
+	if !r.Endpoint.ExpiresAt.IsZero() {
+		line("expires", "%s", ago(r.Endpoint.ExpiresAt))
+	}
+	line("ready in", "%s (acquire %s, start %s, health %s, %d probes)", short(r.Timings.Total),
+		short(r.Timings.Acquire), short(r.Timings.StartServer), short(r.Timings.Health), r.Pings)
+}

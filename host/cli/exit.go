@@ -1,0 +1,206 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// The exit codes of berth. They are part of its interface.
+const (
+	exitOK          = 0
+	exitOther       = 1
+	exitUsage       = 2 // the command line or the configuration
+	exitDenied      = 3
+	exitNotFound    = 4
+	exitQuota       = 5 // quota or rate limit
+	exitFailed      = 6 // create or start
+	exitUnhealthy   = 7 // health timeout, or the server or its sandbox ended
+	exitPlugin      = 8
+	exitDeadline    = 124
+	exitInterrupted = 130
+)
+
+var exitCodes = map[connect.Code]int{
+	connect.CodeInvalidConfig:  exitUsage,
+	connect.CodeDenied:         exitDenied,
+	connect.CodeNotFound:       exitNotFound,
+	connect.CodeAlreadyExists:  exitFailed,
+	connect.CodeQuota:          exitQuota,
+	connect.CodeRateLimited:    exitQuota,
+	connect.CodeUnreachable:    exitOther,
+	connect.CodeUnsupported:    exitOther,
+	connect.CodeAttachFailed:   exitFailed,
+	connect.CodeCreateFailed:   exitFailed,
+	connect.CodeStartFailed:    exitFailed,
+	connect.CodeServerExited:   exitUnhealthy,
+	connect.CodeHealthTimeout:  exitUnhealthy,
+	connect.CodeSandboxStopped: exitUnhealthy,
+	connect.CodeSandboxGone:    exitUnhealthy,
+	connect.CodePluginFailed:   exitPlugin,
+	connect.CodeDeadline:       exitDeadline,
+	connect.CodeCancelled:      exitInterrupted,
+	connect.CodeInternal:       exitOther,
+}
+
+// exitCode is the one for a failure of the code.
+func exitCode(code connect.Code) int {
+	if known, ok := exitCodes[code]; ok {
+		return known
+	}
+	return exitOther
+}
+
+// report shows why a command failed, and gives the exit code of the process.
+func (a *app) report(command *cobra.Command, err error) int {
+	defer a.stderr.Close()
+	if err == nil && a.stdout.err != nil {
+		err = commandError{fmt.Errorf("the result could not be written: %w", a.stdout.err)}
+	}
+	if err == nil {
+		return exitOK
+	}
+	var silent exitError
+	if errors.As(err, &silent) {
+		return int(silent)
+	}
+	return a.show(command, err)
+}
+
+// show tells programs and people why the command failed.
+func (a *app) show(command *cobra.Command, err error) (code int) {
+	f, code := a.failure(err)
+	if f.Code == "usage" {
+		f.Hint = command.CommandPath() + " --help"
+	}
+	if a.flags.output == "json" {
+		a.printJSON(map[string]failure{"error": f})
+	}
+	switch {
+	case !a.ndjson.Load():
+		a.explain(err, f)
+	case a.flags.output != "json":
+		a.sayJSON(map[string]failure{"error": f})
+	}
+	return code
+}
+
+// exitError is an exit code whose reason is already in the result.
+type exitError int
+
+func (exitError) Error() string { return "the result says why" }
+
+// failure is an error as programs read it.
+type failure struct {
+	Code         string   `json:"code"`
+	Phase        string   `json:"phase,omitempty"`
+	Message      string   `json:"message"`
+	Provider     string   `json:"provider,omitempty"`
+	Session      string   `json:"session,omitempty"`
+	SandboxID    string   `json:"sandbox_id,omitempty"`
+	Retryable    bool     `json:"retryable"`
+	RetryAfterMS int64    `json:"retry_after_ms,omitempty"`
+	Cleanup      string   `json:"cleanup,omitempty"`
+	CleanupError string   `json:"cleanup_error,omitempty"`
+	ExitCode     *int     `json:"exit_code,omitempty"`
+	LogTail      []string `json:"log_tail,omitempty"`
+	Pings        int      `json:"pings,omitempty"`
+	Hint         string   `json:"hint,omitempty"`
+}
+
+// failure reads err and gives the exit code that belongs to it. Everything in it is redacted.
+func (a *app) failure(err error) (failure, int) {
+	var command commandError
+	var diagnosis diagnosed
+	var refusal *provider.Error
+	var failed *connect.Error
+	var usage usageError
+	switch {
+	case errors.As(err, &diagnosis), isRefusal(err, &refusal):
+		f := failure{Code: string(connect.CodeInvalidConfig), Phase: "config", Message: a.secrets.String(err.Error()),
+			Hint: "berth config check shows every mistake"}
+		if errors.As(err, &failed) {
+			f.Provider, f.Session, f.Cleanup = failed.Provider, failed.Session, string(failed.Cleanup)
+		}
+		return f, exitUsage
+	case errors.As(err, &usage), !errors.As(err, &command):
+		return failure{Code: "usage", Message: a.secrets.String(err.Error())}, exitUsage
+	case a.interrupted.Load() && provider.CodeOf(err) == provider.CodeCanceled:
+		f := failure{Code: string(connect.CodeCancelled), Message: "interrupted"}
+		if errors.As(err, &failed) {
+			f.Provider, f.Session = failed.Provider, failed.Session
+		}
+		return f, exitInterrupted
+	case errors.As(err, &failed):
+		return a.connectFailure(failed), exitCode(failed.Code)
+	}
+	return failure{Code: string(connect.CodeInternal), Message: a.secrets.String(err.Error())}, exitOther
+}
+
+// isRefusal says that a plugin refused attributes of its configuration.
+func isRefusal(err error, refusal **provider.Error) bool {
+	return errors.As(err, refusal) && (*refusal).Code == provider.CodeInvalid && len((*refusal).Fields) > 0
+}
+
+func (a *app) connectFailure(e *connect.Error) failure {
+	clean := a.secrets.String
+	f := failure{
+		Code: string(e.Code), Phase: string(e.Phase), Message: clean(e.Message), Provider: e.Provider, Session: e.Session,
+		SandboxID: e.SandboxID, Retryable: e.Retryable, RetryAfterMS: e.RetryAfter.Milliseconds(),
+		Cleanup: string(e.Cleanup), CleanupError: clean(e.CleanupError), ExitCode: e.ExitCode, Pings: e.Pings, Hint: clean(e.Hint),
+	}
+	if e.Cleanup == connect.CleanupFailed && e.Session != "" {
+		f.Hint = "berth disconnect " + e.Session + " tries once more to remove what is left"
+	}
+	for _, line := range e.LogTail {
+		f.LogTail = append(f.LogTail, clean(line))
+	}
+	return f
+}
+
+// explain writes the failure for people to standard error.
+func (a *app) explain(err error, f failure) {
+	var diagnosis diagnosed
+	var refusal *provider.Error
+	if errors.As(err, &diagnosis) {
+		diagnosis.conf.Write(a.stderr, diagnosis.diagnostics, a.color())
+		return
+	}
+	if isRefusal(err, &refusal) {
+		if p, err := a.conf.Provider(f.Provider); err == nil {
+			a.conf.Write(a.stderr, p.Explain(refusal), a.color())
+			return
+		}
+	}
+	a.say("berth: %s", f.Message)
+	detail := func(name, value string) {
+		if value != "" {
+			a.say("  %-9s %s", name, value)
+		}
+	}
+	detail("phase", f.Phase)
+	detail("provider", f.Provider)
+	detail("sandbox", f.SandboxID)
+	switch f.Cleanup {
+	case string(connect.CleanupDone):
+		detail("cleanup", "done: nothing of this attempt is left")
+	case string(connect.CleanupFailed):
+		detail("cleanup", "FAILED, something may be left and cost money: "+f.CleanupError)
+	}
+	if len(f.LogTail) > 0 {
+		a.say("  the end of the log:")
+		for _, line := range f.LogTail {
+			a.say("    | %s", line)
+		}
+	}
+	detail("hint", f.Hint)
+}
+
+func (a *app) color() bool {
+	_, plain := a.getenv("NO_COLOR")
+	return a.screen.width != nil && !plain
+}

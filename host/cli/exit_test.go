@@ -1,0 +1,82 @@
+package cli
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/berth-dev/berth/host/connect"
+)
+
+func TestEveryCodeOfConnectHasAnExitCode(t *testing.T) {
+	t.Parallel()
+	file, err := parser.ParseFile(token.NewFileSet(), "../connect/error.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	codes := 0
+	ast.Inspect(file, func(node ast.Node) bool {
+		spec, ok := node.(*ast.ValueSpec)
+		if !ok || fmt.Sprint(spec.Type) != "Code" {
+			return true
+		}
+		codes++
+		word, _ := strconv.Unquote(spec.Values[0].(*ast.BasicLit).Value)
+		if code, known := exitCodes[connect.Code(word)]; !known || code == exitOK {
+			t.Errorf("%s has none", spec.Names[0])
+		}
+		return true
+	})
+	if codes != len(exitCodes) || codes == 0 {
+		t.Errorf("%d codes, %d exit codes", codes, len(exitCodes))
+	}
+	if exitCode("a code of tomorrow") != exitOther {
+		t.Error("a failure of an unknown kind is no success")
+	}
+}
+
+func TestTheExitCodesAreThoseOfTheHelp(t *testing.T) {
+	t.Parallel()
+	a := newApp(&bytes.Buffer{}, &bytes.Buffer{}, os.LookupEnv)
+	help := strings.Join(strings.Fields(a.rootCommand().Long), " ")
+	for word, code := range map[string]int{
+		"done": exitOK, "other failure": exitOther, "usage or configuration": exitUsage, "denied": exitDenied,
+		"not found": exitNotFound, "quota or rate limit": exitQuota, "create or start failed": exitFailed,
+		"the server did not become healthy": exitUnhealthy, "plugin failed": exitPlugin, "deadline": exitDeadline,
+		"interrupted": exitInterrupted,
+	} {
+		entry := fmt.Sprintf("%d %s", code, word)
+		if !strings.Contains(help, entry) {
+			t.Errorf("%q is missing in %s", entry, help)
+		}
+	}
+}
+
+func TestAFailureIsRedactedInEveryField(t *testing.T) {
+	t.Parallel()
+	const secret = "sk-live-0123456789"
+	var stdout, stderr bytes.Buffer
+	a := newApp(&stdout, &stderr, os.LookupEnv)
+	root := a.rootCommand()
+	a.flags.output = "json"
+	a.secrets.Add(secret)
+	err := commandError{&connect.Error{
+		Code: connect.CodeCreateFailed, Session: "s1", Message: "with " + secret, LogTail: []string{"KEY=" + secret},
+		Cleanup: connect.CleanupFailed, CleanupError: "deleting with " + secret, Cause: errors.New(secret),
+	}}
+	if code := a.report(root, err); code != exitFailed {
+		t.Errorf("exit code %d", code)
+	}
+	for _, text := range []string{stdout.String(), stderr.String()} {
+		if strings.Contains(text, secret) || strings.Count(text, "[redacted]") < 3 {
+			t.Errorf("%s", text)
+		}
+	}
+}

@@ -1,0 +1,137 @@
+package cli_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// undone checks the end of a connect that was interrupted.
+func undone(t *testing.T, c *command, within time.Duration) {
+	t.Helper()
+	began := time.Now()
+	r := c.wait()
+	took := time.Since(began)
+	f := r.failure(t)
+	if r.code != 130 || f.Code != "cancelled" || f.Cleanup != "done" || took > within {
+		t.Errorf("exit code %d after %s: %+v", r.code, took, f)
+	}
+	wants(t, r.stderr, "interrupted, undoing", "nothing of this attempt is left")
+	c.leavesNothing()
+}
+
+func TestAnInterruptedHealthWaitIsUndone(t *testing.T) {
+	t.Parallel()
+	for name, signal := range map[string]syscall.Signal{
+		"interrupt": syscall.SIGINT, "terminate": syscall.SIGTERM, "hang up": syscall.SIGHUP,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newMachine(t)
+			m.configure(customServer("exec sleep 1000") + localBlock)
+			c := m.start("connect", "s1", "-o", "json").saying("starting the server (")
+			c.interrupt(signal)
+			undone(t, c, 5*time.Second)
+		})
+	}
+}
+
+func TestAnInterruptedCreateIsUndone(t *testing.T) {
+	t.Parallel()
+	for name, attributes := range map[string][]string{
+		"before it had an effect":  {faults("create=hang")},
+		"with an effect":           {faults("create=hang_after")},
+		"whatever the plugin does": {faults("create=ignore_cancel:1h", "create=delay:1h")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newMachine(t)
+			m.configureMock(attributes...)
+			c := m.start("connect", "s1", "-o", "json")
+			m.eventually("the create is under way", func() bool {
+				calls, _ := os.ReadFile(filepath.Join(m.dir, "cloud-mock.json"))
+				return strings.Contains(string(calls), `"create": 1`)
+			})
+			c.interrupt(syscall.SIGINT)
+			undone(t, c, 20*time.Second)
+		})
+	}
+}
+
+func TestWhatAnInterruptedConnectFoundIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	m.configureMock()
+	id := m.connect("s1").Sandbox.ID
+	m.fine("disconnect", "s1", "--action", "suspend")
+	m.configureMock(faults("ping=not_yet"))
+	c := m.start("connect", "s1", "-o", "json").saying("starting the server (")
+	c.interrupt(syscall.SIGINT)
+	r := c.wait()
+	if f := r.failure(t); r.code != 130 || f.Code != "cancelled" || f.Cleanup != "none" {
+		t.Errorf("exit code %d: %+v", r.code, f)
+	}
+	if list := m.sessions(); len(list) != 1 || list[0].SandboxID != id {
+		t.Errorf("%+v", list)
+	}
+}
+
+func TestAnInterruptThatArrivesTwiceIsOneInterrupt(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	m.configureMock(faults("ping=not_yet", "destroy=delay:500ms"))
+	c := m.start("connect", "s1", "-o", "json").saying("starting the server (")
+	c.interrupt(syscall.SIGTERM) // as timeout(1) does: to the process, and to the group
+	c.saying("undoing").interrupt(syscall.SIGTERM)
+	undone(t, c, 20*time.Second)
+}
+
+func TestASecondInterruptLeavesAtOnce(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	m.configureMock(faults("ping=not_yet", "destroy=hang"))
+	c := m.start("connect", "s1", "-o", "json").saying("starting the server (")
+	c.interrupt(syscall.SIGINT)
+	first := time.Now()
+	c.eventually("a second has passed", func() bool { return time.Since(first) > 1200*time.Millisecond })
+	c.interrupt(syscall.SIGINT)
+	began := time.Now()
+	r := c.wait()
+	if took := time.Since(began); r.code != 130 || took > 5*time.Second {
+		t.Errorf("exit code %d after %s", r.code, took)
+	}
+	wants(t, r.stderr, "left without undoing", "berth sessions")
+	m.eventually("no process is left", func() bool { return len(m.processes()) == 0 })
+	m.configureMock()
+	if list := m.sessions(); len(list) != 1 {
+		t.Errorf("there is nothing to show: %+v", list)
+	}
+}
+
+func TestEveryOtherCommandCanBeInterruptedToo(t *testing.T) {
+	t.Parallel()
+	for _, args := range []string{"ping s1", "sessions", "disconnect s1", "doctor", "config check"} {
+		t.Run(args, func(t *testing.T) {
+			t.Parallel()
+			m := newMachine(t)
+			m.configureMock(faults("list=hang", "configure=delay:700ms"))
+			c := m.start(append(strings.Fields(args), "-o", "json", "--log-level", "trace")...)
+			c.plugin()
+			c.interrupt(syscall.SIGINT)
+			began := time.Now()
+			r := c.wait()
+			if took := time.Since(began); r.code != 130 || took > 10*time.Second {
+				t.Errorf("exit code %d after %s: %s%s", r.code, took, r.stdout, r.stderr)
+			}
+			wants(t, r.stdout, `"cancelled"`)
+			wants(t, r.stderr, "interrupted")
+			if strings.Contains(r.stderr, "undoing what was made") {
+				t.Errorf("it makes nothing that it could undo:\n%s", r.stderr)
+			}
+			m.eventually("no process is left", func() bool { return len(m.processes()) == 0 })
+		})
+	}
+}

@@ -1,0 +1,148 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/berth-dev/berth/host/connect"
+)
+
+// display shows the events of a connect. close ends it and may be called twice; no event comes after it.
+type display struct {
+	event func(connect.Event)
+	close func()
+}
+
+// progress makes the display that --progress asks for.
+func (a *app) progress(name string) (display, error) {
+	nothing := func() {}
+	switch name {
+	case "auto":
+		if kind, _ := a.getenv("TERM"); a.screen.width != nil && kind != "dumb" {
+			return a.liveDisplay(), nil
+		}
+		return display{a.plainEvent, nothing}, nil
+	case "plain":
+		return display{a.plainEvent, nothing}, nil
+	case "ndjson":
+		a.ndjson.Store(true)
+		return display{a.jsonEvent, nothing}, nil
+	case "none":
+		return display{func(connect.Event) {}, nothing}, nil
+	}
+	return display{}, usagef("--progress %s: the kinds are auto, plain, ndjson and none", name)
+}
+
+var phaseNames = map[connect.Phase]string{
+	connect.PhaseAcquire:     "getting a sandbox",
+	connect.PhaseStartServer: "starting the server",
+	connect.PhaseHealth:      "waiting until it is healthy",
+	connect.PhaseReady:       "ready",
+	connect.PhaseUndo:        "undoing",
+}
+
+// plainEvent writes a line for each end of a phase.
+func (a *app) plainEvent(e connect.Event) {
+	switch e.Status {
+	case connect.StatusDone, connect.StatusFailed:
+		a.say("%s", phaseLine(e))
+	}
+}
+
+func phaseLine(e connect.Event) string {
+	line := phaseNames[e.Phase]
+	if e.Status == connect.StatusFailed {
+		line += ": failed"
+	}
+	if e.Message != "" {
+		line += ": " + e.Message
+	}
+	if e.SandboxID != "" && e.Phase == connect.PhaseAcquire {
+		line += " " + e.SandboxID
+	}
+	return fmt.Sprintf("%s (%s)", line, short(e.Elapsed))
+}
+
+// jsonEvent is an event as programs read it: one JSON object a line.
+func (a *app) jsonEvent(e connect.Event) {
+	a.sayJSON(struct {
+		Time      time.Time      `json:"time"`
+		Session   string         `json:"session"`
+		Provider  string         `json:"provider"`
+		Attempt   string         `json:"attempt"`
+		Phase     connect.Phase  `json:"phase"`
+		Status    connect.Status `json:"status"`
+		SandboxID string         `json:"sandbox_id,omitempty"`
+		ElapsedMS float64        `json:"elapsed_ms"`
+		Pings     int            `json:"pings,omitempty"`
+		Message   string         `json:"message,omitempty"`
+	}{e.Time, e.Session, e.Provider, e.Attempt, e.Phase, e.Status, e.SandboxID, milliseconds(e.Elapsed), e.Pings, e.Message})
+}
+
+// sayJSON writes one JSON object as a line of standard error.
+func (a *app) sayJSON(object any) {
+	if line, err := json.Marshal(object); err == nil {
+		a.say("%s", line)
+	}
+}
+
+// redraw is how often the display of the phase under way is renewed.
+const redraw = 100 * time.Millisecond
+
+// liveDisplay draws the phase under way in place, and leaves a line behind for each that ended.
+func (a *app) liveDisplay() display {
+	var mutex sync.Mutex
+	var current connect.Event
+	var began time.Time
+	draw := func() { // mutex is held
+		if current.Phase == "" {
+			return
+		}
+		text := phaseNames[current.Phase]
+		if current.Message != "" {
+			text += ": " + current.Message
+		}
+		a.screen.draw("… "+a.secrets.String(text), fmt.Sprintf(" (%s)", time.Since(began).Round(redraw)))
+	}
+
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		ticker := time.NewTicker(redraw)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ticker.C:
+				mutex.Lock()
+				draw()
+				mutex.Unlock()
+			case <-stop:
+				return
+			}
+		}
+	}()
+	event := func(e connect.Event) {
+		mutex.Lock()
+		defer mutex.Unlock()
+		switch e.Status {
+		case connect.StatusStarted:
+			current, began = e, time.Now()
+		case connect.StatusProgress:
+			current.Message = e.Message
+		default:
+			current = connect.Event{}
+			mark := "✓"
+			if e.Status == connect.StatusFailed {
+				mark = "✗"
+			}
+			a.say("%s %s", mark, phaseLine(e))
+		}
+	}
+	return display{event, sync.OnceFunc(func() {
+		close(stop)
+		<-stopped
+		a.screen.erase()
+	})}
+}

@@ -1,0 +1,118 @@
+// Package rules holds the project to its own rules: which part may import which.
+package rules
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/berth-dev/berth/"
+
+type goPackage struct {
+	ImportPath string
+	Imports    []string
+	Deps       []string
+}
+
+// packages asks the go command for all packages of the module.
+func packages(t *testing.T) []goPackage {
+	t.Helper()
+	command := exec.CommandContext(t.Context(), "go", "list", "-deps=false", "-json=ImportPath,Imports,Deps", module+"...")
+	output, err := command.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []goPackage
+	for decoder := json.NewDecoder(strings.NewReader(string(output))); ; {
+		var p goPackage
+		if err := decoder.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		p.ImportPath = strings.TrimPrefix(p.ImportPath, module)
+		all = append(all, p)
+	}
+}
+
+func under(path string, roots ...string) bool {
+	return slices.ContainsFunc(roots, func(root string) bool { return path == root || strings.HasPrefix(path, root+"/") })
+}
+
+func TestEveryPartImportsOnlyWhatItMay(t *testing.T) {
+	t.Parallel()
+	seen := 0
+	for _, p := range packages(t) {
+		for _, path := range p.Imports {
+			ours, inside := strings.CutPrefix(path, module)
+			forbidden := ""
+			switch {
+			case under(p.ImportPath, "shared") && inside && !under(ours, "shared"):
+				forbidden = "shared/ is what plugin authors import: it stands alone"
+			case under(p.ImportPath, "shared") && under(path, "github.com/hashicorp/hcl", "github.com/zclconf/go-cty"):
+				forbidden = "the wire form of a configuration is neutral"
+			case under(p.ImportPath, "plugins") && under(ours, "host"):
+				forbidden = "a plugin knows the contract, not the host"
+			case under(p.ImportPath, "plugins") && under(ours, "plugins") && !under(ours, "plugins/internal", pluginOf(p.ImportPath)):
+				forbidden = "a plugin does not know another"
+			case under(p.ImportPath, "examples") && inside:
+				forbidden = "an example shows what a stranger can do"
+			case p.ImportPath == "host/connect" && inside && ours != "shared/provider":
+				forbidden = "the lifecycle knows the provider contract and nothing else of ours"
+			case p.ImportPath == "host/connect" && under(path, "net/http", "os", "os/exec", "github.com/hashicorp", "google.golang.org"):
+				forbidden = "the lifecycle knows no processes, configuration files, wire or HTTP"
+			case under(p.ImportPath, "host") && under(ours, "shared/proto"):
+				forbidden = "only shared/provider knows the wire"
+			case under(p.ImportPath, "host") && under(ours, "plugins"):
+				forbidden = "nothing in the host knows a provider"
+			}
+			if forbidden != "" {
+				t.Errorf("%s imports %s: %s", p.ImportPath, path, forbidden)
+			}
+		}
+		seen++
+	}
+	if seen < 10 {
+		t.Errorf("only %d packages were looked at", seen)
+	}
+}
+
+// pluginOf gives plugins/NAME of a package below it.
+func pluginOf(path string) string {
+	parts := strings.SplitN(path, "/", 3)
+	return strings.Join(parts[:min(2, len(parts))], "/")
+}
+
+func TestTheWireIsKnownInFewFilesOnly(t *testing.T) {
+	t.Parallel()
+	output, err := exec.CommandContext(t.Context(), "git", "-C", "../..", "grep", "-l", "berth/shared/proto/", "--", "*.go", ":!*_test.go", ":!*.pb.go").Output()
+	if err != nil {
+		t.Skip("not a git checkout")
+	}
+	want := []string{"shared/provider/client.go", "shared/provider/convert.go", "shared/provider/server.go"}
+	if got := strings.Fields(string(output)); !slices.Equal(got, want) {
+		t.Errorf("the wire's types are known in %v, want %v", got, want)
+	}
+}
+
+func TestPluginAuthorsInheritLittle(t *testing.T) {
+	t.Parallel()
+	heavy := []string{"github.com/hashicorp/hcl", "github.com/zclconf/go-cty", "database/sql", "github.com/spf13/cobra", module + "host"}
+	for _, p := range packages(t) {
+		if p.ImportPath != "shared/provider" {
+			continue
+		}
+		for _, dependency := range p.Deps {
+			if under(dependency, heavy...) {
+				t.Errorf("shared/provider pulls in %s", dependency)
+			}
+		}
+		return
+	}
+	t.Error("shared/provider was not found")
+}
