@@ -275,7 +275,7 @@ func (r *run) startServer(ctx context.Context) (provider.Endpoints, error) {
 // server is the server as the provider gets it, with the session key in its environment.
 func (r *run) server() provider.Server {
 	server := r.req.Server.Server
-	server.Health.Timeout = r.req.Health.ProbeTimeout
+	server.Health = r.healthCheck()
 	server.Env = maps.Clone(server.Env)
 	if server.Env == nil {
 		server.Env = map[string]string{}
@@ -284,6 +284,12 @@ func (r *run) server() provider.Server {
 		server.Env[name] = r.key
 	}
 	return server
+}
+
+func (r *run) healthCheck() provider.HealthCheck {
+	check := r.req.Server.Health
+	check.Timeout = r.req.Health.ProbeTimeout
+	return check
 }
 
 // withKey adds the session key's header to the endpoints. An extra port gets it too: it is served by the same server.

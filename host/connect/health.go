@@ -94,7 +94,7 @@ func (r *run) ping(ctx context.Context, endpoint provider.Endpoint) (provider.Pi
 	defer cancel()
 	r.pings++
 	return r.provider.Ping(ctx, provider.PingRequest{
-		Session: r.req.Session, Owner: r.owner, SandboxID: r.sandboxID, Endpoint: endpoint, Health: r.server().Health,
+		Session: r.req.Session, Owner: r.owner, SandboxID: r.sandboxID, Endpoint: endpoint, Health: r.healthCheck(),
 	})
 }
 

@@ -199,7 +199,8 @@ func FuzzNoShapeOfASecretStays(f *testing.F) {
 	f.Add("aaaaaa", "aaa", "aa", 2)
 	f.Fuzz(func(t *testing.T, secret, before, after string, size int) {
 		// A secret that could be part of the mask, or reach into it, says nothing about redaction.
-		if len(secret) < 6 || strings.ContainsAny(secret, "[]\n\r") || strings.Contains(redact.Mask, secret) || size < 1 {
+		mask := redact.Mask
+		if len(secret) < 6 || strings.ContainsAny(secret, "[]\n\r") || strings.Contains(mask, secret) || size < 1 {
 			t.Skip()
 		}
 		var set redact.Set

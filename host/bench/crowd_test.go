@@ -1,0 +1,307 @@
+package bench
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/supervise"
+	"github.com/berth-dev/berth/internal/testbin"
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// mockVariable tells a host process where the mock plugin is.
+const mockVariable = "BERTH_BENCH_MOCK"
+
+// runHost has a process of its own do the work of a role, and reads its answer.
+func runHost(b *testing.B, role string, answer any) {
+	b.Helper()
+	executable, err := os.Executable()
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	defer cancel()
+	command := exec.CommandContext(ctx, executable)
+	command.Env = append(os.Environ(), roleVariable+"="+role, mockVariable+"="+testbin.Build(b, "./plugins/mock"))
+	command.Stderr = os.Stderr
+	stdout, err := command.Output()
+	if err == nil {
+		err = json.Unmarshal(stdout, answer)
+	}
+	if err != nil {
+		b.Fatalf("the host process: %v\n%s", err, stdout)
+	}
+}
+
+// beHost does the work of a role, in the process that runHost started.
+func beHost(work func(mock string) (any, error)) {
+	answer, err := work(os.Getenv(mockVariable))
+	if err == nil {
+		err = goleak.Find()
+	}
+	if err == nil {
+		err = json.NewEncoder(os.Stdout).Encode(answer)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+const (
+	crowd       = 1000
+	crowdRounds = 3
+	slowCloud   = `{"serve":"none","create_latency":"2s"}`
+)
+
+// crowdAnswer is what a host process with a crowd measured.
+type crowdAnswer struct {
+	One                               time.Duration // one connect
+	All                               figures       // all connects of a round, from the first to the last
+	Bare                              figures       // the same with bare go-plugin
+	CPU                               time.Duration // of the host, for one of a thousand connects and destroying it again
+	GoroutinesBefore, GoroutinesAfter int
+	PeakMB                            float64
+}
+
+// BenchmarkThousandConnects connects 1,000 sessions at once through one connector and one plugin, on a cloud that takes
+// two seconds for each, next to one connect alone. Everything but those two seconds is work, for host and plugin, and
+// comes in two waves: at the start and when all sandboxes are made. A busy machine has no time for the waves, so the
+// same calls are made with bare go-plugin as well. Their memory is in the peak too.
+func BenchmarkThousandConnects(b *testing.B) {
+	var a crowdAnswer
+	runHost(b, roleCrowd, &a)
+	report(b, map[string]float64{
+		"ratio-to-one": ratio(a.All.median(), a.One), "bare-ratio-to-one": ratio(a.Bare.median(), a.One),
+		"one-ms": ms(a.One), "all-ms": ms(a.All.median()), "all-worst-ms": ms(a.All.max()), "host-cpu-ms-each": ms(a.CPU),
+		"goroutines-before": float64(a.GoroutinesBefore), "goroutines-after": float64(a.GoroutinesAfter),
+	})
+	if a.PeakMB > 0 {
+		b.ReportMetric(a.PeakMB, "peak-MB")
+	}
+	b.Logf("%d connects, median of %d rounds; aim: ratio-to-one < 1.25, peak-MB < 150, no goroutine more after than before", crowd, crowdRounds)
+}
+
+func beCrowd(mock string) (any, error) {
+	plugin, err := startPlugin(mock, slowCloud, true)
+	if err != nil {
+		return nil, err
+	}
+	defer plugin.Stop(context.Background())
+	giveBack, err := lendStdin()
+	if err != nil {
+		return nil, err
+	}
+	defer giveBack()
+	bare, err := startBare(mock, slowCloud, true)
+	if err != nil {
+		return nil, err
+	}
+	defer bare.process.Kill()
+
+	var a crowdAnswer
+	if _, err := connectAll(plugin, "warm-up", 10); err != nil {
+		return nil, err
+	}
+	if a.One, err = connectAll(plugin, "one", 1); err != nil {
+		return nil, err
+	}
+	a.GoroutinesBefore = runtime.NumGoroutine()
+	for i := range crowdRounds {
+		name := fmt.Sprintf("round-%d", i)
+		cpuBefore := cpuTime()
+		all, err := connectAll(plugin, name, crowd)
+		if err != nil {
+			return nil, err
+		}
+		a.All = append(a.All, all)
+		a.CPU += (cpuTime() - cpuBefore) / crowd / crowdRounds
+		if all, err = connectAllBare(bare, name, crowd); err != nil {
+			return nil, err
+		}
+		a.Bare = append(a.Bare, all)
+	}
+	back := eventually(func() bool {
+		a.GoroutinesAfter = runtime.NumGoroutine()
+		return a.GoroutinesAfter <= a.GoroutinesBefore
+	})
+	if !back {
+		return nil, fmt.Errorf("%d goroutines before, %d after", a.GoroutinesBefore, a.GoroutinesAfter)
+	}
+	a.PeakMB = memory(os.Getpid(), "VmHWM")
+	return a, nil
+}
+
+// connectAll connects n new sessions at the same time, and says how long it took until the last one was connected.
+// Their sandboxes are destroyed afterwards.
+func connectAll(plugin *supervise.Plugin, name string, n int) (time.Duration, error) {
+	ctx := context.Background()
+	connector := newConnector(plugin)
+	results := make([]connect.Result, n)
+	failures := make([]error, n)
+	var callers sync.WaitGroup
+	start := make(chan struct{})
+	for i := range n {
+		callers.Go(func() {
+			<-start
+			results[i], failures[i] = connector.Connect(ctx, request(fmt.Sprintf("%s-%d", name, i)), nil)
+		})
+	}
+	began := time.Now()
+	close(start)
+	callers.Wait()
+	took := time.Since(began)
+
+	if err := errors.Join(failures...); err != nil {
+		return took, err
+	}
+	different := map[string]bool{}
+	for _, result := range results {
+		if result.Origin != provider.OriginCreated {
+			return took, fmt.Errorf("session %s was %s", result.Session, result.Origin)
+		}
+		different[result.SandboxID] = true
+		if err := plugin.Destroy(ctx, provider.SandboxRef{Owner: owner, SandboxID: result.SandboxID}); err != nil {
+			return took, err
+		}
+	}
+	if len(different) != n {
+		return took, fmt.Errorf("%d sessions got %d sandboxes", n, len(different))
+	}
+	return took, nothingLeft(connector)
+}
+
+// connectAllBare is connectAll with bare go-plugin.
+func connectAllBare(bare *bare, name string, n int) (time.Duration, error) {
+	ctx := context.Background()
+	ids := make([]string, n)
+	failures := make([]error, n)
+	var callers sync.WaitGroup
+	start := make(chan struct{})
+	for i := range n {
+		callers.Go(func() {
+			<-start
+			ids[i], failures[i] = bare.connect(ctx, fmt.Sprintf("%s-%d", name, i))
+		})
+	}
+	began := time.Now()
+	close(start)
+	callers.Wait()
+	took := time.Since(began)
+	for _, id := range ids {
+		failures = append(failures, bare.destroy(ctx, id))
+	}
+	return took, errors.Join(failures...)
+}
+
+const (
+	waiters = 10_000
+	// warmUp is how long after the last session began to wait the pace is down to one probe a second.
+	warmUp = 11 * time.Second
+	// measured is how long the waiting is watched then.
+	measured = 6 * time.Second
+)
+
+// waitingAnswer is what a host process with waiting sessions measured.
+type waitingAnswer struct {
+	Started        time.Duration // until all sessions waited
+	Cores          float64       // of the host process, while they waited
+	Probes         float64       // a second
+	Undone         time.Duration // from the cancel until all sandboxes were destroyed
+	RestMB, PeakMB float64
+}
+
+// BenchmarkTenThousandWaiting has 10,000 sessions wait for servers that do not become healthy, and measures what the
+// host needs for that once each of them is due to be probed once a second. A machine too busy for 10,000 probes a second
+// makes cores look good; us-per-probe, the processor time for each, does not depend on that.
+func BenchmarkTenThousandWaiting(b *testing.B) {
+	var a waitingAnswer
+	runHost(b, roleWaiting, &a)
+	report(b, map[string]float64{
+		"cores": a.Cores, "probes/s": a.Probes, "us-per-probe": a.Cores / a.Probes * 1e6,
+		"start-s": a.Started.Seconds(), "undo-s": a.Undone.Seconds(),
+	})
+	if a.PeakMB > 0 {
+		b.ReportMetric(a.RestMB, "waiting-MB")
+		b.ReportMetric(a.PeakMB, "peak-MB")
+	}
+	b.Logf("%d sessions, from %s after they began to wait; aim: cores < 1 (us-per-probe < 100), peak-MB < 500", waiters, warmUp)
+}
+
+func beWaiting(mock string) (any, error) {
+	plugin, err := startPlugin(mock, `{"serve":"none","ready_after":"1h"}`, true)
+	if err != nil {
+		return nil, err
+	}
+	defer plugin.Stop(context.Background())
+	connector := newConnector(plugin)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+
+	var waiting, probes atomic.Int64
+	count := func(e connect.Event) {
+		switch {
+		case e.Phase == connect.PhaseHealth && e.Status == connect.StatusStarted:
+			waiting.Add(1)
+		case e.Phase == connect.PhaseHealth && e.Status == connect.StatusProgress:
+			probes.Add(1)
+		}
+	}
+	failures := make([]error, waiters)
+	var callers sync.WaitGroup
+	began := time.Now()
+	for i := range waiters {
+		callers.Go(func() {
+			_, failures[i] = connector.Connect(ctx, request(fmt.Sprintf("session-%d", i)), count)
+		})
+	}
+	var a waitingAnswer
+	if !eventually(func() bool { return waiting.Load() == waiters }) {
+		return nil, fmt.Errorf("only %d of %d sessions wait", waiting.Load(), waiters)
+	}
+	a.Started = time.Since(began)
+
+	pass(warmUp)
+	a.RestMB = memory(os.Getpid(), "VmRSS")
+	cpuBefore, probesBefore, began := cpuTime(), probes.Load(), time.Now()
+	pass(measured)
+	elapsed := time.Since(began)
+	a.Cores = ratio(cpuTime()-cpuBefore, elapsed)
+	a.Probes = float64(probes.Load()-probesBefore) / elapsed.Seconds()
+
+	began = time.Now()
+	cancel()
+	callers.Wait()
+	a.Undone = time.Since(began)
+	a.PeakMB = memory(os.Getpid(), "VmHWM")
+	for i, err := range failures {
+		var failure *connect.Error
+		if !errors.As(err, &failure) || failure.Code != connect.CodeCancelled || failure.Cleanup != connect.CleanupDone {
+			return nil, fmt.Errorf("session %d ended with %#v", i, err)
+		}
+	}
+	return a, nothingLeft(connector)
+}
+
+// cpuTime is what this process has used so far.
+func cpuTime() time.Duration {
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		panic(err)
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}
