@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// Config is what the provider's config block may hold.
+type Config struct {
+	APIKey         string        `berth:"api_key,sensitive" env:"DAYTONA_API_KEY" doc:"The key of an organization, with the permissions write:sandboxes and delete:sandboxes. It or jwt_token is needed."`
+	JWTToken       string        `berth:"jwt_token,sensitive" env:"DAYTONA_JWT_TOKEN" doc:"A user's token, instead of api_key. It needs organization_id."`
+	OrganizationID string        `berth:"organization_id" env:"DAYTONA_ORGANIZATION_ID" doc:"Which of the user's organizations jwt_token acts for. An api_key belongs to one, so it needs none."`
+	APIURL         string        `berth:"api_url" default:"https://app.daytona.io/api" env:"DAYTONA_API_URL,DAYTONA_SERVER_URL" doc:"Where the API is, with the /api at its end."`
+	Target         string        `berth:"target" env:"DAYTONA_TARGET" doc:"The region. Default: the organization's own."`
+	Snapshot       string        `berth:"snapshot" doc:"The snapshot that sandboxes are made of, as it is called in Daytona's dashboard; not an image of a registry. Default: the organization's default snapshot. An account's first sandbox of a large one can take many minutes."`
+	Image          string        `berth:"image" doc:"An image of a registry, instead of snapshot: the cloud builds a snapshot of it first, which takes minutes the first time."`
+	CPU            int           `berth:"cpu" doc:"Cores. Only with image, as are memory and disk: a snapshot has its own size. Default: the cloud's."`
+	Memory         int           `berth:"memory" doc:"GiB of memory. Only with image. Default: the cloud's, which is small."`
+	Disk           int           `berth:"disk" doc:"GiB of disk. Only with image. Default: the cloud's."`
+	Port           int           `berth:"port" default:"8000" doc:"The port of a server that asks for none."`
+	Public         bool          `berth:"public" default:"false" doc:"Let everybody who knows a URL reach every port of the sandbox, without the token that private sandboxes ask for. It cannot be changed for a sandbox that exists."`
+	DeleteAfter    time.Duration `berth:"delete_after" default:"168h" doc:"How long a stopped sandbox is kept, in whole minutes: then the cloud deletes it with its files. 0s keeps it until somebody deletes it."`
+	ArchiveAfter   time.Duration `berth:"archive_after" doc:"How long a stopped sandbox stays quick to wake, in whole minutes: then its files move to cheaper storage, and waking takes minutes. Default: the cloud's, 7 days."`
+	BlockNetwork   bool          `berth:"block_network" default:"false" doc:"Let nothing in the sandbox reach out."`
+	AllowNetworks  []string      `berth:"allow_networks" doc:"The networks the sandbox may reach, such as 208.80.154.232/32; no others. Default: all."`
+}
+
+// open checks the configuration. It asks the cloud nothing.
+func open(_ context.Context, config Config, log hclog.Logger) (*Daytona, error) {
+	if err := config.check(); err != nil {
+		return nil, err
+	}
+	return newDaytona(config, log), nil
+}
+
+// check refuses what the cloud would refuse, and what would not mean what it says. All of it at once.
+func (c *Config) check() error {
+	refused := &provider.Error{Code: provider.CodeInvalid, Message: "the configuration was refused"}
+	refuse := func(field, message string) {
+		refused.Fields = append(refused.Fields, provider.FieldError{Field: field, Message: message})
+	}
+	switch {
+	case c.APIKey == "" && c.JWTToken == "":
+		refuse("api_key", "is missing: set it, or the environment variable DAYTONA_API_KEY; the dashboard makes keys")
+	case c.APIKey != "" && c.JWTToken != "":
+		refuse("jwt_token", "goes without an api_key: choose one of them")
+	case c.JWTToken != "" && c.OrganizationID == "":
+		refuse("organization_id", "is needed with jwt_token: set it, or the environment variable DAYTONA_ORGANIZATION_ID")
+	}
+	if c.token() != strings.TrimSpace(c.token()) || strings.ContainsAny(c.token(), "\r\n") {
+		refuse("api_key", "has spaces or line breaks around it")
+	}
+	c.APIURL = strings.TrimRight(c.APIURL, "/")
+	if u, err := url.Parse(c.APIURL); err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.User != nil || u.RawQuery != "" {
+		refuse("api_url", "must be a URL such as https://app.daytona.io/api")
+	}
+	if c.Snapshot != "" && c.Image != "" {
+		refuse("image", "goes without a snapshot: choose one of them")
+	}
+	if strings.ContainsAny(c.Image, " \t\r\n") {
+		refuse("image", "must be one image, such as docker.io/library/python:3.13")
+	}
+	for name, size := range map[string]int{"cpu": c.CPU, "memory": c.Memory, "disk": c.Disk} {
+		switch {
+		case size < 0 || size > 1<<16:
+			refuse(name, "must be a whole number from 1 on")
+		case size > 0 && c.Image == "":
+			refuse(name, "goes with image only: a snapshot has its own size")
+		}
+	}
+	if c.Port < 1 || c.Port > 65535 {
+		refuse("port", "must be between 1 and 65535")
+	}
+	for _, network := range c.AllowNetworks {
+		if _, err := netip.ParsePrefix(network); err != nil {
+			refuse("allow_networks", "must be networks such as 208.80.154.232/32")
+			break
+		}
+	}
+	if c.BlockNetwork && len(c.AllowNetworks) > 0 {
+		refuse("allow_networks", "goes without block_network: choose one of them")
+	}
+	if len(refused.Fields) > 0 {
+		return refused
+	}
+	return nil
+}
+
+func (c *Config) token() string {
+	if c.JWTToken != "" {
+		return c.JWTToken
+	}
+	return c.APIKey
+}
+
+// minutes rounds up: the cloud counts in whole minutes, and takes 0 for something else.
+func minutes(d time.Duration) int32 {
+	whole := d / time.Minute
+	if d%time.Minute > 0 {
+		whole++
+	}
+	return int32(max(1, whole))
+}

@@ -1,0 +1,398 @@
+// Package sim is Daytona on this machine: its main API, the daemon ("toolbox") in each sandbox, and the proxy to their
+// ports, with the cloud's own states, words and oddities. Sandboxes are real: what is started in them runs.
+//
+// An executable that uses it begins with simcloud.Main.
+package sim
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/berth-dev/berth/plugins/internal/simcloud"
+)
+
+// Options say how the cloud behaves. The zero value is a cloud without delays.
+type Options struct {
+	// APIKey opens it. Empty: "dtn_simulated".
+	APIKey string
+	// PathDirs are directories of this machine whose executables the sandboxes find by name.
+	PathDirs []string
+	// Snapshots are those that exist, besides the default one.
+	Snapshots []string
+
+	Create, Start, Stop, Archive, Restore, Delete time.Duration // how long these take
+	// Hold is how long a create or start is held back until the sandbox runs. Empty: 30 s.
+	Hold time.Duration
+	// ListLag is how far behind listings are.
+	ListLag time.Duration
+	// TokenCache is how long a port's token is still given out after it was looked up. Empty: 1 s. Negative: not at all.
+	TokenCache time.Duration
+	// Minute is how long a minute of the automatic stop, archive and delete is. Empty: a minute.
+	Minute time.Duration
+}
+
+// Cloud is one simulated cloud. Safe for concurrent use.
+type Cloud struct {
+	// Traffic has every call, and makes calls fail. Operations are called as in Daytona's API description:
+	// createSandbox, getSandbox, listSandboxes, startSandbox, executeCommand, ...; requests to a sandbox's port are "preview".
+	Traffic simcloud.Traffic
+
+	options Options
+	api     *simcloud.Server
+	proxy   *simcloud.Server
+
+	mutex      sync.Mutex
+	all        []*sandbox // destroyed ones too: listings are behind
+	startError *startError
+}
+
+type startError struct {
+	reason      string
+	recoverable bool
+}
+
+// sandbox is one of the cloud's.
+type sandbox struct {
+	cloud *Cloud
+	box   *simcloud.Box
+
+	id, name, snapshot, user, target, class string
+	build                                   string // the Dockerfile
+	env, labels                             map[string]string
+	public, blockAll                        bool
+	allowList                               string
+	cpu, memory, disk                       int
+
+	state, desired           string
+	next                     []change // to come, in this order
+	reason                   string
+	recoverable              bool
+	stop, archive, remove    int // minutes
+	token                    string
+	shownToken               string // what port look-ups give
+	shownUntil               time.Time
+	signed                   map[string]signedToken
+	created, updated, active time.Time
+	sessions                 map[string]*session
+	shown                    []shown // for listings, oldest first
+}
+
+// change is a state to come.
+type change struct {
+	at    time.Time
+	state string
+}
+
+// shown is what listings show from a time on; nil: nothing.
+type shown struct {
+	from time.Time
+	item map[string]any
+}
+
+type signedToken struct {
+	port  int
+	until time.Time
+}
+
+// New starts a cloud. The caller closes it.
+func New(options Options) (*Cloud, error) {
+	if options.APIKey == "" {
+		options.APIKey = "dtn_simulated"
+	}
+	if options.Hold == 0 {
+		options.Hold = 30 * time.Second
+	}
+	if options.TokenCache == 0 {
+		options.TokenCache = time.Second
+	}
+	if options.Minute == 0 {
+		options.Minute = time.Minute
+	}
+	c := &Cloud{options: options}
+	var err error
+	if c.proxy, err = simcloud.Serve(c.proxyHandler(), simcloud.ServeOptions{}); err != nil {
+		return nil, err
+	}
+	if c.api, err = simcloud.Serve(c.apiHandler(), simcloud.ServeOptions{}); err != nil {
+		c.proxy.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Close ends the cloud and everything in it.
+func (c *Cloud) Close() {
+	c.api.Close()
+	c.proxy.Close()
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	for _, s := range c.all {
+		s.box.Close()
+	}
+}
+
+// URL is where the main API is.
+func (c *Cloud) URL() string { return c.api.URL + "/api" }
+
+// Environment points Daytona's SDKs, and berth, at the cloud.
+func (c *Cloud) Environment() map[string]string {
+	return map[string]string{"DAYTONA_API_URL": c.URL(), "DAYTONA_API_KEY": c.options.APIKey}
+}
+
+// Control steers the cloud from another process: see simcloud.Control.
+func (c *Cloud) Control() http.Handler {
+	return simcloud.Control(&c.Traffic, func() any { return c.Sandboxes() })
+}
+
+// Info is a sandbox as tests see it.
+type Info struct {
+	ID      string            `json:"id"`
+	Name    string            `json:"name"`
+	State   string            `json:"state"`
+	Desired string            `json:"desired"`
+	Labels  map[string]string `json:"labels"`
+	Stop    int               `json:"autoStopInterval"`
+	Delete  int               `json:"autoDeleteInterval"`
+	Public  bool              `json:"public"`
+}
+
+// Sandboxes gives those that are there, in whatever state.
+func (c *Cloud) Sandboxes() []Info {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	list := []Info{}
+	for _, s := range c.all {
+		s.advance()
+		if s.state != destroyed {
+			list = append(list, Info{s.id, s.name, s.derived(), s.desired, s.labels, s.stop, s.remove, s.public})
+		}
+	}
+	return list
+}
+
+// Set changes how the cloud behaves from now on.
+func (c *Cloud) Set(change func(*Options)) {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	change(&c.options)
+}
+
+// FailStart makes the next create or start end in the state error.
+func (c *Cloud) FailStart(reason string, recoverable bool) {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	c.startError = &startError{reason, recoverable}
+}
+
+// Force puts a sandbox into a state, whatever it was in. Unless that is "started", its processes end.
+func (c *Cloud) Force(id, state, reason string, recoverable bool) {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	if s := c.find(id); s != nil {
+		s.next, s.desired, s.reason, s.recoverable = nil, state, reason, recoverable
+		if !slices.Contains([]string{started, stopped, destroyed, archived, paused}, state) {
+			s.desired = started
+		}
+		s.enter(time.Now(), state)
+	}
+}
+
+// Desire changes the state a sandbox is meant to be in, without doing anything about it.
+func (c *Cloud) Desire(id, state string) {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	if s := c.find(id); s != nil {
+		s.desired = state
+	}
+}
+
+// Plant makes sandboxes without machines, which are started at once: for listings.
+func (c *Cloud) Plant(count int, labels map[string]string) error {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	for range count {
+		s, err := c.make(createRequest{Labels: labels})
+		if err != nil {
+			return err
+		}
+		s.next = nil
+		s.enter(time.Now(), started)
+	}
+	return nil
+}
+
+// find looks up by id, then by name. The mutex is held.
+func (c *Cloud) find(idOrName string) *sandbox {
+	for _, by := range []func(*sandbox) string{func(s *sandbox) string { return s.id }, func(s *sandbox) string { return s.name }} {
+		for _, s := range c.all {
+			if by(s) != idOrName {
+				continue
+			}
+			s.advance()
+			if s.state == destroyed || (s.state == failed || s.state == buildFailed) && s.desired == destroyed {
+				return nil
+			}
+			return s
+		}
+	}
+	return nil
+}
+
+// The states that the simulator itself puts sandboxes in.
+const (
+	creating     = "creating"
+	started      = "started"
+	starting     = "starting"
+	stopped      = "stopped"
+	stopping     = "stopping"
+	archived     = "archived"
+	archiving    = "archiving"
+	restoring    = "restoring"
+	paused       = "paused"
+	destroying   = "destroying"
+	destroyed    = "destroyed"
+	failed       = "error"
+	pendingBuild = "pending_build"
+	building     = "building_snapshot"
+	buildFailed  = "build_failed"
+)
+
+// advance lets happen what was to happen until now: changes of state, and the automatic stop, archive and delete. The
+// mutex is held, as for all methods of sandbox.
+func (s *sandbox) advance() {
+	now := time.Now()
+	for len(s.next) > 0 && !s.next[0].at.After(now) {
+		due := s.next[0]
+		s.next = s.next[1:]
+		s.enter(due.at, due.state)
+	}
+	minutes := func(n int) time.Duration { return time.Duration(n) * s.cloud.options.Minute }
+	switch {
+	case s.state == started && s.desired == started && s.stop > 0 && now.Sub(s.active) > minutes(s.stop):
+		s.halt()
+	case s.state == stopped && s.desired == stopped && s.remove > 0 && now.Sub(s.updated) > minutes(s.remove):
+		s.destroy()
+	case s.state == stopped && s.desired == stopped && s.archive > 0 && now.Sub(s.updated) > minutes(s.archive):
+		s.file()
+	}
+}
+
+// enter puts the sandbox into a state.
+func (s *sandbox) enter(at time.Time, state string) {
+	s.state, s.updated = state, at
+	switch state {
+	case started:
+		_ = s.box.Start()
+		s.active, s.reason = at, ""
+	case destroyed:
+		_ = s.box.Close()
+	default:
+		s.box.Stop()
+		s.sessions = map[string]*session{}
+	}
+	if e := s.cloud.startError; e != nil && state == started {
+		s.cloud.startError = nil
+		s.box.Stop()
+		s.state, s.reason, s.recoverable = failed, e.reason, e.recoverable
+	}
+	s.show()
+}
+
+// show notes what listings show from now on.
+func (s *sandbox) show() {
+	var item map[string]any
+	if s.state != destroyed {
+		item = s.item()
+	}
+	s.shown = append(s.shown, shown{time.Now(), item})
+	if len(s.shown) > 20 {
+		s.shown = s.shown[10:]
+	}
+}
+
+// listed is what listings show now.
+func (s *sandbox) listed() map[string]any {
+	var item map[string]any
+	for _, entry := range s.shown {
+		if time.Since(entry.from) < s.cloud.options.ListLag {
+			break
+		}
+		item = entry.item
+	}
+	return item
+}
+
+// plan has the states follow each other, each after its delay.
+func (s *sandbox) plan(desired string, changes ...any) {
+	s.desired, s.next = desired, nil
+	at := time.Now()
+	for i := 0; i < len(changes); i += 2 {
+		at = at.Add(changes[i].(time.Duration))
+		s.next = append(s.next, change{at, changes[i+1].(string)})
+	}
+	s.updated = time.Now()
+	s.advance()
+	s.show()
+}
+
+func (s *sandbox) halt() {
+	if s.remove == 0 { // ephemeral
+		s.destroy()
+		return
+	}
+	s.plan(stopped, time.Duration(0), stopping, s.cloud.options.Stop, stopped)
+}
+
+func (s *sandbox) file() {
+	s.plan(archived, time.Duration(0), archiving, s.cloud.options.Archive, archived)
+}
+
+func (s *sandbox) destroy() {
+	s.name = fmt.Sprintf("DESTROYED_%s_%d", s.name, time.Now().UnixMilli()) // the name is free at once
+	s.plan(destroyed, time.Duration(0), destroying, s.cloud.options.Delete, destroyed)
+}
+
+// derived is the state that look-ups show, other than listings.
+func (s *sandbox) derived() string {
+	switch s.state + ">" + s.desired {
+	case "started>stopped":
+		return stopping
+	case "started>destroyed", "stopped>destroyed":
+		return destroying
+	case "stopped>started":
+		return starting
+	case "stopped>archived":
+		return archiving
+	case "unknown>started":
+		return creating
+	}
+	return s.state
+}
+
+// changing says that the cloud is at work on the sandbox, and so refuses everything else.
+func (s *sandbox) changing() bool { return len(s.next) > 0 || s.state != s.desired }
+
+// renewToken replaces the token that opens the ports, as every start does.
+func (s *sandbox) renewToken() { s.token = strings.ToLower(rand.Text() + rand.Text())[:32] }
+
+// portToken is the token that a look-up gives: for a moment, the one it gave before.
+func (s *sandbox) portToken() string {
+	if now := time.Now(); now.After(s.shownUntil) {
+		s.shownToken, s.shownUntil = s.token, now.Add(s.cloud.options.TokenCache)
+	}
+	return s.shownToken
+}
+
+func newUUID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:])
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	h := hex.EncodeToString(b[:])
+	return strings.Join([]string{h[:8], h[8:12], h[12:16], h[16:20], h[20:]}, "-")
+}
