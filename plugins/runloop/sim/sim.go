@@ -1,0 +1,514 @@
+// Package sim is Runloop, simulated: the API and the tunnels, with real processes as devboxes. It speaks what Runloop's own
+// clients speak, as far as devboxes go, and remembers nothing once it is closed.
+//
+// What is not documented about the real service is decided here as its documentation makes most likely, and said where
+// it is decided.
+package sim
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/berth-dev/berth/plugins/internal/simcloud"
+)
+
+// Options say how the simulated cloud behaves. Durations left 0 are no time at all, except where another default is named.
+type Options struct {
+	APIKey    string        // the one key that opens the API; default "ak_sim"
+	Provision time.Duration // from a create until a devbox runs, without its launch commands
+	Suspend   time.Duration // from a suspend until it is done
+	Resume    time.Duration // from a resume until the devbox runs
+	// LazyStatus is how long a devbox reads as before after a suspend or resume was answered, as the real ones do.
+	LazyStatus time.Duration
+	Quota      int // how many devboxes may run; 0 for any number
+	// MaxHold is the longest that a question for a status is held. Default 30 s.
+	MaxHold time.Duration
+	// PathDirs are directories whose programs devboxes find by name.
+	PathDirs []string
+}
+
+// Cloud is the simulated Runloop.
+type Cloud struct {
+	simcloud.Traffic
+	options Options
+	api     *simcloud.Server
+	tunnels *simcloud.Server
+	control *simcloud.Server
+
+	ctx     context.Context // ends with the cloud
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+
+	mutex    sync.Mutex
+	boxes    []*box // oldest first
+	replayed map[string]string
+}
+
+// Start starts the cloud on free loopback ports. The caller closes it.
+func Start(options Options) (*Cloud, error) {
+	if options.APIKey == "" {
+		options.APIKey = "ak_sim"
+	}
+	if options.MaxHold == 0 {
+		options.MaxHold = 30 * time.Second
+	}
+	c := &Cloud{options: options, replayed: map[string]string{}}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	var err error
+	serve := func(handler http.Handler) *simcloud.Server {
+		if err != nil {
+			return nil
+		}
+		var server *simcloud.Server
+		server, err = simcloud.Serve(handler, simcloud.ServeOptions{H2C: true}) // Runloop's JavaScript client speaks nothing else
+		return server
+	}
+	c.api = serve(c.apiHandler())
+	c.tunnels = serve(c.tunnelHandler())
+	c.control = serve(simcloud.Control(&c.Traffic, func() any { return c.Devboxes() }))
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	c.running.Go(c.endLives)
+	return c, nil
+}
+
+// Close ends the cloud and everything in it.
+func (c *Cloud) Close() {
+	c.cancel()
+	for _, server := range []*simcloud.Server{c.api, c.tunnels, c.control} {
+		if server != nil {
+			server.Close()
+		}
+	}
+	c.running.Wait()
+	for _, b := range c.boxes {
+		if b.machine != nil {
+			_ = b.machine.Close()
+		}
+	}
+}
+
+// Environment is what points berth at this cloud.
+func (c *Cloud) Environment() map[string]string {
+	return map[string]string{
+		"RUNLOOP_API_KEY":    c.options.APIKey,
+		"RUNLOOP_BASE_URL":   c.api.URL,
+		"RUNLOOP_TUNNEL_URL": c.tunnels.URL + "/{port}-{key}",
+	}
+}
+
+// ControlURL is where scripts steer the cloud, see simcloud.Control.
+func (c *Cloud) ControlURL() string { return c.control.URL }
+
+// TunnelsURL is where the tunnels are: /PORT-KEY/..., or any path with PORT-KEY.tunnel.ANYTHING as the host.
+func (c *Cloud) TunnelsURL() string { return c.tunnels.URL }
+
+// View is a devbox as the API shows it.
+type View struct {
+	ID               string            `json:"id"`
+	Name             *string           `json:"name"`
+	Status           string            `json:"status"`
+	CreateTimeMS     int64             `json:"create_time_ms"`
+	EndTimeMS        *int64            `json:"end_time_ms"`
+	FailureReason    *string           `json:"failure_reason"`
+	ShutdownReason   *string           `json:"shutdown_reason"`
+	BlueprintID      *string           `json:"blueprint_id"`
+	SnapshotID       *string           `json:"snapshot_id"`
+	InitiatorType    string            `json:"initiator_type"`
+	Metadata         map[string]string `json:"metadata"`
+	Capabilities     []string          `json:"capabilities"`
+	LaunchParameters map[string]any    `json:"launch_parameters"`
+	StateTransitions []Transition      `json:"state_transitions"`
+	Tunnel           *Tunnel           `json:"tunnel"`
+}
+
+// Transition is a change of status.
+type Transition struct {
+	Status        string  `json:"status"`
+	TimeMS        int64   `json:"transition_time_ms"`
+	FailureReason *string `json:"failure_reason,omitempty"`
+}
+
+// Tunnel makes the ports of a devbox reachable.
+type Tunnel struct {
+	Key        string  `json:"tunnel_key"`
+	AuthMode   string  `json:"auth_mode"`
+	CreateTime int64   `json:"create_time_ms"`
+	KeepAlive  bool    `json:"http_keep_alive"`
+	WakeOnHTTP bool    `json:"wake_on_http"`
+	AuthToken  *string `json:"auth_token"`
+}
+
+// box is one devbox. The cloud's mutex guards it.
+type box struct {
+	view     View
+	env      map[string]string
+	launch   []string
+	entry    string
+	life     time.Duration // 0 for none
+	onIdle   string        // suspend or shutdown
+	deadline time.Time     // zero for none
+	snapshot bool          // a snapshot of its disk is being made
+	machine  *simcloud.Box // nil until something has to run
+	changed  chan struct{} // closed at the next change
+	turn     int           // counts what was started to change its status; only the latest does
+	execs    map[string]*exec
+	shells   map[string]chan struct{} // by name; holds one token
+}
+
+const alphabet = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+func newID(prefix string) string {
+	random := make([]byte, 20)
+	_, _ = rand.Read(random) // never fails
+	for i, b := range random {
+		random[i] = alphabet[int(b)%len(alphabet)]
+	}
+	return prefix + string(random)
+}
+
+func newToken() string {
+	random := make([]byte, 16)
+	_, _ = rand.Read(random) // never fails
+	return hex.EncodeToString(random)
+}
+
+// Devboxes gives every devbox there ever was, oldest first.
+func (c *Cloud) Devboxes() []View {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	views := make([]View, 0, len(c.boxes))
+	for _, b := range c.boxes {
+		views = append(views, b.copy())
+	}
+	return views
+}
+
+// Live gives the devboxes that have not ended.
+func (c *Cloud) Live() []View {
+	return slices.DeleteFunc(c.Devboxes(), func(v View) bool { return ended(v.Status) })
+}
+
+func ended(status string) bool { return status == "failure" || status == "shutdown" }
+
+// copy gives the view for others to read. The mutex is held.
+func (b *box) copy() View {
+	view := b.view
+	view.Metadata = maps.Clone(view.Metadata)
+	view.StateTransitions = slices.Clone(view.StateTransitions)
+	if view.Tunnel != nil {
+		tunnel := *view.Tunnel
+		view.Tunnel = &tunnel
+	}
+	return view
+}
+
+// Seed adds devboxes in a status, without machines.
+func (c *Cloud) Seed(count int, status string, metadata map[string]string) {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	for range count {
+		b := c.newBox(creation{Metadata: metadata})
+		b.set(status, nil)
+	}
+}
+
+// Force makes a devbox take a status at once, whatever it was doing, as the platform does when it evicts one, loses one, or
+// has learnt a new status. Only one that runs keeps its processes.
+func (c *Cloud) Force(id, status, reason string) error {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	b := c.find(id)
+	if b == nil {
+		return fmt.Errorf("no devbox %s", id)
+	}
+	c.force(b, status, reason)
+	return nil
+}
+
+func (c *Cloud) force(b *box, status, reason string) {
+	b.turn++
+	if b.machine != nil && status != "running" {
+		b.machine.Stop()
+	}
+	if reason == "" {
+		b.set(status, nil)
+		return
+	}
+	switch status {
+	case "failure":
+		b.view.FailureReason = &reason
+	case "shutdown":
+		b.view.ShutdownReason = &reason
+	}
+	b.set(status, &reason)
+}
+
+// Snapshot says whether a snapshot of the devbox's disk is being made, which keeps it from being shut down.
+func (c *Cloud) Snapshot(id string, underWay bool) {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	if b := c.find(id); b != nil {
+		b.snapshot = underWay
+	}
+}
+
+// find gives a devbox, or nil. The mutex is held.
+func (c *Cloud) find(id string) *box {
+	for _, b := range c.boxes {
+		if b.view.ID == id {
+			return b
+		}
+	}
+	return nil
+}
+
+// set changes the status. The mutex is held.
+func (b *box) set(status string, reason *string) {
+	now := time.Now()
+	b.view.Status = status
+	b.view.StateTransitions = append(b.view.StateTransitions, Transition{status, now.UnixMilli(), reason})
+	b.deadline = time.Time{}
+	switch {
+	case ended(status):
+		at := now.UnixMilli()
+		b.view.EndTimeMS = &at
+	case status == "running" && b.life > 0:
+		b.deadline = now.Add(b.life)
+	}
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+// touch is use of a devbox: its life counts from now. The mutex is held.
+func (b *box) touch() {
+	if !b.deadline.IsZero() {
+		b.deadline = time.Now().Add(b.life)
+	}
+}
+
+// newBox makes a devbox without a machine. The mutex is held.
+func (c *Cloud) newBox(create creation) *box {
+	metadata := maps.Clone(create.Metadata)
+	if metadata == nil {
+		metadata = map[string]string{}
+	}
+	b := &box{
+		view: View{
+			ID: newID("dbx_"), Name: create.Name, CreateTimeMS: time.Now().UnixMilli(), InitiatorType: "api",
+			BlueprintID: create.BlueprintID, SnapshotID: create.SnapshotID,
+			Metadata: metadata, Capabilities: []string{}, LaunchParameters: create.Launch, StateTransitions: []Transition{},
+		},
+		env: create.Env, entry: create.Entrypoint, changed: make(chan struct{}),
+		execs: map[string]*exec{}, shells: map[string]chan struct{}{},
+	}
+	b.life, b.onIdle, b.launch = lifeOf(create.Launch)
+	c.boxes = append(c.boxes, b)
+	return b
+}
+
+// lifeOf reads the launch parameters that matter here. Idleness takes the place of the lifetime.
+func lifeOf(launch map[string]any) (life time.Duration, onIdle string, commands []string) {
+	life, onIdle = time.Hour, "shutdown"
+	if seconds, ok := launch["keep_alive_time_seconds"].(float64); ok {
+		life = time.Duration(seconds * float64(time.Second))
+	}
+	idle, _ := launch["after_idle"].(map[string]any)
+	if lifecycle, ok := launch["lifecycle"].(map[string]any); ok {
+		if inner, ok := lifecycle["after_idle"].(map[string]any); ok {
+			idle = inner
+		}
+	}
+	if idle != nil {
+		seconds, _ := idle["idle_time_seconds"].(float64)
+		life = time.Duration(seconds * float64(time.Second))
+		onIdle, _ = idle["on_idle"].(string)
+	}
+	list, _ := launch["launch_commands"].([]any)
+	for _, command := range list {
+		if text, ok := command.(string); ok {
+			commands = append(commands, text)
+		}
+	}
+	return life, onIdle, commands
+}
+
+// endLives ends or suspends devboxes whose time is over.
+func (c *Cloud) endLives() {
+	ticks := time.NewTicker(20 * time.Millisecond)
+	defer ticks.Stop()
+	for {
+		select {
+		case <-c.ctx.Done():
+			return
+		case now := <-ticks.C:
+			c.mutex.Lock()
+			for _, b := range c.boxes {
+				switch {
+				case b.deadline.IsZero() || now.Before(b.deadline):
+				case b.onIdle == "suspend":
+					c.suspend(b)
+				default:
+					c.force(b, "shutdown", "keep_alive_timeout")
+				}
+			}
+			c.mutex.Unlock()
+		}
+	}
+}
+
+// later does something to a devbox after a while, unless something else was begun with it since. The mutex is held.
+func (c *Cloud) later(b *box, after time.Duration, do func()) {
+	turn := b.turn
+	c.running.Go(func() {
+		if !c.sleep(after) {
+			return
+		}
+		c.mutex.Lock()
+		defer c.mutex.Unlock()
+		if b.turn == turn {
+			do()
+		}
+	})
+}
+
+func (c *Cloud) sleep(d time.Duration) bool {
+	select {
+	case <-c.ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+// boot brings a devbox up that is new or was asked to resume. The mutex is held.
+func (c *Cloud) boot(b *box, takes time.Duration) {
+	c.later(b, takes/2, func() {
+		b.set("initializing", nil)
+		c.later(b, takes-takes/2, func() { c.launch(b) })
+	})
+}
+
+// launch runs the launch commands, then the devbox runs. The mutex is held.
+func (c *Cloud) launch(b *box) {
+	if len(b.launch) == 0 && b.entry == "" {
+		b.set("running", nil)
+		return
+	}
+	machine, err := c.machineOf(b)
+	if err != nil {
+		c.force(b, "failure", "execution_failed")
+		return
+	}
+	turn := b.turn
+	c.running.Go(func() {
+		failed := false
+		for _, command := range b.launch {
+			exit, _, err := machine.Run(c.ctx, "sh", "-c", command)
+			failed = failed || err != nil || exit.Code != 0
+		}
+		c.mutex.Lock()
+		defer c.mutex.Unlock()
+		switch {
+		case b.turn != turn:
+		case failed:
+			c.force(b, "failure", "execution_failed")
+		default:
+			b.set("running", nil)
+			c.startEntrypoint(b, machine)
+		}
+	})
+}
+
+// startEntrypoint runs what the devbox's life is bound to. The mutex is held.
+func (c *Cloud) startEntrypoint(b *box, machine *simcloud.Box) {
+	if b.entry == "" {
+		return
+	}
+	turn := b.turn
+	c.running.Go(func() {
+		process, err := machine.Exec(c.ctx, simcloud.ExecSpec{Argv: []string{"sh", "-c", b.entry}})
+		if err == nil {
+			_, err = process.Wait(c.ctx)
+		}
+		if err != nil && c.ctx.Err() != nil {
+			return
+		}
+		c.mutex.Lock()
+		defer c.mutex.Unlock()
+		if b.turn == turn {
+			c.force(b, "shutdown", "entrypoint_exit")
+		}
+	})
+}
+
+// machineOf gives the devbox's machine. The mutex is held.
+func (c *Cloud) machineOf(b *box) (*simcloud.Box, error) {
+	if b.machine != nil {
+		return b.machine, b.machine.Start()
+	}
+	if b.view.Status == "shutdown" || b.view.Status == "failure" {
+		return nil, errors.New("the devbox has ended")
+	}
+	home := "/home/user"
+	if user, ok := b.view.LaunchParameters["user_parameters"].(map[string]any); ok {
+		if name, _ := user["username"].(string); name == "root" {
+			home = "/root"
+		} else if name != "" {
+			home = "/home/" + strings.ReplaceAll(name, "/", "")
+		}
+	}
+	machine, err := simcloud.NewBox(simcloud.BoxOptions{
+		Env: b.env, PathDirs: c.options.PathDirs, Home: home, OutsideOnly: true, // a tunnel does not reach loopback
+	})
+	if err != nil {
+		return nil, err
+	}
+	b.machine = machine
+	return machine, nil
+}
+
+// suspend ends all processes and keeps the disk. The mutex is held.
+func (c *Cloud) suspend(b *box) {
+	b.turn++
+	c.later(b, c.options.LazyStatus, func() {
+		b.set("suspending", nil)
+		machine, turn := b.machine, b.turn
+		c.running.Go(func() {
+			if machine != nil {
+				machine.Stop()
+			}
+			if !c.sleep(c.options.Suspend) {
+				return
+			}
+			c.mutex.Lock()
+			defer c.mutex.Unlock()
+			if b.turn == turn {
+				b.set("suspended", nil)
+			}
+		})
+	})
+}
+
+// resume wakes a suspended devbox. The mutex is held.
+func (c *Cloud) resume(b *box) {
+	b.turn++
+	c.later(b, c.options.LazyStatus, func() {
+		b.set("resuming", nil)
+		c.later(b, c.options.Resume/2, func() {
+			b.set("provisioning", nil)
+			c.boot(b, c.options.Resume/2)
+		})
+	})
+}
