@@ -37,6 +37,14 @@ e2e: ## the slow suite: a fresh clone with an empty module cache, twice
 bench: build ## figures against the budgets
 	go test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 20m ./host/bench
 
+.PHONY: contract
+contract: ## hold the simulated clouds to the providers' own SDKs (npm, PyPI)
+	scripts/contract/all
+
+.PHONY: clouds
+clouds: ## the long form of the clouds' tests: every fault of every call as a table, 50 races for one session
+	BERTH_FAULT_MATRIX=full BERTH_RACE_ROUNDS=50 go test -v -timeout 60m -run 'Fault|WhateverFails|TwoProcesses' ./plugins/daytona ./plugins/e2b ./plugins/modal ./plugins/runloop
+
 .PHONY: fuzz
 fuzz: ## fuzz everything that reads foreign bytes, 20 s each
 	scripts/fuzz 20s
@@ -44,6 +52,7 @@ fuzz: ## fuzz everything that reads foreign bytes, 20 s each
 .PHONY: generate
 generate: ## make the code that is generated again
 	$(TOOL) buf generate
+	go generate ./plugins/...
 
 .PHONY: clean
 clean: ## remove what was built

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/internal/testbin"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -62,4 +63,39 @@ func BenchmarkPluginStart(b *testing.B) {
 		b.ReportMetric(resident, "plugin-MB")
 	}
 	b.Logf("medians of %d rounds; aim: plugin-MB < 40", rounds)
+}
+
+// BenchmarkEveryPlugin is how long each plugin takes from its launch to its first answer, with mutual TLS, and the most
+// memory it has had by then: an idle plugin.
+func BenchmarkEveryPlugin(b *testing.B) {
+	const rounds = 10
+	for _, name := range []string{"local", "daytona", "e2b", "modal", "runloop"} {
+		path := testbin.Build(b, "./plugins/"+name)
+		b.Run(name, func(b *testing.B) {
+			giveBack, err := lendStdin()
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer giveBack()
+			var first figures
+			var peak float64
+			for range rounds {
+				plugin := supervise.New(supervise.Spec{Name: name, Path: path, MTLS: true, StartTimeout: time.Minute})
+				began := time.Now()
+				if _, err := plugin.Describe(context.Background()); err != nil {
+					b.Fatal(err)
+				}
+				first = append(first, time.Since(began))
+				peak = max(peak, memory(plugin.Pid(), "VmHWM"))
+				if err := plugin.Stop(context.Background()); err != nil {
+					b.Error(err)
+				}
+			}
+			report(b, map[string]float64{"first-answer-ms": ms(first.median())})
+			if peak > 0 {
+				b.ReportMetric(peak, "peak-MB")
+			}
+			b.Logf("median of %d rounds; aims: first-answer-ms < 100, peak-MB < 40", rounds)
+		})
+	}
 }
