@@ -1,0 +1,241 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"go.uber.org/goleak"
+
+	"github.com/berth-dev/berth/internal/testbin"
+	"github.com/berth-dev/berth/plugins/internal/simcloud"
+	"github.com/berth-dev/berth/plugins/modal/sim"
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+func TestMain(m *testing.M) {
+	simcloud.Main()
+	flag.Parse()
+	trusted, err := trustTunnels()
+	if err != nil {
+		panic(err)
+	}
+	// These tests mostly wait, so more of them than there are processors may run at a time.
+	if err := flag.Set("test.parallel", "12"); err != nil {
+		panic(err)
+	}
+	code := testbin.Main(m)
+	if err := goleak.Find(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Remove(trusted)
+	os.Exit(code)
+}
+
+// trustTunnels makes this process trust the tunnels of its clouds.
+func trustTunnels() (string, error) {
+	text, err := sim.Certificate()
+	if err != nil {
+		return "", err
+	}
+	file, err := os.CreateTemp("", "modal-test-*.pem")
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	_, err = file.Write(text)
+	return file.Name(), errors.Join(err, os.Setenv("SSL_CERT_FILE", file.Name()))
+}
+
+const (
+	owner = "tests"
+	// canary is the token's secret: it may be nowhere but in one header.
+	canary  = "as-canary-0123456789"
+	tokenID = "ak-tests"
+)
+
+// testPace is normalPace for a cloud without delays.
+var testPace = pace{
+	call: 20 * time.Second, create: 20 * time.Second, list: 20 * time.Second, tries: 3, retry: 5 * time.Millisecond,
+	throttle: 5 * time.Second, taken: 10 * time.Second, undo: 10 * time.Second, settle: 100 * time.Millisecond, ending: 20 * time.Second,
+	peek: 2 * time.Second, look: 5 * time.Second, lookWait: 100 * time.Millisecond, second: 6,
+}
+
+// newCloud makes a cloud whose sandboxes have the action server, with nothing left in it at the end of the test.
+func newCloud(t *testing.T, options sim.Options) *sim.Cloud {
+	t.Helper()
+	if err := simcloud.Isolation(); err != nil {
+		t.Skip(err)
+	}
+	options.TokenID, options.TokenSecret = tokenID, canary
+	cloud, err := sim.New(options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cloud.Close)
+	return cloud
+}
+
+// newProvider gives a provider for the cloud. change, which may be nil, changes its configuration.
+func newProvider(t *testing.T, cloud *sim.Cloud, change func(*Config)) *Modal {
+	t.Helper()
+	return newPacedProvider(t, cloud, testPace, change)
+}
+
+func newPacedProvider(t *testing.T, cloud *sim.Cloud, pace pace, change func(*Config)) *Modal {
+	t.Helper()
+	values, _ := json.Marshal(map[string]string{"token_id": tokenID, "token_secret": canary, "server_url": cloud.URL()})
+	config, err := provider.DecodeConfig[Config](values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if change != nil {
+		change(&config)
+	}
+	if err := config.check(); err != nil {
+		t.Fatal(err)
+	}
+	d, err := newModal(config, hclog.NewNullLogger(), pace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
+func createRequest(session string) provider.CreateRequest {
+	return provider.CreateRequest{
+		Session: session, Owner: owner, Attempt: "attempt-of-" + session, Server: pythonServer(),
+		Labels: map[string]string{"team": "blue"}, Lifetime: time.Hour,
+	}
+}
+
+func attachRequest(session string) provider.AttachRequest {
+	return provider.AttachRequest{Session: session, Owner: owner, Server: pythonServer(), Lifetime: time.Hour}
+}
+
+func create(t *testing.T, d *Modal, session string) provider.Sandbox {
+	t.Helper()
+	sandbox, err := d.Create(t.Context(), createRequest(session))
+	if err != nil {
+		t.Fatalf("Create: %v", err)
+	}
+	return sandbox
+}
+
+func attach(t *testing.T, d *Modal, session string) provider.Sandbox {
+	t.Helper()
+	sandbox, err := d.Attach(t.Context(), attachRequest(session))
+	if err != nil {
+		t.Fatalf("Attach: %v", err)
+	}
+	return sandbox
+}
+
+func startRequest(sandbox provider.Sandbox, server provider.Server) provider.StartServerRequest {
+	return provider.StartServerRequest{Session: sandbox.Session, Owner: sandbox.Owner, SandboxID: sandbox.ID, Server: server}
+}
+
+func start(t *testing.T, d *Modal, sandbox provider.Sandbox, server provider.Server) provider.Endpoints {
+	t.Helper()
+	endpoints, err := d.StartServer(t.Context(), startRequest(sandbox, server))
+	if err != nil {
+		t.Fatalf("StartServer: %v", err)
+	}
+	return endpoints
+}
+
+func ping(t *testing.T, d *Modal, sandbox provider.Sandbox, endpoints provider.Endpoints) provider.PingResult {
+	t.Helper()
+	result, err := d.Ping(t.Context(), provider.PingRequest{
+		Session: sandbox.Session, Owner: sandbox.Owner, SandboxID: sandbox.ID, Endpoint: endpoints.Server,
+		Health: provider.HealthCheck{Paths: []string{"/"}},
+	})
+	if err != nil {
+		t.Fatalf("Ping: %v", err)
+	}
+	return result
+}
+
+func awaitAlive(t *testing.T, d *Modal, sandbox provider.Sandbox, endpoints provider.Endpoints) {
+	t.Helper()
+	var last provider.PingResult
+	eventually(t, "the server is alive", func() bool {
+		last = ping(t, d, sandbox, endpoints)
+		if last.Status != provider.PingAlive && last.Status != provider.PingNotYet {
+			t.Fatalf("%+v", last)
+		}
+		return last.Status == provider.PingAlive
+	})
+}
+
+func ref(sandbox provider.Sandbox) provider.SandboxRef {
+	return provider.SandboxRef{Owner: sandbox.Owner, SandboxID: sandbox.ID}
+}
+
+// pythonServer is a small web server, which answers its process number.
+func pythonServer() provider.Server {
+	const script = `
+import os, socket, sys
+s = socket.create_server(("", int(sys.argv[1])))
+print("listening", flush=True)
+while True:
+    c, _ = s.accept()
+    c.recv(65536)
+    c.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + str(os.getpid()).encode())
+    c.close()
+`
+	return provider.Server{Command: []string{"python3", "-IS", "-c", script, "{port}"}, Port: 8000}
+}
+
+func shellServer(script string) provider.Server {
+	return provider.Server{Command: []string{"sh", "-c", script}, Port: 8000}
+}
+
+func eventually(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain until %s", what)
+		}
+	}
+}
+
+// withActionServer is the directory in which the action server is.
+func withActionServer(t *testing.T) []string {
+	t.Helper()
+	return []string{filepath.Dir(testbin.Build(t, "./examples/action-server"))}
+}
+
+// get asks a URL and does not follow redirects.
+func get(t *testing.T, url string, headers map[string]string) (status int, body string) {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range headers {
+		request.Header.Set(name, value)
+	}
+	client := provider.NewProbeClient()
+	defer client.CloseIdleConnections()
+	response, err := client.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response.StatusCode, string(text)
+}
