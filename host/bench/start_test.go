@@ -2,6 +2,8 @@ package bench
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"testing"
 	"time"
 
@@ -65,11 +67,20 @@ func BenchmarkPluginStart(b *testing.B) {
 	b.Logf("medians of %d rounds; aim: plugin-MB < 40", rounds)
 }
 
-// BenchmarkEveryPlugin is how long each plugin takes from its launch to its first answer, with mutual TLS, and the most
-// memory it has had by then: an idle plugin.
+// pluginConfigs have credentials that open nothing: no plugin asks its cloud before the first call for a session.
+var pluginConfigs = map[string]string{
+	"local":   `{}`,
+	"daytona": `{"api_key":"dtn_0123456789"}`,
+	"e2b":     `{"api_key":"e2b_0123456789abcdef0123456789abcdef01234567"}`,
+	"modal":   `{"token_id":"ak-0123456789","token_secret":"as-0123456789"}`,
+	"runloop": `{"api_key":"ak_0123456789"}`,
+}
+
+// BenchmarkEveryPlugin is how long each plugin takes from its launch until it is configured, with mutual TLS, and the
+// most memory it has had by then: an idle plugin.
 func BenchmarkEveryPlugin(b *testing.B) {
 	const rounds = 10
-	for _, name := range []string{"local", "daytona", "e2b", "modal", "runloop"} {
+	for _, name := range slices.Sorted(maps.Keys(pluginConfigs)) {
 		path := testbin.Build(b, "./plugins/"+name)
 		b.Run(name, func(b *testing.B) {
 			giveBack, err := lendStdin()
@@ -80,7 +91,10 @@ func BenchmarkEveryPlugin(b *testing.B) {
 			var first figures
 			var peak float64
 			for range rounds {
-				plugin := supervise.New(supervise.Spec{Name: name, Path: path, MTLS: true, StartTimeout: time.Minute})
+				plugin := supervise.New(supervise.Spec{
+					Name: name, Path: path, MTLS: true, StartTimeout: time.Minute,
+					Configure: func(provider.Description) ([]byte, error) { return []byte(pluginConfigs[name]), nil },
+				})
 				began := time.Now()
 				if _, err := plugin.Describe(context.Background()); err != nil {
 					b.Fatal(err)
@@ -91,11 +105,11 @@ func BenchmarkEveryPlugin(b *testing.B) {
 					b.Error(err)
 				}
 			}
-			report(b, map[string]float64{"first-answer-ms": ms(first.median())})
+			report(b, map[string]float64{"ready-ms": ms(first.median())})
 			if peak > 0 {
 				b.ReportMetric(peak, "peak-MB")
 			}
-			b.Logf("median of %d rounds; aims: first-answer-ms < 100, peak-MB < 40", rounds)
+			b.Logf("median of %d rounds; aims: ready-ms < 100, peak-MB < 40", rounds)
 		})
 	}
 }
