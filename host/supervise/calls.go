@@ -97,6 +97,9 @@ func call[Request, Answer any](ctx context.Context, p *Plugin, req Request, do m
 	if err != nil && r.lost(ctx, err) {
 		return answer, p.crashError(r)
 	}
+	if ctx.Err() == nil {
+		r.answered.Store(true)
+	}
 	return answer, err
 }
 

@@ -323,7 +323,8 @@ func (p *Plugin) watch(r *run) {
 			return
 		case <-tick.C:
 		}
-		if r.answers(p.living, p.limits.healthTimeout) {
+		// Whatever it answered since the last look is a sign of life: a busy plugin may be late for the check itself.
+		if r.answered.Swap(false) || r.answers(p.living, p.limits.healthTimeout) {
 			misses = 0
 			continue
 		}

@@ -584,6 +584,20 @@ func TestAPluginThatDoesNotAnswerIsKilledAndReplaced(t *testing.T) {
 	}
 }
 
+func TestAPluginThatAnswersCallsIsNotKilledForMissingHealthChecks(t *testing.T) {
+	t.Parallel()
+	p := newPlugin(t, nil)
+	p.limits.healthPeriod, p.limits.healthTimeout = 400*time.Millisecond, time.Nanosecond // every check is missed
+	ask(t, p, "pid")
+	pid := p.Pid()
+	for began := time.Now(); time.Since(began) < 6*p.limits.healthPeriod; {
+		ask(t, p, "pid")
+	}
+	if p.Pid() != pid {
+		t.Error("a plugin that answers was killed")
+	}
+}
+
 func TestChildrenInThePluginsGroupEndWithIt(t *testing.T) {
 	t.Parallel()
 	p := newStub(t, "child")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -21,7 +22,7 @@ import (
 )
 
 // run is one process of a plugin, from the decision to start it until it is gone. Its fields are for the goroutine that
-// owns it until started is closed, and do not change afterwards.
+// owns it until started is closed, and do not change afterwards, but for answered.
 type run struct {
 	spec    Spec
 	started chan struct{} // closed when the start succeeded or failed
@@ -35,6 +36,8 @@ type run struct {
 	conn        *grpc.ClientConn
 	client      *provider.Client
 	description provider.Description
+
+	answered atomic.Bool // a call, since the watch looked last
 }
 
 func newRun(spec Spec) *run {
