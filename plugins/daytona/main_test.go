@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"flag"
-	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -14,28 +12,15 @@ import (
 
 	apiclient "github.com/daytonaio/daytona/libs/api-client-go"
 	"github.com/hashicorp/go-hclog"
-	"go.uber.org/goleak"
 
 	"github.com/berth-dev/berth/internal/testbin"
 	"github.com/berth-dev/berth/plugins/daytona/sim"
+	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-func TestMain(m *testing.M) {
-	simcloud.Main()
-	flag.Parse()
-	// These tests mostly wait, so more of them than there are processors may run at a time.
-	if err := flag.Set("test.parallel", "12"); err != nil {
-		panic(err)
-	}
-	code := testbin.Main(m)
-	if err := goleak.Find(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { os.Exit(cloudtest.Main(m, 12)) }
 
 const (
 	owner = "tests"
@@ -145,7 +130,7 @@ func ping(t *testing.T, d *Daytona, sandbox provider.Sandbox, endpoints provider
 func awaitAlive(t *testing.T, d *Daytona, sandbox provider.Sandbox, endpoints provider.Endpoints) {
 	t.Helper()
 	var last provider.PingResult
-	eventually(t, "the server is alive", func() bool {
+	cloudtest.Eventually(t, "the server is alive", func() bool {
 		last = ping(t, d, sandbox, endpoints)
 		if last.Status != provider.PingAlive && last.Status != provider.PingNotYet {
 			t.Fatalf("%+v", last)
@@ -175,15 +160,6 @@ while True:
 
 func shellServer(script string) provider.Server {
 	return provider.Server{Command: []string{"sh", "-c", script}, Port: 8000}
-}
-
-func eventually(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain until %s", what)
-		}
-	}
 }
 
 // withActionServer is the directory in which the action server is.

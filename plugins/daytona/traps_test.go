@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/berth-dev/berth/plugins/daytona/sim"
+	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -364,11 +365,11 @@ func TestAForgottenSandboxStopsAndIsDeletedThoughItIsPinged(t *testing.T) {
 	endpoints := start(t, d, sandbox, pythonServer())
 	awaitAlive(t, d, sandbox, endpoints)
 	cloud.Set(func(o *sim.Options) { o.Minute = 300 * time.Millisecond })
-	eventually(t, "it stops", func() bool {
+	cloudtest.Eventually(t, "it stops", func() bool {
 		result := ping(t, d, sandbox, endpoints)
 		return result.Status != provider.PingAlive
 	})
-	eventually(t, "it is deleted", func() bool { return len(cloud.Sandboxes()) == 0 })
+	cloudtest.Eventually(t, "it is deleted", func() bool { return len(cloud.Sandboxes()) == 0 })
 }
 
 func TestTheAddressOfTheDaemonMustBeAsSafeAsTheAPIs(t *testing.T) {
@@ -445,7 +446,7 @@ func TestAServersWordsReachItUnchangedAndItsSecretsNoCommandLine(t *testing.T) {
 		"dir": "/nowhere", "name": "PATH", "names": "PATH", "port": "1", "IFS": "0123456789", "_dir": "x"}
 	start(t, d, sandbox, server)
 	var log string
-	eventually(t, "the server has said everything", func() bool {
+	cloudtest.Eventually(t, "the server has said everything", func() bool {
 		lines, err := d.Logs(t.Context(), provider.LogsRequest{SandboxRef: ref(sandbox), Lines: 2000})
 		if err != nil {
 			t.Fatal(err)

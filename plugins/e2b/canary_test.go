@@ -3,13 +3,10 @@ package main
 import (
 	"bytes"
 	"fmt"
-	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
 	"github.com/hashicorp/go-hclog"
@@ -78,62 +75,12 @@ func TestAnInterruptedConnectRemovesItsSandboxAndItsProcessesNeverHeldTheKey(t *
 		t.Skip("looks at processes through /proc")
 	}
 	cloud := newCloud(t, sim.Options{})
-	h := newHosts(t, cloud)
 	// The server never becomes healthy: the probes meet an error page.
 	cloud.Traffic.Fail(simcloud.Fault{Operation: "port", Status: 503, Body: "booting"})
-	command := h.command("connect", "s1")
-	var stdout, stderr bytes.Buffer
-	command.Stdout, command.Stderr = &stdout, &stderr
-	if err := command.Start(); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the host probes", func() bool { return cloud.Traffic.Count("port") > 2 })
-	plugins := 0
-	for _, exe := range childrenOf(command.Process.Pid) {
-		if filepath.Base(exe.path) != "berth-provider-e2b" {
-			continue
-		}
-		plugins++
-		for _, file := range []string{"environ", "cmdline"} {
-			content, err := os.ReadFile(fmt.Sprintf("/proc/%s/%s", exe.pid, file))
-			if err != nil || bytes.Contains(content, []byte(canary)) {
-				t.Errorf("the plugin's %s holds the API key, or cannot be read: %v", file, err)
-			}
-		}
-	}
-	if plugins != 1 {
-		t.Errorf("%d plugin processes", plugins)
-	}
-	if err := command.Process.Signal(syscall.SIGINT); err != nil {
-		t.Fatal(err)
-	}
-	_ = command.Wait()
-	if code := command.ProcessState.ExitCode(); code != 130 {
-		t.Errorf("exit code %d\n%s%s", code, stdout.String(), stderr.String())
-	}
+	newMachine(t, cloud).InterruptConnect("the host probes", func() bool { return cloud.Traffic.Count("port") > 2 })
 	if left := cloud.Sandboxes(); len(left) > 0 {
 		t.Errorf("left: %+v", left)
 	}
-	if strings.Contains(stdout.String()+stderr.String(), canary) {
-		t.Error("the API key is in the output")
-	}
-}
-
-type running struct{ pid, path string }
-
-// childrenOf gives the processes that a process started.
-func childrenOf(pid int) []running {
-	var found []running
-	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
-	for _, path := range stats {
-		stat, err := os.ReadFile(path)
-		_, rest, ok := strings.Cut(string(stat), ") ")
-		if fields := strings.Fields(rest); err == nil && ok && len(fields) > 1 && fields[1] == fmt.Sprint(pid) {
-			exe, _ := os.Readlink(filepath.Join(filepath.Dir(path), "exe"))
-			found = append(found, running{pid: filepath.Base(filepath.Dir(path)), path: exe})
-		}
-	}
-	return found
 }
 
 // locked is a buffer that several goroutines write to.

@@ -1,56 +1,20 @@
 package main
 
 import (
-	"bytes"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/berth-dev/berth/internal/testbin"
 	"github.com/berth-dev/berth/plugins/e2b/sim"
+	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 )
 
-// hosts runs berth. Every run is a process of its own, on a machine of its own: they share the cloud and the secret.
-type hosts struct {
-	t          *testing.T
-	executable string
-	cloud      *sim.Cloud
-}
-
-func newHosts(t *testing.T, cloud *sim.Cloud) hosts {
+// newMachine makes a machine whose configuration names a cloud.
+func newMachine(t *testing.T, cloud *sim.Cloud) *cloudtest.Machine {
 	t.Helper()
-	testbin.Build(t, "./plugins/e2b")
-	return hosts{t: t, executable: testbin.Build(t, "./host"), cloud: cloud}
-}
-
-type outcome struct {
-	code           int
-	stdout, stderr string
-	Sandbox        struct{ ID, Origin string }
-	URL            string
-	Headers        map[string]string
-	Error          struct {
-		Code      string
-		Cleanup   string
-		SandboxID string `json:"sandbox_id"`
-	}
-}
-
-// config is a configuration file of its own, with a state directory of its own.
-func (h hosts) config() string {
-	h.t.Helper()
-	dir := h.t.TempDir()
-	text := fmt.Sprintf(`
+	return cloudtest.NewMachine(t, "e2b", canary, fmt.Sprintf(`
 host {
-  state_dir = %q
   owner     = "tests"
   secret    = "a-secret-that-all-hosts-share"
   log_level = "trace"
@@ -61,55 +25,19 @@ provider "e2b" {
     sandbox_url = %q
   }
 }
-`, filepath.Join(dir, "state"), h.cloud.APIURL, h.cloud.SandboxURL)
-	path := filepath.Join(dir, "config.hcl")
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		h.t.Fatal(err)
-	}
-	return path
-}
-
-func (h hosts) command(args ...string) *exec.Cmd {
-	command := exec.CommandContext(h.t.Context(), h.executable, append(args, "--config", h.config(), "-o", "json")...)
-	command.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + h.t.TempDir(), "E2B_API_KEY=" + canary}
-	return command
-}
-
-func (h hosts) berth(args ...string) outcome {
-	h.t.Helper()
-	o := finish(h.t, h.command(args...))
-	if strings.Contains(o.stdout+o.stderr, canary) {
-		h.t.Errorf("berth %v shows the API key:\n%s%s", args, o.stdout, o.stderr)
-	}
-	return o
-}
-
-func finish(t *testing.T, command *exec.Cmd) outcome {
-	t.Helper()
-	var stdout, stderr bytes.Buffer
-	command.Stdout, command.Stderr = &stdout, &stderr
-	err := command.Run()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		t.Error(err)
-	}
-	o := outcome{code: command.ProcessState.ExitCode(), stdout: stdout.String(), stderr: stderr.String()}
-	if stdout.Len() > 0 {
-		_ = json.Unmarshal(stdout.Bytes(), &o) // some commands print no object
-	}
-	return o
+`, cloud.APIURL, cloud.SandboxURL), "E2B_API_KEY="+canary)
 }
 
 func TestEachBerthProcessFindsWhatTheOneBeforeLeft(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{})
-	h := newHosts(t, cloud)
+	m := newMachine(t, cloud)
 
-	connect := func(wantOrigin string, flags ...string) outcome {
+	connect := func(wantOrigin string) cloudtest.Outcome {
 		t.Helper()
-		o := h.berth(append([]string{"connect", "s1"}, flags...)...)
-		if o.code != 0 || o.Sandbox.Origin != wantOrigin {
-			t.Fatalf("connect: exit code %d, origin %q, want %q\n%s%s", o.code, o.Sandbox.Origin, wantOrigin, o.stdout, o.stderr)
+		o := m.Run("connect", "s1", "-o", "json")
+		if o.Code != 0 || o.Sandbox.Origin != wantOrigin {
+			t.Fatalf("connect: exit code %d, origin %q, want %q\n%s%s", o.Code, o.Sandbox.Origin, wantOrigin, o.Stdout, o.Stderr)
 		}
 		return o
 	}
@@ -120,8 +48,8 @@ func TestEachBerthProcessFindsWhatTheOneBeforeLeft(t *testing.T) {
 	if attached := connect("attached"); attached.Sandbox.ID != first.Sandbox.ID {
 		t.Errorf("another sandbox: %s, then %s", first.Sandbox.ID, attached.Sandbox.ID)
 	}
-	if o := h.berth("disconnect", "s1", "--action", "suspend"); o.code != 0 {
-		t.Fatalf("suspend: %d\n%s%s", o.code, o.stdout, o.stderr)
+	if o := m.Run("disconnect", "s1", "--action", "suspend", "-o", "json"); o.Code != 0 {
+		t.Fatalf("suspend: %d\n%s%s", o.Code, o.Stdout, o.Stderr)
 	}
 	if left := cloud.Sandboxes(); len(left) != 1 || left[0].State != "paused" {
 		t.Errorf("after suspending: %+v", left)
@@ -129,14 +57,14 @@ func TestEachBerthProcessFindsWhatTheOneBeforeLeft(t *testing.T) {
 	if woken := connect("woken"); woken.Sandbox.ID != first.Sandbox.ID || woken.Headers["X-Session-API-Key"] != first.Headers["X-Session-API-Key"] {
 		t.Errorf("another sandbox or key: %+v, then %+v", first, woken)
 	}
-	if o := h.berth("disconnect", "s1"); o.code != 0 {
-		t.Fatalf("disconnect: %d\n%s%s", o.code, o.stdout, o.stderr)
+	if o := m.Run("disconnect", "s1", "-o", "json"); o.Code != 0 {
+		t.Fatalf("disconnect: %d\n%s%s", o.Code, o.Stdout, o.Stderr)
 	}
 	if left := cloud.Sandboxes(); len(left) > 0 {
 		t.Errorf("left: %+v", left)
 	}
-	if o := h.berth("connect", "s1", "--mode", "attach"); o.code != 4 {
-		t.Errorf("attaching to nothing: exit code %d\n%s", o.code, o.stdout)
+	if o := m.Run("connect", "s1", "--mode", "attach", "-o", "json"); o.Code != 4 {
+		t.Errorf("attaching to nothing: exit code %d\n%s", o.Code, o.Stdout)
 	}
 	for _, call := range cloud.Traffic.Calls() {
 		if strings.Contains(call.Path+call.Body, canary) {
@@ -147,34 +75,20 @@ func TestEachBerthProcessFindsWhatTheOneBeforeLeft(t *testing.T) {
 
 func TestTwoProcessesThatConnectOneNewSessionAtOnceShareOneSandbox(t *testing.T) {
 	t.Parallel()
-	rounds := 5
-	if text := os.Getenv("BERTH_RACE_ROUNDS"); text != "" {
-		rounds, _ = strconv.Atoi(text)
-	}
 	cloud := newCloud(t, sim.Options{CreateTime: 50 * time.Millisecond, ListLag: 20 * time.Millisecond})
-	h := newHosts(t, cloud)
-	for round := range rounds {
-		session := fmt.Sprintf("race-%d", round)
-		commands := []*exec.Cmd{h.command("connect", session), h.command("connect", session)}
-		outcomes := make([]outcome, len(commands))
-		var both sync.WaitGroup
-		for i := range commands {
-			both.Go(func() { outcomes[i] = finish(t, commands[i]) })
+	ids := func() (ids []string) {
+		for _, sandbox := range cloud.Sandboxes() {
+			ids = append(ids, sandbox.ID)
 		}
-		both.Wait()
-		for _, o := range outcomes {
-			if o.code != 0 {
-				t.Fatalf("round %d: exit code %d\n%s%s", round, o.code, o.stdout, o.stderr)
-			}
-		}
-		left := cloud.Sandboxes()
-		if len(left) != 1 || outcomes[0].Sandbox.ID != left[0].ID || outcomes[1].Sandbox.ID != left[0].ID {
-			t.Fatalf("round %d: left %+v, connected %+v and %+v", round, left, outcomes[0].Sandbox, outcomes[1].Sandbox)
-		}
-		if servers := inside(t, cloud, left[0].ID, "cat /proc/[0-9]*/comm | grep -c '^berth-action'"); servers != "1" {
-			t.Errorf("round %d: %s servers in the sandbox", round, servers)
-		}
-		cloud.Kill(left[0].ID)
+		return ids
 	}
+	rounds := newMachine(t, cloud).Race(ids, func(session string, ids []string) {
+		for _, id := range ids {
+			if servers := inside(t, cloud, id, "cat /proc/[0-9]*/comm | grep -c '^berth-action'"); servers != "1" {
+				t.Errorf("%s: %s servers in the sandbox", session, servers)
+			}
+			cloud.Kill(id)
+		}
+	})
 	t.Logf("%d rounds, %d second sandboxes made and removed", rounds, cloud.Traffic.Count("create")-rounds)
 }

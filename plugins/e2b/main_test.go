@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"flag"
-	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -12,27 +10,15 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"go.uber.org/goleak"
 
 	"github.com/berth-dev/berth/internal/testbin"
 	"github.com/berth-dev/berth/plugins/e2b/sim"
+	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-func TestMain(m *testing.M) {
-	simcloud.Main()
-	flag.Parse()
-	if parallel := flag.Lookup("test.parallel"); parallel.Value.String() == parallel.DefValue {
-		_ = parallel.Value.Set("6") // these tests wait more than they work
-	}
-	code := testbin.Main(m)
-	if err := goleak.Find(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { os.Exit(cloudtest.Main(m, 6)) }
 
 const (
 	owner = "tests"
@@ -165,7 +151,7 @@ func ping(t *testing.T, p *E2B, sandbox provider.Sandbox, endpoints provider.End
 func awaitPing(t *testing.T, p *E2B, sandbox provider.Sandbox, endpoints provider.Endpoints) provider.PingResult {
 	t.Helper()
 	var result provider.PingResult
-	eventually(t, "a ping says something that ends the wait", func() bool {
+	cloudtest.Eventually(t, "a ping says something that ends the wait", func() bool {
 		result = ping(t, p, sandbox, endpoints)
 		return result.Status != provider.PingNotYet
 	})
@@ -223,15 +209,6 @@ func wantCode(t *testing.T, err error, code provider.Code) *provider.Error {
 		t.Fatalf("error: %v (%q), want %q", err, provider.CodeOf(err), code)
 	}
 	return provider.AsError(err)
-}
-
-func eventually(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain until %s", what)
-		}
-	}
 }
 
 func background(t *testing.T, d time.Duration) context.Context {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/berth-dev/berth/plugins/e2b/sim"
+	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -109,7 +110,7 @@ func TestAStateThatIsNotKnownIsWaitedOutAndNamed(t *testing.T) {
 	sandbox := create(t, p, "s1")
 	cloud.SetState(sandbox.ID, "hibernating")
 	cloud.Unroute(sandbox.ID, true)
-	eventually(t, "a ping names the state", func() bool {
+	cloudtest.Eventually(t, "a ping names the state", func() bool {
 		result := ping(t, p, sandbox, *sandbox.Endpoints)
 		if result.Status != provider.PingNotYet {
 			t.Fatalf("%+v", result)

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/berth-dev/berth/plugins/e2b/sim"
+	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -305,7 +306,7 @@ func TestLogsAreTheLastLinesOfTheServer(t *testing.T) {
 		t.Errorf("before any server: %q", lines)
 	}
 	start(t, p, sandbox, shell("seq 1 1000; exec berth-action-server --port {port}"))
-	eventually(t, "the log has something", func() bool { return len(logs()) == 2 })
+	cloudtest.Eventually(t, "the log has something", func() bool { return len(logs()) == 2 })
 	if err := p.Suspend(t.Context(), ref(sandbox)); err != nil {
 		t.Fatal(err)
 	}
@@ -383,7 +384,7 @@ func TestALifetimeEndsTheSandboxOrPausesIt(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "one is gone and the other paused", func() bool {
+	cloudtest.Eventually(t, "one is gone and the other paused", func() bool {
 		left := cloud.Sandboxes()
 		return len(left) == 1 && left[0].State == "paused" && left[0].Metadata[provider.LabelSession] == "pauses"
 	})

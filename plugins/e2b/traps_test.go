@@ -15,6 +15,7 @@ import (
 
 	"github.com/berth-dev/berth/plugins/e2b/envd"
 	"github.com/berth-dev/berth/plugins/e2b/sim"
+	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -54,7 +55,7 @@ func TestTrapTheSimulatorDoesKillAtThatDeadline(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	startRaw(ctx, t, p, opened, "berth-test", "echo $$ >/home/user/pid; exec sleep 1000")
-	eventually(t, "the process is killed", func() bool {
+	cloudtest.Eventually(t, "the process is killed", func() bool {
 		return inside(t, cloud, sandbox.ID, `test -s /home/user/pid && test ! -e /proc/$(cat /home/user/pid) && echo gone`) == "gone"
 	})
 }

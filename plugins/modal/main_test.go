@@ -3,8 +3,6 @@ package main
 import (
 	"encoding/json"
 	"errors"
-	"flag"
-	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -13,9 +11,9 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"go.uber.org/goleak"
 
 	"github.com/berth-dev/berth/internal/testbin"
+	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 	"github.com/berth-dev/berth/plugins/modal/sim"
 	"github.com/berth-dev/berth/shared/provider"
@@ -23,20 +21,11 @@ import (
 
 func TestMain(m *testing.M) {
 	simcloud.Main()
-	flag.Parse()
 	trusted, err := trustTunnels()
 	if err != nil {
 		panic(err)
 	}
-	// These tests mostly wait, so more of them than there are processors may run at a time.
-	if err := flag.Set("test.parallel", "12"); err != nil {
-		panic(err)
-	}
-	code := testbin.Main(m)
-	if err := goleak.Find(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
+	code := cloudtest.Main(m, 12)
 	os.Remove(trusted)
 	os.Exit(code)
 }
@@ -169,7 +158,7 @@ func ping(t *testing.T, d *Modal, sandbox provider.Sandbox, endpoints provider.E
 func awaitAlive(t *testing.T, d *Modal, sandbox provider.Sandbox, endpoints provider.Endpoints) {
 	t.Helper()
 	var last provider.PingResult
-	eventually(t, "the server is alive", func() bool {
+	cloudtest.Eventually(t, "the server is alive", func() bool {
 		last = ping(t, d, sandbox, endpoints)
 		if last.Status != provider.PingAlive && last.Status != provider.PingNotYet {
 			t.Fatalf("%+v", last)
@@ -199,15 +188,6 @@ while True:
 
 func shellServer(script string) provider.Server {
 	return provider.Server{Command: []string{"sh", "-c", script}, Port: 8000}
-}
-
-func eventually(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain until %s", what)
-		}
-	}
 }
 
 // withActionServer is the directory in which the action server is.

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 	"github.com/berth-dev/berth/plugins/modal/sim"
 	"github.com/berth-dev/berth/shared/provider"
@@ -100,7 +101,7 @@ func TestAServersWordsReachItUnchangedAndItsSecretsNoCommandLine(t *testing.T) {
 		"dir": "/nowhere", "name": "PATH", "names": "PATH", "port": "1", "IFS": "0123456789", "_dir": "x"}
 	start(t, d, sandbox, server)
 	var log string
-	eventually(t, "the server has said everything", func() bool {
+	cloudtest.Eventually(t, "the server has said everything", func() bool {
 		lines, err := d.Logs(t.Context(), provider.LogsRequest{SandboxRef: ref(sandbox), Lines: 2000})
 		if err != nil {
 			t.Fatal(err)
@@ -243,7 +244,7 @@ func TestANameHeldByASandboxThatHasEndedIsWaitedFor(t *testing.T) {
 	}
 	var release sync.WaitGroup
 	release.Go(func() {
-		eventually(t, "a second create was refused", func() bool { return cloud.Traffic.Count("SandboxCreateV2") >= 2 })
+		cloudtest.Eventually(t, "a second create was refused", func() bool { return cloud.Traffic.Count("SandboxCreateV2") >= 2 })
 		cloud.Set(func(o *sim.Options) { o.NameHeld = 0 })
 	})
 	second := create(t, d, "s1")
@@ -454,7 +455,7 @@ func TestATimedOutSandboxEndsByItself(t *testing.T) {
 	if left := time.Until(sandbox.ExpiresAt); left > time.Second || left < -2*time.Second {
 		t.Errorf("it ends at %s", sandbox.ExpiresAt)
 	}
-	eventually(t, "it has ended", func() bool { return len(cloud.Sandboxes()) == 0 })
+	cloudtest.Eventually(t, "it has ended", func() bool { return len(cloud.Sandboxes()) == 0 })
 	if _, err := d.Attach(t.Context(), attachRequest("s1")); provider.CodeOf(err) != provider.CodeNotFound {
 		t.Errorf("%v", err)
 	}

@@ -1,17 +1,13 @@
 package main
 
 import (
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/shared/provider"
 )
-
-var update = flag.Bool("update", false, "write the table of attributes into the documentation")
 
 const (
 	tableBegins = "<!-- the attributes, written by `go test ./plugins/runloop -run Documentation -update` -->\n"
@@ -20,26 +16,7 @@ const (
 
 func TestTheDocumentationHasTheAttributesOfTheSchema(t *testing.T) {
 	t.Parallel()
-	file := filepath.Join("..", "..", "docs", "providers", "runloop.md")
-	content, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	before, rest, begins := strings.Cut(string(content), tableBegins)
-	have, after, ends := strings.Cut(rest, tableEnds)
-	if !begins || !ends {
-		t.Fatal("the documentation has no place for the attributes")
-	}
-	want := attributeTable(provider.Attributes[Config]())
-	if have == want {
-		return
-	}
-	if !*update {
-		t.Fatalf("the table is stale: run go test ./plugins/runloop -run Documentation -update. It should be\n%s", want)
-	}
-	if err := os.WriteFile(file, []byte(before+tableBegins+want+tableEnds+after), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	cloudtest.CheckTable(t, "runloop", tableBegins, tableEnds, attributeTable(provider.Attributes[Config]()))
 }
 
 func attributeTable(attributes []provider.Attribute) string {

@@ -2,8 +2,6 @@ package main
 
 import (
 	"bytes"
-	"flag"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,28 +10,15 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"go.uber.org/goleak"
 
 	"github.com/berth-dev/berth/internal/testbin"
+	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 	"github.com/berth-dev/berth/plugins/runloop/sim"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-func TestMain(m *testing.M) {
-	simcloud.Main()
-	flag.Parse()
-	// These tests mostly wait, so more of them than there are processors may run at a time.
-	if err := flag.Set("test.parallel", "16"); err != nil {
-		panic(err)
-	}
-	code := testbin.Main(m)
-	if err := goleak.Find(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { os.Exit(cloudtest.Main(m, 16)) }
 
 const (
 	owner = "tests"
@@ -196,7 +181,7 @@ func ping(t *testing.T, r *Runloop, sandbox provider.Sandbox, endpoints provider
 func pingUntil(t *testing.T, r *Runloop, sandbox provider.Sandbox, endpoints provider.Endpoints, what string, condition func(provider.PingResult) bool) provider.PingResult {
 	t.Helper()
 	var result provider.PingResult
-	eventually(t, what, func() bool {
+	cloudtest.Eventually(t, what, func() bool {
 		result = ping(t, r, sandbox, endpoints)
 		return condition(result)
 	})
@@ -207,15 +192,6 @@ func alive(result provider.PingResult) bool { return result.Status == provider.P
 
 func ref(sandbox provider.Sandbox) provider.SandboxRef {
 	return provider.SandboxRef{Owner: sandbox.Owner, SandboxID: sandbox.ID}
-}
-
-func eventually(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !condition(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain until %s", what)
-		}
-	}
 }
 
 // box reads the one devbox of a sandbox.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 	"github.com/berth-dev/berth/plugins/runloop/sim"
 	"github.com/berth-dev/berth/shared/provider"
@@ -76,7 +77,7 @@ func TestTrapADevboxThatDoesNotRunIsStillTheSessions(t *testing.T) {
 			next := map[string]string{"suspending": "suspended", "suspended": ""}
 			var change sync.WaitGroup
 			change.Go(func() {
-				eventually(t, "the plugin waits", func() bool { return cloud.Count("wait") > 1 })
+				cloudtest.Eventually(t, "the plugin waits", func() bool { return cloud.Count("wait") > 1 })
 				if to, special := next[status]; !special {
 					cloud.Force(made.ID, "running", "")
 				} else if to != "" {
@@ -219,7 +220,7 @@ func TestALifeEndsAndIsRenewed(t *testing.T) {
 	if got := box(t, cloud, sandbox).Metadata; got["team"] != "blue" || got[provider.LabelAttempt] != sandbox.Attempt {
 		t.Errorf("renewing lost metadata: %v", got)
 	}
-	eventually(t, "it ends by itself", func() bool { return len(cloud.Live()) == 0 })
+	cloudtest.Eventually(t, "it ends by itself", func() bool { return len(cloud.Live()) == 0 })
 	if time.Now().Before(end.Add(-100 * time.Millisecond)) {
 		t.Error("it ended before its time")
 	}
@@ -234,7 +235,7 @@ func TestTrapWaitingForRunningAloneWouldHang(t *testing.T) {
 			r := newRunloop(t, cloud, nil)
 			var change sync.WaitGroup
 			change.Go(func() {
-				eventually(t, "the plugin waits", func() bool { return cloud.Count("wait") > 0 })
+				cloudtest.Eventually(t, "the plugin waits", func() bool { return cloud.Count("wait") > 0 })
 				cloud.Force(cloud.Devboxes()[0].ID, status, reason)
 			})
 			began := time.Now()
@@ -682,7 +683,7 @@ func TestACreateThatIsCancelledLeavesNothing(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var waiting sync.WaitGroup
 	waiting.Go(func() {
-		eventually(t, "the plugin waits", func() bool { return cloud.Count("wait") > 0 })
+		cloudtest.Eventually(t, "the plugin waits", func() bool { return cloud.Count("wait") > 0 })
 		cancel()
 	})
 	_, err := r.Create(ctx, createRequest("s1"))
@@ -834,8 +835,8 @@ func TestTheKeyIsInItsHeaderOnly(t *testing.T) {
 func TestTheKeyIsInNoProcess(t *testing.T) {
 	t.Parallel()
 	const key = "ak_other_canary_77"
-	i := newInstallation(t, sim.Options{APIKey: key})
-	environment := i.cloud.Environment()
+	cloud := newCloud(t, sim.Options{APIKey: key})
+	environment := cloud.Environment()
 	config := fmt.Sprintf(`
 		host {
 			secret = "a secret of these tests"
@@ -848,13 +849,11 @@ func TestTheKeyIsInNoProcess(t *testing.T) {
 			}
 		}
 	`, environment["RUNLOOP_BASE_URL"], environment["RUNLOOP_TUNNEL_URL"])
-	for file, content := range map[string]string{"config.hcl": config, "key": key} {
-		if err := os.WriteFile(filepath.Join(i.dir, file), []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
+	m := cloudtest.NewMachine(t, "runloop", key, config, "BERTH_LOG=trace")
+	if err := os.WriteFile(filepath.Join(m.Dir, "key"), []byte(key), 0o600); err != nil {
+		t.Fatal(err)
 	}
-	i.keyInFile = true
-	i.cloud.Fail(simcloud.Fault{Operation: "wait", Delay: time.Second})
+	cloud.Fail(simcloud.Fault{Operation: "wait", Delay: time.Second})
 	var watching sync.WaitGroup
 	done := make(chan struct{})
 	plugins := 0
@@ -879,10 +878,10 @@ func TestTheKeyIsInNoProcess(t *testing.T) {
 			}
 		}
 	})
-	_, output, code := i.berth("connect", "s1")
+	o := m.Run("connect", "s1", "-o", "json")
 	close(done)
 	watching.Wait()
-	if code != 0 || strings.Contains(output, key) || plugins == 0 {
-		t.Errorf("exit code %d, the plugin was seen %d times\n%s", code, plugins, output)
+	if o.Code != 0 || plugins == 0 {
+		t.Errorf("exit code %d, the plugin was seen %d times\n%s\n%s", o.Code, plugins, o.Stdout, o.Stderr)
 	}
 }

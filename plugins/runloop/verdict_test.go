@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 	"github.com/berth-dev/berth/plugins/runloop/sim"
 	"github.com/berth-dev/berth/shared/provider"
@@ -57,7 +58,7 @@ func TestPingsThatFailAskTheAPISeldom(t *testing.T) {
 			change(cloud, made.ID)
 			began := time.Now()
 			pings := 0
-			eventually(t, "some looks were due", func() bool {
+			cloudtest.Eventually(t, "some looks were due", func() bool {
 				if result := ping(t, r, made, endpoints); result.Status != provider.PingNotYet {
 					t.Errorf("%+v", result)
 				}
