@@ -134,8 +134,12 @@ func serve(ctx context.Context, o options, stderr io.Writer) error {
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 	}
-	initialized := time.AfterFunc(o.initDelay, handler.setReady)
-	defer initialized.Stop()
+	if o.initDelay > 0 {
+		initialized := time.AfterFunc(o.initDelay, handler.setReady)
+		defer initialized.Stop()
+	} else {
+		handler.setReady() // before it says that it listens: a client that comes at once is served
+	}
 
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(listener) }()
