@@ -18,10 +18,14 @@ const pageSize = 200
 // List gives the owner's sandboxes. All of them come from the cloud's search index, which is a few seconds behind: one
 // just destroyed may still be there. A session's own is looked up by its name, which is never behind.
 func (d *Daytona) List(ctx context.Context, req provider.ListRequest) ([]provider.Sandbox, error) {
-	if req.Session != "" {
+	if req.Session != "" && !req.AllOwners {
 		return d.listOne(ctx, req)
 	}
-	filter, err := json.Marshal(map[string]string{provider.LabelOwner: req.Owner})
+	labels := map[string]string{}
+	if !req.AllOwners {
+		labels[provider.LabelOwner] = req.Owner
+	}
+	filter, err := json.Marshal(labels)
 	if err != nil {
 		return nil, err
 	}
@@ -42,7 +46,7 @@ func (d *Daytona) List(ctx context.Context, req provider.ListRequest) ([]provide
 			return nil, err
 		}
 		for _, item := range page.Items {
-			if !seen[item.Id] && item.Labels[provider.LabelOwner] == req.Owner {
+			if !seen[item.Id] && req.Matches(item.Labels[provider.LabelOwner], item.Labels[provider.LabelSession]) {
 				sandboxes = append(sandboxes, describeItem(item))
 			}
 			seen[item.Id] = true

@@ -170,8 +170,9 @@ func (a *api) lookOnce(ctx context.Context, id string) (info, error) {
 
 // list gives all sandboxes, running and paused, whose metadata has these entries.
 func (a *api) list(ctx context.Context, metadata map[string]string) ([]info, error) {
-	query := url.Values{
-		"metadata": {encodeMetadata(metadata)}, "state": {"running,paused"}, "limit": {strconv.Itoa(pageSize)},
+	query := url.Values{"state": {"running,paused"}, "limit": {strconv.Itoa(pageSize)}}
+	if len(metadata) > 0 {
+		query.Set("metadata", encodeMetadata(metadata))
 	}
 	var all []info
 	seen := map[string]bool{}

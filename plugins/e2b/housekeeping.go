@@ -12,7 +12,10 @@ import (
 // List gives the owner's sandboxes, running and paused. E2B filters, and what it gives is checked nevertheless.
 func (p *E2B) List(ctx context.Context, req provider.ListRequest) ([]provider.Sandbox, error) {
 	filter := map[string]string{provider.LabelOwner: req.Owner}
-	if req.Session != "" {
+	switch {
+	case req.AllOwners:
+		filter = nil
+	case req.Session != "":
 		filter = map[string]string{labelName: provider.SandboxName(req.Owner, req.Session)}
 	}
 	found, err := p.api.list(ctx, filter)
@@ -22,7 +25,7 @@ func (p *E2B) List(ctx context.Context, req provider.ListRequest) ([]provider.Sa
 	var sandboxes []provider.Sandbox
 	for _, one := range found {
 		sandbox := sandboxOf(one)
-		if sandbox.Owner == req.Owner && (req.Session == "" || sandbox.Session == req.Session) {
+		if req.Matches(sandbox.Owner, sandbox.Session) {
 			sandboxes = append(sandboxes, sandbox)
 		}
 	}

@@ -261,6 +261,17 @@ func (p *E2B) Attach(ctx context.Context, req provider.AttachRequest) (provider.
 	if err != nil {
 		return provider.Sandbox{}, err
 	}
+	if len(present) == 0 && req.SandboxID != "" { // the listing may not show it yet
+		sandbox, err := p.owned(ctx, provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
+		switch {
+		case err == nil && sandbox.Metadata[provider.LabelSession] != req.Session:
+			return provider.Sandbox{}, provider.Errorf(provider.CodeConflict, "the sandbox %s belongs to another session", req.SandboxID)
+		case err == nil:
+			present = append(present, sandbox)
+		case provider.CodeOf(err) != provider.CodeNotFound:
+			return provider.Sandbox{}, err
+		}
+	}
 	if len(present) > 0 {
 		known := slices.IndexFunc(present, func(s info) bool { return s.SandboxID == req.SandboxID })
 		if known > 0 {

@@ -26,10 +26,10 @@ func (l *Local) List(ctx context.Context, req provider.ListRequest) ([]provider.
 			l.log.Warn("skipping a sandbox that cannot be read", "directory", l.store.Dir(id), "error", err)
 			continue
 		}
-		if record.Owner != req.Owner || req.Session != "" && record.Session != req.Session {
+		if !req.Matches(record.Owner, record.Session) {
 			continue
 		}
-		if record.Expired() {
+		if record.Expired() && record.Owner == req.Owner {
 			if err := l.Destroy(ctx, provider.SandboxRef{Owner: record.Owner, SandboxID: id}); err != nil {
 				return nil, err
 			}

@@ -276,7 +276,7 @@ func (c *cloud) listAsOf(ctx context.Context, req provider.ListRequest, then tim
 	var list []provider.Sandbox
 	err := c.store.do(ctx, func(w *world) error {
 		for _, s := range w.Sandboxes {
-			if s.liveAt(then) && s.Owner == req.Owner && (req.Session == "" || s.Session == req.Session) {
+			if s.liveAt(then) && req.Matches(s.Owner, s.Session) {
 				list = append(list, c.describe(s))
 			}
 		}

@@ -20,7 +20,10 @@ func (m *Modal) List(ctx context.Context, req provider.ListRequest) ([]provider.
 	if err != nil {
 		return nil, err
 	}
-	tags := map[string]string{provider.LabelOwner: req.Owner}
+	tags := map[string]string{}
+	if !req.AllOwners {
+		tags[provider.LabelOwner] = req.Owner
+	}
 	if req.Session != "" {
 		tags[provider.LabelSession] = req.Session
 	}
@@ -47,7 +50,7 @@ func (m *Modal) List(ctx context.Context, req provider.ListRequest) ([]provider.
 		for _, tag := range info.GetTags() {
 			found.tags[tag.GetTagName()] = tag.GetTagValue()
 		}
-		if !seen[found.id] && found.owned(req.Owner, req.Session) == nil {
+		if !seen[found.id] && req.Matches(found.tags[provider.LabelOwner], found.tags[provider.LabelSession]) {
 			sandboxes = append(sandboxes, listed(found, info))
 		}
 		seen[found.id] = true

@@ -335,7 +335,7 @@ const pageSize = 500
 // The API filters by one status only, and a listing without one is full of devboxes that ended long ago. So every live
 // status is asked for, those that devboxes come from before those they go to, and besides the first page of all, for
 // statuses that are not known here and devboxes that changed theirs in between.
-func (r *Runloop) listed(ctx context.Context, owner, session string) ([]devbox, error) {
+func (r *Runloop) listed(ctx context.Context, req provider.ListRequest) ([]devbox, error) {
 	found := map[string]devbox{}
 	for _, statuses := range [][]string{
 		{queued, provisioning, initializing, resuming, suspending}, {running, suspended, ""},
@@ -358,8 +358,8 @@ func (r *Runloop) listed(ctx context.Context, owner, session string) ([]devbox, 
 	}
 	var boxes []devbox
 	for _, box := range found {
-		mine := box.Metadata[provider.LabelOwner] == owner && box.Metadata[provider.LabelSession] != ""
-		if mine && !box.ended() && (session == "" || box.Metadata[provider.LabelSession] == session) {
+		session := box.Metadata[provider.LabelSession]
+		if session != "" && req.Matches(box.Metadata[provider.LabelOwner], session) && !box.ended() {
 			boxes = append(boxes, box)
 		}
 	}

@@ -101,7 +101,7 @@ func connect(ctx context.Context, r *Runloop) error {
 }
 
 func the(ctx context.Context, r *Runloop) (provider.SandboxRef, error) {
-	boxes, err := r.listed(ctx, owner, "s1")
+	boxes, err := r.listed(ctx, provider.ListRequest{Owner: owner, Session: "s1"})
 	if err != nil || len(boxes) == 0 {
 		return provider.SandboxRef{}, fmt.Errorf("%d devboxes, %w", len(boxes), err)
 	}

@@ -13,7 +13,7 @@ import (
 
 // List gives the owner's devboxes that have not ended. One that has ended costs nothing and cannot be woken.
 func (r *Runloop) List(ctx context.Context, req provider.ListRequest) ([]provider.Sandbox, error) {
-	boxes, err := r.listed(ctx, req.Owner, req.Session)
+	boxes, err := r.listed(ctx, req)
 	if err != nil {
 		return nil, err
 	}

@@ -49,7 +49,7 @@ var realTiming = timing{
 
 // Create makes the session's devbox, or adopts the one that is there.
 func (r *Runloop) Create(ctx context.Context, req provider.CreateRequest) (provider.Sandbox, error) {
-	boxes, err := r.listed(ctx, req.Owner, req.Session)
+	boxes, err := r.listed(ctx, provider.ListRequest{Owner: req.Owner, Session: req.Session})
 	if err != nil {
 		return provider.Sandbox{}, err
 	}
@@ -64,7 +64,7 @@ func (r *Runloop) Create(ctx context.Context, req provider.CreateRequest) (provi
 		err = provider.Errorf(provider.CodeFailed, "the new devbox %s did not come up: it is %s", box.ID, box.detail())
 	}
 	if err == nil {
-		boxes, err = r.listed(ctx, req.Owner, req.Session)
+		boxes, err = r.listed(ctx, provider.ListRequest{Owner: req.Owner, Session: req.Session})
 	}
 	if err != nil {
 		return provider.Sandbox{}, r.undo(ctx, req, box.ID, err)
@@ -193,7 +193,7 @@ func ambiguous(err error) bool {
 
 // made lists what this very attempt has made, oldest first.
 func (r *Runloop) made(ctx context.Context, req provider.CreateRequest) ([]devbox, error) {
-	boxes, err := r.listed(ctx, req.Owner, req.Session)
+	boxes, err := r.listed(ctx, provider.ListRequest{Owner: req.Owner, Session: req.Session})
 	return slices.DeleteFunc(boxes, func(b devbox) bool { return b.Metadata[provider.LabelAttempt] != req.Attempt }), err
 }
 
@@ -252,21 +252,23 @@ func (r *Runloop) find(ctx context.Context, req provider.AttachRequest) (devbox,
 	if req.SandboxID != "" {
 		box, err := r.owned(ctx, provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID}, always)
 		switch {
-		case err == nil && box.ended():
-			err = gone(box.ID, box.detail())
-		case err == nil && box.Metadata[provider.LabelSession] != req.Session:
-			err = provider.Errorf(provider.CodeConflict, "the devbox %s belongs to another session", box.ID)
+		case err == nil && !box.ended() && box.Metadata[provider.LabelSession] != req.Session:
+			return box, provider.Errorf(provider.CodeConflict, "the devbox %s belongs to another session", box.ID)
+		case err == nil && !box.ended(), err != nil && provider.CodeOf(err) != provider.CodeNotFound:
+			return box, err
 		}
-		return box, err
 	}
 	for range 2 { // the first look may miss a devbox whose status changes under it
-		boxes, err := r.listed(ctx, req.Owner, req.Session)
+		boxes, err := r.listed(ctx, provider.ListRequest{Owner: req.Owner, Session: req.Session})
 		if err != nil {
 			return devbox{}, err
 		}
 		if len(boxes) > 0 {
 			return boxes[0], nil
 		}
+	}
+	if req.SandboxID != "" {
+		return devbox{}, gone(req.SandboxID, "shutdown")
 	}
 	return devbox{}, provider.Errorf(provider.CodeNotFound, "session %q has no devbox", req.Session)
 }

@@ -122,7 +122,7 @@ func (c *Client) Ping(ctx context.Context, req PingRequest) (PingResult, error) 
 func (c *Client) List(ctx context.Context, req ListRequest) ([]Sandbox, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the stream when an answer is refused half way
-	stream, err := c.housekeeping.List(ctx, &pb.ListRequest{Owner: req.Owner, Session: req.Session})
+	stream, err := c.housekeeping.List(ctx, &pb.ListRequest{Owner: req.Owner, Session: req.Session, AllOwners: req.AllOwners})
 	if err != nil {
 		return nil, errorFromWire(err)
 	}
@@ -140,7 +140,7 @@ func (c *Client) List(ctx context.Context, req ListRequest) ([]Sandbox, error) {
 			if sandbox.ID == "" {
 				return nil, invalidReply("List", "a sandbox without an id")
 			}
-			if sandbox.Owner != "" && sandbox.Owner != req.Owner {
+			if sandbox.Owner != "" && sandbox.Owner != req.Owner && !req.AllOwners {
 				return nil, invalidReply("List", "sandbox %s belongs to another owner", sandbox.ID)
 			}
 			if req.Session == "" || sandbox.Session == req.Session {

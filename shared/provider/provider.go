@@ -244,6 +244,14 @@ type ListRequest struct {
 	Owner string
 	// Session restricts the answer to one session. Empty means all.
 	Session string
+	// AllOwners asks also for the sandboxes of other owners: everything in the account that carries an owner's label. It
+	// is for people who look at what is whose; the host never acts on what it learns so.
+	AllOwners bool
+}
+
+// Matches says whether a sandbox with these labels is asked for.
+func (r ListRequest) Matches(owner, session string) bool {
+	return (owner == r.Owner || r.AllOwners && owner != "") && (r.Session == "" || session == r.Session)
 }
 
 // RenewRequest asks for a longer life.

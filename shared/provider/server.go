@@ -123,7 +123,9 @@ const listChunk = 500
 
 func (s *pluginServer) List(r *pb.ListRequest, stream grpc.ServerStreamingServer[pb.ListResponse]) error {
 	sandboxes, err := serveOptional(s, CapabilityList, func(p Lister) ([]Sandbox, error) {
-		return p.List(stream.Context(), ListRequest{Owner: r.GetOwner(), Session: r.GetSession()})
+		return p.List(stream.Context(), ListRequest{
+			Owner: r.GetOwner(), Session: r.GetSession(), AllOwners: r.GetAllOwners(),
+		})
 	})
 	if err != nil {
 		return err

@@ -407,6 +407,9 @@ func TestAnAnswerThatBreaksTheContractIsNotBelieved(t *testing.T) {
 	foreign := connect(t, &fake{sandboxes: []Sandbox{{ID: "sb", Owner: "someone else"}}})
 	_, err = foreign.List(t.Context(), ListRequest{Owner: "me"})
 	equal(t, "List of a foreign sandbox", AsError(err).Reason, ReasonInvalidReply)
+	all, err := foreign.List(t.Context(), ListRequest{Owner: "me", AllOwners: true})
+	equal(t, "List for all owners", err, nil)
+	equal(t, "foreign sandboxes", len(all), 1)
 }
 
 func TestListCarriesThousandsOfSandboxes(t *testing.T) {

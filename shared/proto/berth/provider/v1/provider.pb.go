@@ -1580,7 +1580,10 @@ type ListRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Owner string                 `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`
 	// Only this session's sandboxes; empty for all.
-	Session       string `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
+	Session string `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
+	// Also those of other owners: everything in the account that carries a berth-owner label. It is for people who look
+	// at what is whose; berth never acts on what it learns so. A plugin that does not know this field lists the owner's.
+	AllOwners     bool `protobuf:"varint,3,opt,name=all_owners,json=allOwners,proto3" json:"all_owners,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1627,6 +1630,13 @@ func (x *ListRequest) GetSession() string {
 		return x.Session
 	}
 	return ""
+}
+
+func (x *ListRequest) GetAllOwners() bool {
+	if x != nil {
+		return x.AllOwners
+	}
+	return false
 }
 
 type ListResponse struct {
@@ -2184,10 +2194,12 @@ const file_berth_provider_v1_provider_proto_rawDesc = "" +
 	"\texit_code\x18\x03 \x01(\x05H\x00R\bexitCode\x88\x01\x01\x12\x19\n" +
 	"\blog_tail\x18\x04 \x03(\tR\alogTailB\f\n" +
 	"\n" +
-	"_exit_code\"=\n" +
+	"_exit_code\"\\\n" +
 	"\vListRequest\x12\x14\n" +
 	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x18\n" +
-	"\asession\x18\x02 \x01(\tR\asession\"H\n" +
+	"\asession\x18\x02 \x01(\tR\asession\x12\x1d\n" +
+	"\n" +
+	"all_owners\x18\x03 \x01(\bR\tallOwners\"H\n" +
 	"\fListResponse\x128\n" +
 	"\tsandboxes\x18\x01 \x03(\v2\x1a.berth.provider.v1.SandboxR\tsandboxes\"z\n" +
 	"\fRenewRequest\x12\x14\n" +
