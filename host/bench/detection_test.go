@@ -143,7 +143,7 @@ func localServers(b *testing.B, times []time.Duration) func(int, connect.Health)
 		if err != nil {
 			return 0, err
 		}
-		_, err = connector.Disconnect(ctx, asked.Session, connect.ActionDestroy)
+		_, err = connector.Disconnect(ctx, asked.Session, connect.ActionDestroy, nil)
 		return now.Sub(ready), err
 	}
 }
@@ -156,7 +156,7 @@ func leaveNothing(b *testing.B, connector *connect.Connector) {
 	}
 	for _, sandbox := range left {
 		b.Errorf("sandbox %s of session %s is left", sandbox.ID, sandbox.Session)
-		if _, err := connector.Disconnect(context.Background(), sandbox.Session, connect.ActionDestroy); err != nil {
+		if _, err := connector.Disconnect(context.Background(), sandbox.Session, connect.ActionDestroy, nil); err != nil {
 			b.Error(err)
 		}
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/redact"
+	"github.com/berth-dev/berth/host/session"
 	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -47,6 +48,29 @@ type app struct {
 	log     hclog.Logger
 	mutex   sync.Mutex
 	plugins map[*config.Provider]*supervise.Plugin
+	store   session.Store
+	hooks   Hooks
+}
+
+// Hooks stand between the command and what it works with. They are for programs that test it: nil leaves things as they
+// are.
+type Hooks struct {
+	Provider func(*supervise.Plugin) provider.Provider
+	Records  func(session.Store) session.Store
+}
+
+func (h Hooks) provider(p *supervise.Plugin) provider.Provider {
+	if h.Provider == nil {
+		return p
+	}
+	return h.Provider(p)
+}
+
+func (h Hooks) records(s session.Store) session.Store {
+	if h.Records == nil {
+		return s
+	}
+	return h.Records(s)
 }
 
 func newApp(stdout, stderr io.Writer, getenv func(string) (string, bool)) *app {
@@ -155,18 +179,6 @@ func (a *app) level() (hclog.Level, error) {
 	return level, nil
 }
 
-// connector gives the lifecycle on one configured provider. The plugin starts with the first call.
-func (a *app) connector(p *config.Provider) (*connect.Connector, error) {
-	if diagnostics := p.CheckPlugin(); diagnostics.HasErrors() {
-		return nil, diagnosed{a.conf, diagnostics}
-	}
-	secret, err := a.secret()
-	if err != nil {
-		return nil, err
-	}
-	return connect.New(a.plugin(p), p.Label, a.owner(secret), []byte(secret)), nil
-}
-
 // provider is config.Provider for a --provider flag, as a mistake in the command line when there is no such provider.
 func (a *app) provider(label string) (*config.Provider, error) {
 	p, err := a.conf.Provider(label)
@@ -215,7 +227,7 @@ func (a *app) reattach(label string) string {
 	return ""
 }
 
-// close stops all plugins, at the same time, and writes out what is left of the log.
+// close stops all plugins, at the same time, and then gives up the records.
 func (a *app) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
@@ -228,6 +240,11 @@ func (a *app) close() {
 		})
 	}
 	stops.Wait()
+	if a.store != nil {
+		if err := a.store.Close(); err != nil {
+			a.log.Warn("closing the records", "error", err)
+		}
+	}
 }
 
 // owner names this installation on its sandboxes. All hosts with the same secret are one owner, unless configured

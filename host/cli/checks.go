@@ -142,14 +142,14 @@ func (a *app) doctorCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "doctor",
 		Short: "Check this installation, down to whether the providers accept the credentials",
-		Long: `Check the configuration, the state directory, every plugin, and by listing sandboxes whether every provider accepts
+		Long: `Check the configuration, the state directory, the records, every plugin, and by listing sandboxes whether every provider accepts
 our credentials. Nothing is created. The exit code is that of the first check that failed.`,
 		Args: cobra.NoArgs,
 		RunE: run(func(c *cobra.Command, _ []string) error {
 			if err := a.load(); err != nil {
 				return err
 			}
-			findings := []finding{a.configFinding(), a.stateFinding()}
+			findings := []finding{a.configFinding(), a.stateFinding(), a.recordsFinding(c.Context())}
 			findings = append(findings, a.providerFindings(c.Context())...)
 			return a.printFindings(findings)
 		}),
@@ -195,6 +195,31 @@ func (a *app) stateFinding() finding {
 	return a.finding("state directory", a.conf.Host.StateDir, err)
 }
 
+func (a *app) recordsFinding(ctx context.Context) finding {
+	records, err := a.records(ctx)
+	if err != nil {
+		return a.finding("records", "", err)
+	}
+	all, err := records.List(ctx)
+	if err != nil {
+		return a.finding("records", "", connect.RecordsError(err))
+	}
+	sandboxes, interrupted := 0, 0
+	for _, r := range all {
+		if r.HasSandbox() {
+			sandboxes++
+		}
+		if r.Interrupted() {
+			interrupted++
+		}
+	}
+	detail := count(sandboxes, "session")
+	if interrupted > 0 {
+		detail += fmt.Sprintf(", %d of them interrupted: berth recover finishes them", interrupted)
+	}
+	return a.finding("records", detail, nil)
+}
+
 func (a *app) providerFindings(ctx context.Context) []finding {
 	findings := make([]finding, len(a.conf.Providers))
 	var checks sync.WaitGroup
@@ -205,7 +230,7 @@ func (a *app) providerFindings(ctx context.Context) []finding {
 				findings[i] = a.finding(name, "", err)
 				return
 			}
-			connector, err := a.connector(p)
+			connector, err := a.connector(ctx, p)
 			if err != nil {
 				findings[i] = a.finding(name, "", err)
 				return

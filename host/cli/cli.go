@@ -19,7 +19,13 @@ import (
 
 // Main runs one command and returns the exit code of the process.
 func Main(args []string, stdout, stderr io.Writer, getenv func(string) (string, bool)) int {
+	return MainWithHooks(args, stdout, stderr, getenv, Hooks{})
+}
+
+// MainWithHooks is Main for a program that tests it.
+func MainWithHooks(args []string, stdout, stderr io.Writer, getenv func(string) (string, bool), hooks Hooks) int {
 	a := newApp(stdout, stderr, getenv)
+	a.hooks = hooks
 	ctx, stop := interruptible(context.Background(), a)
 	defer stop()
 
@@ -84,7 +90,9 @@ server is healthy, and prints its URL with the headers that open it.
   berth connect s1                 connect the session s1: find its sandbox, wake it, or create one
   berth connect s1 -o json         the same for programs
   berth sessions                   what there is
+  berth hold s1                    keep it alive for as long as this runs
   berth disconnect s1              destroy the session's sandbox
+  berth gc                         destroy what nobody owns any more
 
 The configuration is the file named with --config or BERTH_CONFIG, else ./config.hcl, else the built-in one: the local
 provider. Exit codes: 0 done, 1 other failure, 2 usage or configuration, 3 denied, 4 not found, 5 quota or rate limit,
@@ -102,7 +110,8 @@ provider. Exit codes: 0 done, 1 other failure, 2 usage or configuration, 3 denie
 	flags.StringVarP(&a.flags.output, "output", "o", "text", "output: text, json, or env (connect only)")
 	flags.StringVar(&a.flags.logLevel, "log-level", "", "off, error, warn, info, debug or trace (default: $BERTH_LOG, then the configuration)")
 	root.AddCommand(
-		a.connectCommand(), a.pingCommand(), a.sessionsCommand(), a.disconnectCommand(), a.providersCommand(),
+		a.connectCommand(), a.pingCommand(), a.sessionsCommand(), a.disconnectCommand(), a.holdCommand(),
+		a.recoverCommand(), a.gcCommand(), a.providersCommand(),
 		a.configCommand(), a.doctorCommand(), a.pluginCommand(), a.versionCommand(),
 	)
 	return root

@@ -21,14 +21,15 @@ func (a *app) connectCommand() *cobra.Command {
 		Long: `Connect a session: find its sandbox and wake it if it sleeps, or create one; start the action server unless it
 is up; wait until it is healthy; print its URL and the headers that open it.
 
-When that fails or is interrupted, whatever was made is removed again. What was found is left alone.
+When that fails or is interrupted, whatever was made is removed again. What was found is left alone. While another host
+works on the same session, this one waits and gets the same sandbox.
 
   berth connect s1
   berth connect s1 --provider daytona --mode attach -o json
   eval "$(berth connect s1 -o env)" && curl -H "X-Session-API-Key: $BERTH_HEADER_X_SESSION_API_KEY" "$BERTH_URL/alive"`,
 	}
 	session := sessionFlag(c)
-	label := c.Flags().StringP("provider", "p", "", "the provider's label in the configuration (default: the configured one)")
+	label := c.Flags().StringP("provider", "p", "", "the provider's label in the configuration (default: the session's, else the configured one)")
 	mode := c.Flags().String("mode", "auto", "auto: attach, or create if there is nothing; attach: never create; create: only create")
 	progress := c.Flags().String("progress", "auto", "on standard error: auto, plain, ndjson or none")
 	timeout := c.Flags().Duration("timeout", 0, "deadline for everything, such as 5m (default: timeouts.total)")
@@ -45,14 +46,7 @@ When that fails or is interrupted, whatever was made is removed again. What was 
 		if c.Flags().Changed("timeout") && *timeout <= 0 {
 			return usagef("--timeout %s: the deadline must lie ahead", *timeout)
 		}
-		if err := a.load(); err != nil {
-			return err
-		}
-		p, err := a.provider(*label)
-		if err != nil {
-			return err
-		}
-		connector, err := a.connector(p)
+		connector, p, err := a.sessionConnector(c.Context(), id, *label)
 		if err != nil {
 			return err
 		}

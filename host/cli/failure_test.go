@@ -295,7 +295,7 @@ func TestSessionsShowsTheGoodProviderBesideABrokenOne(t *testing.T) {
 	}
 
 	r = m.berth("sessions")
-	if r.code != 3 || !regexp.MustCompile(`(?m)^s1 +good +`+id+` +running +\S+ ago +in \S+$`).MatchString(r.stdout) {
+	if r.code != 3 || !regexp.MustCompile(`(?m)^s1 +good +`+id+` +running +\S+ ago +in \S+ +-$`).MatchString(r.stdout) {
 		t.Errorf("exit code %d: %s", r.code, r.stdout)
 	}
 	wants(t, r.stderr, "provider broken: ", "told to fail with denied")

@@ -329,6 +329,9 @@ type session struct {
 	State     string     `json:"state"`
 	CreatedAt *time.Time `json:"created_at"`
 	ExpiresAt *time.Time `json:"expires_at"`
+	Recorded  bool       `json:"recorded"`
+	HeldUntil *time.Time `json:"held_until"`
+	Note      string     `json:"note"`
 }
 
 // event is a line of --progress ndjson.

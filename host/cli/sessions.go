@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -10,8 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/session"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -23,13 +25,13 @@ func (a *app) pingCommand() *cobra.Command {
 Exit code 0 means healthy, 7 not healthy, 4 no sandbox.`,
 	}
 	session := sessionFlag(c)
-	label := c.Flags().StringP("provider", "p", "", "the provider's label in the configuration (default: the configured one)")
+	label := c.Flags().StringP("provider", "p", "", "the provider's label in the configuration (default: the session's, else the configured one)")
 	c.RunE = run(func(c *cobra.Command, args []string) error {
 		id, err := session(args)
 		if err != nil {
 			return err
 		}
-		connector, p, err := a.connectorFor(*label)
+		connector, p, err := a.sessionConnector(c.Context(), id, *label)
 		if err != nil {
 			return err
 		}
@@ -76,19 +78,6 @@ func (a *app) printCheck(label, session string, check connect.Check) {
 	}
 }
 
-// connectorFor loads the configuration and gives the lifecycle on one provider.
-func (a *app) connectorFor(label string) (*connect.Connector, *config.Provider, error) {
-	if err := a.load(); err != nil {
-		return nil, nil, err
-	}
-	p, err := a.provider(label)
-	if err != nil {
-		return nil, nil, err
-	}
-	connector, err := a.connector(p)
-	return connector, p, err
-}
-
 func (a *app) disconnectCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "disconnect SESSION",
@@ -97,7 +86,7 @@ func (a *app) disconnectCommand() *cobra.Command {
 Without a sandbox the exit code is 4.`,
 	}
 	session := sessionFlag(c)
-	label := c.Flags().StringP("provider", "p", "", "the provider's label in the configuration (default: the configured one)")
+	label := c.Flags().StringP("provider", "p", "", "the provider's label in the configuration (default: the session's, else the configured one)")
 	action := c.Flags().String("action", "destroy", "destroy or suspend")
 	c.RunE = run(func(c *cobra.Command, args []string) error {
 		id, err := session(args)
@@ -107,11 +96,11 @@ Without a sandbox the exit code is 4.`,
 		if *action != string(connect.ActionDestroy) && *action != string(connect.ActionSuspend) {
 			return usagef("--action %s: the actions are destroy and suspend", *action)
 		}
-		connector, p, err := a.connectorFor(*label)
+		connector, p, err := a.sessionConnector(c.Context(), id, *label)
 		if err != nil {
 			return err
 		}
-		sandboxID, err := connector.Disconnect(c.Context(), id, connect.Action(*action))
+		sandboxID, err := connector.Disconnect(c.Context(), id, connect.Action(*action), a.waiting(id))
 		if err != nil {
 			return err
 		}
@@ -134,29 +123,36 @@ Without a sandbox the exit code is 4.`,
 func (a *app) sessionsCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "sessions",
-		Short: "List this installation's sandboxes on all providers",
-		Long: `List the sandboxes that this installation owns, as the providers report them. A provider that does not answer is
-named, the others are still shown, and the exit code is that of the failure.`,
+		Short: "List this installation's sessions and the state of their sandboxes",
+		Long: `List the recorded sessions, each with what its provider says of the sandbox right now:
+
+  running, suspended    as it is
+  creating, destroying  a host is at it, or was interrupted: the note says which
+  gone                  recorded, but the provider does not have it any more
+  unreachable           the provider did not answer
+
+and the sandboxes of this installation that no record names. A provider that does not answer is named, and the exit code
+is that of the failure.`,
 		Args: cobra.NoArgs,
 	}
 	label := c.Flags().StringP("provider", "p", "", "only this provider")
 	c.RunE = run(func(c *cobra.Command, _ []string) error {
-		if err := a.load(); err != nil {
+		connectors, failures, err := a.connectors(c.Context(), *label)
+		if err != nil {
 			return err
 		}
-		providers := a.conf.Providers
-		if *label != "" {
-			p, err := a.provider(*label)
-			if err != nil {
-				return err
-			}
-			providers = []*config.Provider{p}
+		records, err := a.store.List(c.Context())
+		if err != nil {
+			return connect.RecordsError(err)
 		}
-		listings := a.listAll(c.Context(), providers)
-		a.printSessions(listings)
-		for _, l := range listings {
-			if l.err != nil {
-				_, code := a.failure(commandError{l.err})
+		listings := a.listAll(c.Context(), connectors)
+		for name, err := range failures {
+			listings[name] = &listing{err: err}
+		}
+		a.printSessions(describeSessions(records, listings, *label), listings)
+		for _, name := range slices.Sorted(maps.Keys(listings)) {
+			if err := listings[name].err; err != nil {
+				_, code := a.failure(commandError{err})
 				return exitError(code)
 			}
 		}
@@ -167,61 +163,129 @@ named, the others are still shown, and the exit code is that of the failure.`,
 
 // listing is what one provider has, or why that is not known.
 type listing struct {
-	provider  string
 	sandboxes []provider.Sandbox
 	err       error
 }
 
 // listAll asks the providers at the same time.
-func (a *app) listAll(ctx context.Context, providers []*config.Provider) []listing {
-	listings := make([]listing, len(providers))
+func (a *app) listAll(ctx context.Context, connectors map[string]*connect.Connector) map[string]*listing {
+	listings := map[string]*listing{}
 	var lists sync.WaitGroup
-	for i, p := range providers {
-		l := &listings[i]
-		l.provider = p.Label
-		lists.Go(func() {
-			connector, err := a.connector(p)
-			if err != nil {
-				l.err = err
-				return
-			}
-			l.sandboxes, l.err = connector.Sessions(ctx)
-		})
+	for name, connector := range connectors {
+		l := &listing{}
+		listings[name] = l
+		lists.Go(func() { l.sandboxes, l.err = connector.Sessions(ctx) })
 	}
 	lists.Wait()
 	return listings
 }
 
-func (a *app) printSessions(listings []listing) {
-	type entry struct {
-		Session   string         `json:"session"`
-		Provider  string         `json:"provider"`
-		SandboxID string         `json:"sandbox_id"`
-		State     provider.State `json:"state"`
-		CreatedAt *time.Time     `json:"created_at"`
-		ExpiresAt *time.Time     `json:"expires_at"`
-	}
-	entries, failures := []entry{}, []failure{}
-	rows := [][]string{{"SESSION", "PROVIDER", "SANDBOX", "STATE", "CREATED", "EXPIRES"}}
-	for _, l := range listings {
-		if l.err != nil {
-			f, _ := a.failure(commandError{l.err})
-			f.Provider = l.provider
-			failures = append(failures, f)
-			a.say("berth: provider %s: %s", l.provider, f.Message)
+// sessionState is one session, or one sandbox without a record.
+type sessionState struct {
+	Session   string     `json:"session"`
+	Provider  string     `json:"provider"`
+	SandboxID string     `json:"sandbox_id"`
+	State     string     `json:"state"`
+	Recorded  bool       `json:"recorded"`
+	CreatedAt *time.Time `json:"created_at"`
+	ExpiresAt *time.Time `json:"expires_at"`
+	HeldUntil *time.Time `json:"held_until"`
+	Note      string     `json:"note,omitempty"`
+}
+
+// describeSessions holds the records against what the providers have.
+func describeSessions(records []session.Record, listings map[string]*listing, only string) []sessionState {
+	states := []sessionState{}
+	recorded := map[string]bool{} // by provider and sandbox id
+	for _, r := range records {
+		if !r.HasSandbox() || only != "" && r.Provider != only {
+			continue
 		}
-		slices.SortFunc(l.sandboxes, func(x, y provider.Sandbox) int { return strings.Compare(x.Session, y.Session) })
+		recorded[r.Provider+" "+r.SandboxID] = true
+		states = append(states, describeRecord(r, listings[r.Provider]))
+	}
+	for name, l := range listings {
 		for _, s := range l.sandboxes {
-			entries = append(entries, entry{s.Session, l.provider, s.ID, s.State, pointer(s.CreatedAt), pointer(s.ExpiresAt)})
-			rows = append(rows, []string{orDash(s.Session), l.provider, s.ID, string(s.State), ago(s.CreatedAt), ago(s.ExpiresAt)})
+			if !recorded[name+" "+s.ID] {
+				states = append(states, sessionState{
+					Session: s.Session, Provider: name, SandboxID: s.ID, State: string(s.State),
+					CreatedAt: pointer(s.CreatedAt), ExpiresAt: pointer(s.ExpiresAt), Note: "no record names it; see berth gc --dry-run",
+				})
+			}
+		}
+	}
+	slices.SortFunc(states, func(x, y sessionState) int {
+		return cmp.Or(strings.Compare(x.Session, y.Session), strings.Compare(x.Provider, y.Provider), strings.Compare(x.SandboxID, y.SandboxID))
+	})
+	return states
+}
+
+// listingLag is how long a provider may take to list what it has just made.
+const listingLag = 30 * time.Second
+
+// describeRecord is one record with what its provider says, which is nil for one that is not configured.
+func describeRecord(r session.Record, l *listing) sessionState {
+	s := sessionState{
+		Session: r.Session, Provider: r.Provider, SandboxID: r.SandboxID, State: "gone", Recorded: true,
+		CreatedAt: pointer(r.CreatedAt), ExpiresAt: pointer(r.ExpiresAt), HeldUntil: pointer(r.HeldUntil),
+	}
+	switch {
+	case r.Holder != "":
+		s.Note = r.Holder + " is working on it"
+	case r.Interrupted():
+		s.Note = "interrupted; the next connect or berth recover finishes it"
+	case r.HeldUntil.After(time.Now()):
+		s.Note = "held"
+	}
+	switch {
+	case r.State == session.StateCreating || r.State == session.StateDestroying:
+		s.State = string(r.State)
+	case l == nil:
+		s.State, s.Note = "unreachable", "its provider is not configured"
+	case l.err != nil:
+		s.State = "unreachable"
+	default:
+		if time.Since(r.UpdatedAt) < listingLag {
+			s.State = string(r.State)
+		}
+		for _, sandbox := range l.sandboxes {
+			if sandbox.ID == r.SandboxID {
+				s.State, s.ExpiresAt = string(sandbox.State), pointer(sandbox.ExpiresAt)
+			}
+		}
+	}
+	return s
+}
+
+func (a *app) printSessions(states []sessionState, listings map[string]*listing) {
+	failures := []failure{}
+	for _, name := range slices.Sorted(maps.Keys(listings)) {
+		if err := listings[name].err; err != nil {
+			f, _ := a.failure(commandError{err})
+			f.Provider = name
+			failures = append(failures, f)
+			a.say("berth: provider %s: %s", name, f.Message)
 		}
 	}
 	if a.flags.output == "json" {
 		a.printJSON(struct {
-			Sessions []entry   `json:"sessions"`
-			Errors   []failure `json:"errors"`
-		}{entries, failures})
+			Sessions []sessionState `json:"sessions"`
+			Errors   []failure      `json:"errors"`
+		}{states, failures})
 		return
 	}
-	a.printTable("no sandboxes", rows)
+	rows := [][]string{{"SESSION", "PROVIDER", "SANDBOX", "STATE", "CREATED", "EXPIRES", "NOTE"}}
+	for _, s := range states {
+		rows = append(rows, []string{
+			orDash(s.Session), s.Provider, orDash(s.SandboxID), s.State, agoOrDash(s.CreatedAt), agoOrDash(s.ExpiresAt), orDash(s.Note),
+		})
+	}
+	a.printTable("no sessions", rows)
+}
+
+func agoOrDash(t *time.Time) string {
+	if t == nil {
+		return "-"
+	}
+	return ago(*t)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/berth-dev/berth/host/session"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -26,9 +27,18 @@ func (r *run) acquire(ctx context.Context) (provider.Sandbox, error) {
 }
 
 func (r *run) attachOrCreate(ctx context.Context) (provider.Sandbox, error) {
+	if err := r.elsewhere(r.claim.record); err != nil {
+		return provider.Sandbox{}, err
+	}
+	if r.claim.record.Interrupted() {
+		r.progress("finishing what an interrupted " + verb(r.claim.record.State) + " left")
+	}
+	if err := r.settle(ctx, r.claim); err != nil {
+		return provider.Sandbox{}, err
+	}
 	switch r.req.Mode {
 	case ModeAttach:
-		return r.attach(ctx)
+		return r.find(ctx)
 	case ModeCreate:
 		if err := r.refuseExisting(ctx); err != nil {
 			return provider.Sandbox{}, err
@@ -39,7 +49,7 @@ func (r *run) attachOrCreate(ctx context.Context) (provider.Sandbox, error) {
 		}
 		return sandbox, err
 	}
-	sandbox, err := r.attach(ctx)
+	sandbox, err := r.find(ctx)
 	if provider.CodeOf(err) != provider.CodeNotFound {
 		return sandbox, err
 	}
@@ -47,11 +57,36 @@ func (r *run) attachOrCreate(ctx context.Context) (provider.Sandbox, error) {
 	return r.create(ctx)
 }
 
+// find attaches to the sandbox that is there, and records it if the records did not know it so.
+func (r *run) find(ctx context.Context) (provider.Sandbox, error) {
+	sandbox, err := r.attach(ctx)
+	if provider.CodeOf(err) == provider.CodeNotFound {
+		r.claim.gone()
+	}
+	if err != nil {
+		return sandbox, err
+	}
+	before := r.claim.record
+	r.claim.found(r.name, sandbox)
+	if before.SandboxID == sandbox.ID && before.State == session.StateRunning {
+		return sandbox, nil
+	}
+	return sandbox, r.claim.save(ctx)
+}
+
 func (r *run) attach(ctx context.Context) (provider.Sandbox, error) {
-	request := provider.AttachRequest{
-		Session: r.req.Session, Owner: r.owner, Server: r.server(), Lifetime: r.req.Lifetime,
+	if err := r.claim.check(ctx); err != nil {
+		return provider.Sandbox{}, err
+	}
+	request := r.attachRequest()
+	if r.claim.record.HasSandbox() {
+		request.SandboxID = r.claim.record.SandboxID
 	}
 	return onceMoreAfterCrash(func() (provider.Sandbox, error) { return r.provider.Attach(ctx, request) })
+}
+
+func (r *run) attachRequest() provider.AttachRequest {
+	return provider.AttachRequest{Session: r.req.Session, Owner: r.owner, Server: r.server(), Lifetime: r.req.Lifetime}
 }
 
 // refuseExisting looks before a Create that must not adopt: adopting may wake a sandbox, which costs. A provider that
@@ -80,8 +115,17 @@ func (r *run) alreadyExists(id string) error {
 	}
 }
 
-// create makes the sandbox. From here on a failure has something to undo, unless the provider's answer rules that out.
+// create makes the sandbox. The intent is recorded before, and what came of it after. From here on a failure has
+// something to undo, unless the provider's answer rules that out.
 func (r *run) create(ctx context.Context) (provider.Sandbox, error) {
+	before := r.claim.record
+	r.claim.record.Provider, r.claim.record.State = r.name, session.StateCreating
+	r.claim.record.Attempt, r.claim.record.SandboxID = r.attempt, ""
+	r.claim.record.CreatedAt, r.claim.record.ExpiresAt = time.Now(), time.Time{}
+	if err := r.claim.save(ctx); err != nil {
+		r.claim.record = before
+		return provider.Sandbox{}, err
+	}
 	r.made = true
 	sandbox, err := r.callCreate(ctx)
 	if isReason(err, provider.ReasonPluginCrashed) {
@@ -92,14 +136,21 @@ func (r *run) create(ctx context.Context) (provider.Sandbox, error) {
 			r.sandboxID = failure.SandboxID
 		} else if rulesOutSandbox(failure.Code) {
 			r.made = false
+			r.claim.gone()
 		}
 		return sandbox, err
 	}
 	r.made = sandbox.Origin == provider.OriginCreated
-	return sandbox, nil
+	r.sandboxID = sandbox.ID
+	r.claim.found(r.name, sandbox)
+	if r.made { // until its server is up it is an attempt, which whoever finds it interrupted ends
+		r.claim.record.State = session.StateCreating
+	}
+	return sandbox, r.claim.save(ctx)
 }
 
-// callCreate calls Create in a context that outlives ctx by createGrace.
+// callCreate calls Create in a context that outlives ctx by createGrace. It does not end with the lease: a plugin that
+// is cancelled may remove what it has made, which another host may have found by then.
 func (r *run) callCreate(ctx context.Context) (provider.Sandbox, error) {
 	request := provider.CreateRequest{
 		Session: r.req.Session, Owner: r.owner, Attempt: r.attempt, Server: r.server(),
@@ -127,7 +178,7 @@ func (r *run) callCreate(ctx context.Context) (provider.Sandbox, error) {
 // sandbox, so the restarted plugin looks first.
 func (r *run) settleCrash(ctx context.Context, crash error) (provider.Sandbox, error) {
 	r.progress("the plugin crashed while creating, looking for what it left")
-	sandbox, err := r.attach(ctx)
+	sandbox, err := r.attach(ctx) // the record names no sandbox now: it is looked for by the session
 	if err != nil {
 		return sandbox, crash
 	}

@@ -1,5 +1,6 @@
-// Package connect owns the life of a connection: get a sandbox for a session, start the action server in it, wait until
-// the server is healthy, hand back its URL and headers; and undo what was made when any of that fails.
+// Package connect owns the life of a connection: take the session's lease, get a sandbox, start the action server in it,
+// wait until the server is healthy, hand back its URL and headers; and undo what was made when any of that fails. It
+// also ends sandboxes, and finishes what an interrupted host left, because those are the same steps under the same lease.
 //
 // It knows the provider contract and nothing of plugin processes, configuration files or HTTP. Nothing in it prints,
 // exits or reads a flag: it takes a context, a request and an event sink, and gives a typed result or an *Error.
@@ -14,6 +15,7 @@ import (
 	"maps"
 	"time"
 
+	"github.com/berth-dev/berth/host/session"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -23,13 +25,18 @@ type Connector struct {
 	name     string
 	owner    string
 	secret   []byte
+	records  session.Store
 	flights  flights
 }
 
-// New makes a connector. name is the provider's name in results, events and errors; owner marks every sandbox as this
-// installation's; secret is what session keys are derived from.
-func New(p provider.Provider, name, owner string, secret []byte) *Connector {
-	return &Connector{provider: p, name: name, owner: owner, secret: secret, flights: flights{running: map[string]*flight{}}}
+// New makes a connector. name is the provider's name in records, results, events and errors; owner marks every sandbox
+// as this installation's; secret is what session keys are derived from; records say who works on which session. Several
+// connectors may share records.
+func New(p provider.Provider, name, owner string, secret []byte, records session.Store) *Connector {
+	return &Connector{
+		provider: p, name: name, owner: owner, secret: secret, records: records,
+		flights: flights{running: map[string]*flight{}},
+	}
 }
 
 // Mode says what may be done to get a sandbox.
@@ -145,6 +152,9 @@ func (r Result) clone() Result {
 // returns. What it merely found is never touched. events, which may be nil, gets every step in order, from one
 // goroutine at a time; it must not block.
 //
+// One host at a time works on a session: a connect that meets another host at work waits for it, or takes over what it
+// left when its lease ends. A run that loses its own lease stops with CodeLeaseLost and undoes nothing.
+//
 // Equal requests for one session at the same time share one run: each caller gets its result. A different request for
 // the same session waits until the run is over. The run ends early only when all its callers have gone.
 func (c *Connector) Connect(ctx context.Context, req Request, events func(Event)) (Result, error) {
@@ -193,6 +203,9 @@ type run struct {
 	began   time.Time
 	events  func(Event)
 
+	// claim is nil until the lease is taken, and waitsFor the last host that was found to hold it.
+	claim      *claim
+	waitsFor   string
 	phase      Phase
 	phaseBegan time.Time
 	sandboxID  string
@@ -205,6 +218,9 @@ type run struct {
 // lifecycle is the whole job, in order.
 func (r *run) lifecycle(ctx context.Context) (Result, error) {
 	r.enter(PhaseAcquire)
+	if err := r.takeLease(ctx); err != nil {
+		return Result{}, err
+	}
 	sandbox, err := r.acquire(ctx)
 	if err != nil {
 		return Result{}, err
@@ -227,6 +243,9 @@ func (r *run) lifecycle(ctx context.Context) (Result, error) {
 		r.timings.Health = r.leave("")
 	}
 
+	if err := r.keep(ctx, sandbox); err != nil {
+		return Result{}, err
+	}
 	r.timings.Total = time.Since(r.began)
 	r.emit(Event{Phase: PhaseReady, Status: StatusDone, Elapsed: r.timings.Total})
 	return Result{
@@ -252,7 +271,31 @@ func (r *run) reuse(ctx context.Context, sandbox provider.Sandbox) (provider.End
 	return endpoints, alive
 }
 
+// takeLease waits for its turn at the session.
+func (r *run) takeLease(ctx context.Context) error {
+	claim, err := r.Connector.claim(ctx, r.req.Session, func(holder string) {
+		r.waitsFor = holder
+		r.progress("waiting: " + holder + " is working on this session")
+	})
+	r.claim = claim
+	return err
+}
+
+// keep records the connection and lets others at the session. A connection that cannot be recorded is none: nobody
+// would know of its sandbox.
+func (r *run) keep(ctx context.Context, sandbox provider.Sandbox) error {
+	r.claim.found(r.name, sandbox)
+	if err := r.claim.release(ctx); err != nil {
+		return err
+	}
+	r.claim = nil
+	return nil
+}
+
 func (r *run) startServer(ctx context.Context) (provider.Endpoints, error) {
+	if err := r.claim.check(ctx); err != nil {
+		return provider.Endpoints{}, err
+	}
 	ctx, cancel := context.WithTimeoutCause(ctx, r.req.Limits.Start, errStart)
 	defer cancel()
 	request := provider.StartServerRequest{

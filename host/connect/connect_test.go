@@ -504,17 +504,17 @@ func TestDisconnectEndsOrSuspendsTheSessionsSandbox(t *testing.T) {
 		k := connector(c)
 		c.put(provider.Sandbox{Session: "other", Owner: testOwner, State: provider.StateRunning})
 		id := c.put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateRunning})
-		got, err := k.Disconnect(t.Context(), "s1", ActionSuspend)
+		got, err := k.Disconnect(t.Context(), "s1", ActionSuspend, nil)
 		ok(t, err)
 		same(t, "suspended", got, id)
 		same(t, "state", c.sandboxes[id].State, provider.StateSuspended)
-		_, err = k.Disconnect(t.Context(), "s1", ActionDestroy)
+		_, err = k.Disconnect(t.Context(), "s1", ActionDestroy, nil)
 		ok(t, err)
 		same(t, "left", strings.Join(c.left(), " "), "sb-1")
-		_, err = k.Disconnect(t.Context(), "s1", ActionDestroy)
+		_, err = k.Disconnect(t.Context(), "s1", ActionDestroy, nil)
 		failure(t, err, CodeNotFound)
 		c.onDestroy = func(context.Context) error { return provider.Errorf(provider.CodeDenied, "no") }
-		_, err = k.Disconnect(t.Context(), "other", ActionDestroy)
+		_, err = k.Disconnect(t.Context(), "other", ActionDestroy, nil)
 		same(t, "sandbox of the error", failure(t, err, CodeDenied).SandboxID, "sb-1")
 	})
 }
@@ -526,7 +526,7 @@ func TestASuspendThatTheProviderCannotDoChangesNothing(t *testing.T) {
 	_, err := connector(struct {
 		provider.Provider
 		provider.Lister
-	}{c, c}).Disconnect(t.Context(), "s1", ActionSuspend)
+	}{c, c}).Disconnect(t.Context(), "s1", ActionSuspend, nil)
 	failure(t, err, CodeUnsupported)
 	same(t, "left", strings.Join(c.left(), " "), id)
 }

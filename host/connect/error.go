@@ -34,7 +34,13 @@ const (
 	CodePluginFailed   Code = "plugin_failed"
 	CodeDeadline       Code = "deadline_exceeded"
 	CodeCancelled      Code = "cancelled"
-	CodeInternal       Code = "internal"
+	// CodeBusy: another host is working on the session.
+	CodeBusy Code = "busy"
+	// CodeLeaseLost: this host was not heard of in time, so that another may be working on the session.
+	CodeLeaseLost Code = "lease_lost"
+	// CodeRecordsUnusable: the records cannot be read or written.
+	CodeRecordsUnusable Code = "records_unusable"
+	CodeInternal        Code = "internal"
 )
 
 // Cleanup says what became of what a failed connect had made.
@@ -45,6 +51,9 @@ const (
 	CleanupNone Cleanup = "none"
 	// CleanupDone: it was destroyed, or it was seen that nothing had been made.
 	CleanupDone Cleanup = "done"
+	// CleanupPending: it may still be there. The records know of it: whoever connects the session next, or berth
+	// recover, ends it.
+	CleanupPending Cleanup = "pending"
 	// CleanupFailed: it may still be there and cost money. CleanupError says more.
 	CleanupFailed Cleanup = "failed"
 )
@@ -121,6 +130,9 @@ func (r *run) describe(ctx context.Context, err error) *Error {
 	case errors.As(err, &e):
 	default:
 		e = r.fromProvider(provider.AsError(err))
+	}
+	if r.claim == nil && r.waitsFor != "" && (e.Code == CodeDeadline || e.Code == CodeCancelled) {
+		e.Message += ", waiting for " + r.waitsFor + ", which works on this session"
 	}
 	e.Provider, e.Session = r.name, r.req.Session
 	return e

@@ -2,9 +2,12 @@ package connect
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
+	"github.com/berth-dev/berth/host/session"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -31,27 +34,102 @@ const (
 )
 
 // Disconnect ends or suspends the session's sandbox and returns its id. Without one it is CodeNotFound. A provider that
-// cannot do the action answers CodeUnsupported and nothing has changed. Errors are *Error.
-func (c *Connector) Disconnect(ctx context.Context, session string, action Action) (sandboxID string, err error) {
-	sandboxes, err := c.sandboxes(ctx, session)
+// cannot do the action answers CodeUnsupported and nothing has changed. It waits while another host works on the session,
+// and tells waiting, which may be nil, for whom. Errors are *Error.
+func (c *Connector) Disconnect(ctx context.Context, id string, action Action, waiting func(holder string)) (sandboxID string, err error) {
+	err = c.underLease(ctx, id, waiting, func(cl *claim) error {
+		sandboxID, err = c.disconnect(ctx, cl, action)
+		return err
+	})
+	return sandboxID, err
+}
+
+// underLease works on a session under its lease and records what became of it. Errors are *Error.
+func (c *Connector) underLease(ctx context.Context, id string, waiting func(holder string), work func(*claim) error) error {
+	if waiting == nil {
+		waiting = func(string) {}
+	}
+	cl, err := c.claim(ctx, id, waiting)
 	if err != nil {
-		return "", err
+		return c.sessionError(id, "", err)
+	}
+	err = c.elsewhere(cl.record)
+	if err == nil {
+		err = work(cl)
+	}
+	if released := cl.release(ctx); err == nil {
+		err = released
+	}
+	if err != nil {
+		return c.sessionError(id, cl.record.SandboxID, err)
+	}
+	return nil
+}
+
+func (c *Connector) disconnect(ctx context.Context, cl *claim, action Action) (sandboxID string, err error) {
+	sandboxes, err := c.present(ctx, cl.record)
+	if err != nil {
+		return cl.record.SandboxID, err
 	}
 	if len(sandboxes) == 0 {
-		return "", c.noSandbox(session)
+		cl.gone()
+		return "", c.noSandbox(cl.record.Session)
+	}
+	before := cl.record
+	if action == ActionDestroy {
+		cl.record.Provider, cl.record.SandboxID, cl.record.State = c.name, sandboxes[0].ID, session.StateDestroying
+		if err := cl.save(ctx); err != nil {
+			return sandboxes[0].ID, err
+		}
 	}
 	for _, sandbox := range sandboxes { // more than one only after a mishap: none may stay
 		sandboxID = sandbox.ID
-		if err := c.end(ctx, sandbox.ID, action); err != nil {
-			return sandboxID, c.sessionError(session, sandbox.ID, err)
+		err := c.end(ctx, cl, sandbox.ID, action)
+		switch provider.CodeOf(err) {
+		case provider.CodeUnsupported: // then nothing is to be finished
+			cl.record = before
+		case provider.CodeNotFound:
+			cl.gone()
 		}
+		if err != nil {
+			return sandboxID, err
+		}
+	}
+	if action == ActionDestroy {
+		cl.gone()
+	} else {
+		cl.found(c.name, sandboxes[0])
+		cl.record.State = session.StateSuspended
 	}
 	return sandboxID, nil
 }
 
-func (c *Connector) end(ctx context.Context, sandboxID string, action Action) error {
+// present lists the session's sandboxes. The one in the record is among them even when the provider's listing lags, or
+// when it has none: whether it is still there, ending it will tell.
+func (c *Connector) present(ctx context.Context, record session.Record) ([]provider.Sandbox, error) {
+	sandboxes, err := c.sandboxes(ctx, record.Session)
+	if record.SandboxID == "" || !record.HasSandbox() {
+		return sandboxes, err
+	}
+	unlisted := provider.CodeOf(err) == provider.CodeUnsupported
+	if unlisted {
+		err = nil
+	}
+	listed := slices.ContainsFunc(sandboxes, func(s provider.Sandbox) bool { return s.ID == record.SandboxID })
+	if unlisted || !listed && time.Since(record.UpdatedAt) < settledAfter {
+		sandboxes = append(sandboxes, provider.Sandbox{
+			ID: record.SandboxID, Session: record.Session, Attempt: record.Attempt, CreatedAt: record.CreatedAt, ExpiresAt: record.ExpiresAt,
+		})
+	}
+	return sandboxes, err
+}
+
+func (c *Connector) end(ctx context.Context, cl *claim, sandboxID string, action Action) error {
 	ctx, cancel := context.WithTimeout(ctx, endLimit)
 	defer cancel()
+	if err := cl.check(ctx); err != nil {
+		return err
+	}
 	ref := provider.SandboxRef{Owner: c.owner, SandboxID: sandboxID}
 	if action == ActionSuspend {
 		if suspender, able := c.provider.(provider.Suspender); able {
@@ -61,6 +139,54 @@ func (c *Connector) end(ctx context.Context, sandboxID string, action Action) er
 		return destroyer.Destroy(ctx, ref)
 	}
 	return provider.Errorf(provider.CodeUnsupported, "provider %s cannot %s", c.name, action)
+}
+
+// Renew moves the end of the sandbox's life to now plus lifetime and returns that end. The record says that the sandbox
+// is held until then. Without a sandbox it is CodeNotFound. Errors are *Error.
+func (c *Connector) Renew(ctx context.Context, id string, lifetime time.Duration) (sandboxID string, end time.Time, err error) {
+	err = c.underLease(ctx, id, nil, func(cl *claim) error {
+		sandboxID, end, err = c.renew(ctx, cl, lifetime)
+		return err
+	})
+	return sandboxID, end, err
+}
+
+func (c *Connector) renew(ctx context.Context, cl *claim, lifetime time.Duration) (string, time.Time, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
+	sandboxes, err := c.present(ctx, cl.record)
+	if err != nil {
+		return cl.record.SandboxID, time.Time{}, err
+	}
+	if len(sandboxes) == 0 {
+		cl.gone()
+		return "", time.Time{}, c.noSandbox(cl.record.Session)
+	}
+	sandbox := sandboxes[0]
+	renewer, able := c.provider.(provider.Renewer)
+	if !able {
+		return sandbox.ID, time.Time{}, provider.Errorf(provider.CodeUnsupported, "provider %s cannot renew", c.name)
+	}
+	if err := cl.check(ctx); err != nil {
+		return sandbox.ID, time.Time{}, err
+	}
+	end, err := renewer.Renew(ctx, provider.RenewRequest{
+		SandboxRef: provider.SandboxRef{Owner: c.owner, SandboxID: sandbox.ID}, Lifetime: lifetime,
+	})
+	if provider.CodeOf(err) == provider.CodeNotFound {
+		cl.gone()
+	}
+	if err != nil {
+		return sandbox.ID, time.Time{}, err
+	}
+	state := cl.record.State
+	sandbox.ExpiresAt = end
+	cl.found(c.name, sandbox)
+	if state == session.StateSuspended {
+		cl.record.State = state
+	}
+	cl.record.HeldUntil = end
+	return sandbox.ID, end, nil
 }
 
 // Check is what a look at a session found.
@@ -83,14 +209,14 @@ func (c *Connector) Check(ctx context.Context, req Request) (Check, error) {
 		return Check{}, err
 	}
 	if len(sandboxes) == 0 {
-		return Check{}, c.noSandbox(req.Session)
+		return Check{}, c.missing(ctx, req.Session)
 	}
 	check := Check{Sandbox: sandboxes[0]}
 	if check.Sandbox.State != provider.StateRunning {
 		return check, nil
 	}
 	r := &run{Connector: c, req: req, key: c.SessionKey(req.Session), events: func(Event) {}, began: time.Now()}
-	sandbox, err := r.attach(ctx)
+	sandbox, err := c.provider.Attach(ctx, r.attachRequest())
 	if err != nil {
 		return check, c.sessionError(req.Session, check.Sandbox.ID, err)
 	}
@@ -108,12 +234,12 @@ func (c *Connector) Check(ctx context.Context, req Request) (Check, error) {
 	return check, nil
 }
 
-func (c *Connector) sandboxes(ctx context.Context, session string) ([]provider.Sandbox, error) {
+func (c *Connector) sandboxes(ctx context.Context, id string) ([]provider.Sandbox, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
-	all, err := list(ctx, c.provider, provider.ListRequest{Owner: c.owner, Session: session})
+	all, err := list(ctx, c.provider, provider.ListRequest{Owner: c.owner, Session: id})
 	if err != nil {
-		return nil, c.sessionError(session, "", err)
+		return nil, c.sessionError(id, "", err)
 	}
 	var there []provider.Sandbox
 	for _, sandbox := range all {
@@ -124,16 +250,31 @@ func (c *Connector) sandboxes(ctx context.Context, session string) ([]provider.S
 	return there, nil
 }
 
-func (c *Connector) noSandbox(session string) *Error {
+// missing tells a sandbox that is gone from one that never was.
+func (c *Connector) missing(ctx context.Context, id string) *Error {
+	e := c.noSandbox(id)
+	if record, err := c.records.Get(ctx, id); err == nil && record.HasSandbox() && record.Provider == c.name {
+		e.SandboxID = record.SandboxID
+		e.Message = fmt.Sprintf("the sandbox %s of session %q is gone from provider %s", record.SandboxID, id, c.name)
+		e.Hint = "berth connect makes a new one"
+	}
+	return e
+}
+
+func (c *Connector) noSandbox(id string) *Error {
 	return &Error{
-		Code: CodeNotFound, Provider: c.name, Session: session, Cleanup: CleanupNone,
-		Message: fmt.Sprintf("session %q has no sandbox on provider %s", session, c.name),
+		Code: CodeNotFound, Provider: c.name, Session: id, Cleanup: CleanupNone,
+		Message: fmt.Sprintf("session %q has no sandbox on provider %s", id, c.name),
 		Hint:    "berth sessions lists what there is",
 	}
 }
 
-func (c *Connector) sessionError(session, sandboxID string, err error) *Error {
-	e := fromProvider(provider.AsError(err))
+// sessionError is any error of the work on a session as this package reports it.
+func (c *Connector) sessionError(id, sandboxID string, err error) *Error {
+	var e *Error
+	if !errors.As(err, &e) {
+		e = fromProvider(provider.AsError(err))
+	}
 	switch {
 	case e.Code == "" && provider.CodeOf(err) == provider.CodeTimeout:
 		e.Code, e.Message = CodeDeadline, "the provider did not answer in time: "+e.Message
@@ -143,6 +284,6 @@ func (c *Connector) sessionError(session, sandboxID string, err error) *Error {
 	if e.SandboxID == "" {
 		e.SandboxID = sandboxID
 	}
-	e.Provider, e.Session, e.Cleanup = c.name, session, CleanupNone
+	e.Provider, e.Session, e.Cleanup = c.name, id, CleanupNone
 	return e
 }

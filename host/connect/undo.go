@@ -8,14 +8,14 @@ import (
 
 	"github.com/sethvargo/go-retry"
 
+	"github.com/berth-dev/berth/host/session"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// settleTime is how long an undo keeps looking for a sandbox that a Create may have made without saying so: a cloud's
-// listing lags behind its creations.
+// settleTime is how long a sandbox is looked for that a Create may have made without saying so.
 const settleTime = 3 * time.Second
 
-// fail reports err after undoing what the run made.
+// fail reports err after undoing what the run made, and leaves the record as things then are.
 func (r *run) fail(ctx context.Context, err error) *Error {
 	e := r.describe(ctx, err)
 	r.emit(Event{Phase: r.phase, Status: StatusFailed, Elapsed: time.Since(r.phaseBegan), Message: e.Message})
@@ -32,6 +32,9 @@ func (r *run) fail(ctx context.Context, err error) *Error {
 	if e.SandboxID == "" {
 		e.SandboxID = r.sandboxID
 	}
+	if r.claim != nil {
+		_ = r.claim.release(ctx) // if it fails, the lease ends by itself, and the record says what is to be finished
+	}
 	return e
 }
 
@@ -42,17 +45,24 @@ func (r *run) undo(ctx context.Context) (Cleanup, error) {
 	}
 	r.enter(PhaseUndo)
 	err := r.destroyMade(ctx)
-	if err != nil {
+	switch {
+	case err == nil:
+		r.claim.gone()
+		r.leave("")
+		return CleanupDone, nil
+	case isLost(err): // the sandbox is another's to finish, or to use
+		r.emit(Event{Phase: PhaseUndo, Status: StatusFailed, Elapsed: time.Since(r.phaseBegan), Message: err.Error()})
+		return CleanupPending, err
+	default:
+		r.claim.record.State, r.claim.record.SandboxID = session.StateDestroying, r.sandboxID
 		r.emit(Event{Phase: PhaseUndo, Status: StatusFailed, Elapsed: time.Since(r.phaseBegan), Message: err.Error()})
 		return CleanupFailed, err
 	}
-	r.leave("")
-	return CleanupDone, nil
 }
 
 func (r *run) destroyMade(ctx context.Context) error {
 	if r.sandboxID == "" {
-		id, err := r.findMade(ctx)
+		id, err := r.findMade(ctx, r.claim.record, settleTime)
 		if err != nil {
 			return fmt.Errorf("a sandbox may have been made for attempt %s, and looking for it failed: %w", r.attempt, err)
 		}
@@ -61,29 +71,40 @@ func (r *run) destroyMade(ctx context.Context) error {
 		}
 		r.sandboxID = id
 	}
-	destroyer, able := r.provider.(provider.Destroyer)
+	return r.destroy(ctx, r.claim, r.sandboxID)
+}
+
+// destroy ends one sandbox for good, under a lease.
+func (c *Connector) destroy(ctx context.Context, under *claim, sandboxID string) error {
+	destroyer, able := c.provider.(provider.Destroyer)
 	if !able {
-		return fmt.Errorf("the provider cannot destroy: sandbox %s is left", r.sandboxID)
+		return provider.Errorf(provider.CodeUnsupported, "the provider cannot destroy: sandbox %s is left", sandboxID)
 	}
-	ref := provider.SandboxRef{Owner: r.owner, SandboxID: r.sandboxID}
-	err := insist(ctx, func() error { return destroyer.Destroy(ctx, ref) })
+	ref := provider.SandboxRef{Owner: c.owner, SandboxID: sandboxID}
+	err := insist(ctx, func() error {
+		if err := under.check(ctx); err != nil {
+			return err
+		}
+		return destroyer.Destroy(ctx, ref)
+	})
 	if err != nil && provider.CodeOf(err) != provider.CodeNotFound {
-		return fmt.Errorf("sandbox %s is left: %w", r.sandboxID, err)
+		return fmt.Errorf("sandbox %s is left: %w", sandboxID, err)
 	}
 	return nil
 }
 
-// findMade looks for the sandbox of this attempt. It looks for a while before it believes that there is none.
-func (r *run) findMade(ctx context.Context) (id string, err error) {
-	settle, cancel := context.WithTimeout(ctx, settleTime)
+// findMade looks for the sandbox that the record's attempt made. It looks for a while before it believes that there is
+// none, because a cloud's listing lags behind its creations.
+func (c *Connector) findMade(ctx context.Context, record session.Record, patience time.Duration) (id string, err error) {
+	settle, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var last error
 	_ = retry.Do(settle, retry.NewConstant(settleTime/10), func(context.Context) error {
-		// One listing may take longer than the settling: it has the whole budget of the undo.
-		sandboxes, err := list(ctx, r.provider, provider.ListRequest{Owner: r.owner, Session: r.req.Session})
+		// One listing may take longer than the settling: it has the whole time of ctx.
+		sandboxes, err := list(ctx, c.provider, provider.ListRequest{Owner: c.owner, Session: record.Session})
 		last = err
 		for _, sandbox := range sandboxes {
-			if sandbox.Attempt == r.attempt && sandbox.State != provider.StateGone {
+			if sandbox.Attempt == record.Attempt && sandbox.State != provider.StateGone {
 				id = sandbox.ID
 				return nil
 			}
@@ -108,6 +129,10 @@ func insist(ctx context.Context, call func() error) error {
 	})
 	err := retry.Do(ctx, patient, func(context.Context) error {
 		err := call()
+		if isLost(err) {
+			last = nil
+			return err
+		}
 		last = provider.AsError(err)
 		if last != nil && (last.Retryable || last.Code == provider.CodeUnreachable) && last.Reason != provider.ReasonPluginFailed {
 			return retry.RetryableError(err)

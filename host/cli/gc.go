@@ -1,0 +1,173 @@
+package cli
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/berth-dev/berth/host/sweep"
+)
+
+// defaultGrace is far longer than clocks differ and listings lag.
+const defaultGrace = 10 * time.Minute
+
+func (a *app) gcCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "gc",
+		Short: "Find and destroy sandboxes that nobody owns any more",
+		Long: `Finish what interrupted hosts left, then hold what every provider has against the records:
+
+  orphan       no record names the sandbox: it is destroyed once it is older than --grace
+  young        the same, but not old enough to tell: kept
+  unrecorded   older than the records themselves, which cannot tell whose it is: kept, unless --unrecorded
+  foreign      another installation's on the same account: never touched
+  busy         a host is working on the session right now: kept
+  kept         a session's sandbox, as recorded
+  interrupted  a host ended half way: what it had begun is ended
+  outdated     the record differs from what the provider has: it is corrected
+
+It refuses to run when the records cannot be read. A provider that fails is named, the others are still swept.
+
+  berth gc --dry-run           show what would be done, and why
+  berth gc --provider daytona --grace 1h -o json`,
+		Args: cobra.NoArgs,
+	}
+	label := c.Flags().StringP("provider", "p", "", "only this provider")
+	dryRun := c.Flags().Bool("dry-run", false, "only show what would be done")
+	grace := c.Flags().Duration("grace", defaultGrace, "how old a sandbox without a record must be to be destroyed")
+	unrecorded := c.Flags().Bool("unrecorded", false, "also destroy this installation's sandboxes that are older than the records")
+	c.RunE = run(func(c *cobra.Command, _ []string) error {
+		if *grace < 0 {
+			return usagef("--grace %s: a time cannot be negative", *grace)
+		}
+		connectors, failures, err := a.connectors(c.Context(), *label)
+		if err != nil {
+			return err
+		}
+		options := sweep.Options{Grace: *grace, DryRun: *dryRun, Unrecorded: *unrecorded}
+		report, err := sweep.Sweep(c.Context(), a.store, connectors, options, a.sayFinding(*dryRun))
+		if err != nil {
+			return err
+		}
+		for name, err := range failures {
+			report.Failures[name] = err
+		}
+		a.printReport(report, *dryRun)
+		return a.reportError(report)
+	})
+	return c
+}
+
+func (a *app) recoverCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "recover",
+		Short: "Finish what interrupted hosts left half done",
+		Long: `Look through the records for hosts that ended between the beginning and the end of a connect or a disconnect, and
+whose lease has ended: what their attempt made is destroyed, because nobody was ever told of it; a sandbox that was there
+before is recorded again; a disconnect is finished. berth gc does this first, and then looks for what no record knows.
+A session that is connected again is recovered by that, too.`,
+		Args: cobra.NoArgs,
+	}
+	c.RunE = run(func(c *cobra.Command, _ []string) error {
+		connectors, failures, err := a.connectors(c.Context(), "")
+		if err != nil {
+			return err
+		}
+		report, err := sweep.Recover(c.Context(), a.store, connectors, a.sayFinding(false))
+		if err != nil {
+			return err
+		}
+		for _, f := range report.Findings { // a provider that nothing was asked of need not be there
+			if err := failures[f.Provider]; err != nil {
+				report.Failures[f.Provider] = err
+			}
+		}
+		a.printReport(report, false)
+		return a.reportError(report)
+	})
+	return c
+}
+
+// sayFinding shows what is being done while it takes its time.
+func (a *app) sayFinding(dryRun bool) func(sweep.Finding) {
+	return func(f sweep.Finding) {
+		if dryRun || !f.Acts() || a.flags.output == "json" {
+			return
+		}
+		if f.Err != nil {
+			a.note("berth: %s %s: %s: %v", f.Provider, orDash(f.SandboxID), f.Verdict, f.Err)
+			return
+		}
+		a.note("berth: %s %s: %s, %s", f.Provider, orDash(f.SandboxID), f.Verdict, orDash(f.Done))
+	}
+}
+
+// reportError is the exit code of a sweep: what failed is in the report.
+func (a *app) reportError(report sweep.Report) error {
+	err := report.Err()
+	if err == nil {
+		return nil
+	}
+	_, code := a.failure(commandError{err})
+	return exitError(code)
+}
+
+func (a *app) printReport(report sweep.Report, dryRun bool) {
+	type entry struct {
+		Provider   string        `json:"provider"`
+		Session    string        `json:"session"`
+		SandboxID  string        `json:"sandbox_id"`
+		Owner      string        `json:"owner,omitempty"`
+		Verdict    sweep.Verdict `json:"verdict"`
+		Why        string        `json:"why"`
+		AgeSeconds int64         `json:"age_s"`
+		Done       string        `json:"done,omitempty"`
+		Error      *failure      `json:"error,omitempty"`
+	}
+	entries, failures := []entry{}, []failure{}
+	rows := [][]string{{"PROVIDER", "SESSION", "SANDBOX", "AGE", "VERDICT", "WHY", "DONE"}}
+	acted, failed := 0, 0
+	for _, f := range report.Findings {
+		e := entry{f.Provider, f.Session, f.SandboxID, f.Owner, f.Verdict, f.Why, int64(f.Age.Seconds()), f.Done, nil}
+		done := f.Done
+		switch {
+		case f.Err != nil:
+			failure, _ := a.failure(commandError{f.Err})
+			e.Error, done = &failure, "failed: "+failure.Message
+			failed++
+		case f.Done != "":
+			acted++
+		case dryRun && f.Acts():
+			done = "would be " + map[sweep.Verdict]string{
+				sweep.Orphan: "destroyed", sweep.Interrupted: "finished", sweep.Outdated: "corrected",
+			}[f.Verdict]
+			acted++
+		}
+		entries = append(entries, e)
+		rows = append(rows, []string{
+			f.Provider, orDash(f.Session), orDash(f.SandboxID), short(f.Age), string(f.Verdict), f.Why, orDash(done),
+		})
+	}
+	for name, err := range report.Failures {
+		failure, _ := a.failure(commandError{err})
+		failure.Provider = name
+		failures = append(failures, failure)
+		a.say("berth: provider %s was not swept: %s", name, failure.Message)
+	}
+	if a.flags.output == "json" {
+		a.printJSON(struct {
+			DryRun    bool      `json:"dry_run"`
+			Findings  []entry   `json:"findings"`
+			Errors    []failure `json:"errors"`
+			Forgotten int       `json:"forgotten"`
+		}{dryRun, entries, failures, report.Forgotten})
+		return
+	}
+	a.printTable("nothing to do", rows)
+	verb := "done"
+	if dryRun {
+		verb = "to be done"
+	}
+	fmt.Fprintf(a.stdout, "%s looked at, %d %s, %d failed\n", count(len(entries), "finding"), acted, verb, failed+len(failures))
+}

@@ -1,0 +1,335 @@
+// Package sweep finds and ends what hosts have left behind: it finishes what the records say was interrupted, and it
+// holds what the providers have against the records. A sandbox that nobody owns any more costs money until it ends by
+// itself; one that somebody uses must never be touched. So everything in doubt is kept, and said.
+package sweep
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// Retention is how long the record of a session whose sandbox is gone is kept.
+const Retention = 7 * 24 * time.Hour
+
+// Options are what a sweep may do.
+type Options struct {
+	// Grace is how old a sandbox must be to count as an orphan: a younger one may be on its way into the records of a
+	// host whose clock differs.
+	Grace time.Duration
+	// DryRun only says what would be done.
+	DryRun bool
+	// Unrecorded also destroys the owner's sandboxes that are older than the records, of which these cannot know.
+	Unrecorded bool
+}
+
+// Verdict is what a sandbox or a record was found to be.
+type Verdict string
+
+const (
+	// Kept: a record names the sandbox, and it is as recorded.
+	Kept Verdict = "kept"
+	// Busy: a host works on the session right now.
+	Busy Verdict = "busy"
+	// Orphan: no record names the sandbox. It is destroyed.
+	Orphan Verdict = "orphan"
+	// Young: no record names it, but it is not old enough to tell.
+	Young Verdict = "young"
+	// Unrecorded: it is older than the records, so that they cannot tell. It is kept unless asked for.
+	Unrecorded Verdict = "unrecorded"
+	// Foreign: another owner's. It is never touched.
+	Foreign Verdict = "foreign"
+	// Interrupted: a record says that a host ended half way. What it left is ended.
+	Interrupted Verdict = "interrupted"
+	// Outdated: the record differs from what the provider has. The record is corrected.
+	Outdated Verdict = "outdated"
+)
+
+// Finding is one sandbox or record, what it was found to be, and what was done.
+type Finding struct {
+	Provider  string
+	Session   string
+	SandboxID string
+	Owner     string
+	Verdict   Verdict
+	// Why is in words, for people.
+	Why string
+	// Age is since the sandbox was made. Zero when it is not known.
+	Age time.Duration
+	// Done is what was done about it, in words; empty when nothing was, or in a dry run.
+	Done string
+	// Err is why it could not be done.
+	Err error
+}
+
+// Acts says that the verdict is one about which something is to be done.
+func (f Finding) Acts() bool {
+	return f.Verdict == Orphan || f.Verdict == Interrupted || f.Verdict == Outdated
+}
+
+// Report is what a sweep found.
+type Report struct {
+	Findings []Finding
+	// Failures are the providers that could not be swept, by name.
+	Failures map[string]error
+	// Forgotten is how many records of long gone sandboxes were removed.
+	Forgotten int
+}
+
+// Err is the first of what went wrong, in no order that matters.
+func (r Report) Err() error {
+	for _, err := range r.Failures {
+		return err
+	}
+	for _, f := range r.Findings {
+		if f.Err != nil {
+			return f.Err
+		}
+	}
+	return nil
+}
+
+// Sweep sweeps the connectors' providers, by name, at the same time. It fails as a whole when the records cannot be read:
+// without them nothing can be told. found, which may be nil, gets every finding as it is dealt with, from one goroutine
+// at a time. Errors are *connect.Error.
+func Sweep(
+	ctx context.Context, records session.Store, connectors map[string]*connect.Connector, o Options, found func(Finding),
+) (Report, error) {
+	s := &sweep{records: records, connectors: connectors, options: o, found: found, report: Report{Failures: map[string]error{}}}
+	began, err := records.Began(ctx)
+	if err != nil {
+		return s.report, connect.RecordsError(err)
+	}
+	s.began = began
+	if err := s.recover(ctx); err != nil {
+		return s.report, err
+	}
+	var providers sync.WaitGroup
+	for name, connector := range connectors {
+		providers.Go(func() {
+			if err := s.provider(ctx, name, connector); err != nil {
+				s.mutex.Lock()
+				s.report.Failures[name] = err
+				s.mutex.Unlock()
+			}
+		})
+	}
+	providers.Wait()
+	if !o.DryRun {
+		if s.report.Forgotten, err = records.Forget(ctx, time.Now().Add(-Retention)); err != nil {
+			return s.report, connect.RecordsError(err)
+		}
+	}
+	slices.SortStableFunc(s.report.Findings, func(x, y Finding) int {
+		return strings.Compare(x.Provider+"\x00"+x.Session, y.Provider+"\x00"+y.Session)
+	})
+	return s.report, nil
+}
+
+// Recover only finishes what the records say was interrupted. It asks no provider for anything else.
+func Recover(
+	ctx context.Context, records session.Store, connectors map[string]*connect.Connector, found func(Finding),
+) (Report, error) {
+	s := &sweep{records: records, connectors: connectors, found: found, report: Report{Failures: map[string]error{}}}
+	err := s.recover(ctx)
+	return s.report, err
+}
+
+// sweep is one sweep under way.
+type sweep struct {
+	records    session.Store
+	connectors map[string]*connect.Connector
+	options    Options
+	began      time.Time
+	found      func(Finding)
+
+	mutex  sync.Mutex
+	report Report // guarded by mutex
+}
+
+func (s *sweep) add(f Finding) {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	s.report.Findings = append(s.report.Findings, f)
+	if s.found != nil {
+		s.found(f)
+	}
+}
+
+// recover finishes every interrupted record, a few at a time.
+func (s *sweep) recover(ctx context.Context) error {
+	all, err := s.records.List(ctx)
+	if err != nil {
+		return connect.RecordsError(err)
+	}
+	var interrupted []session.Record
+	for _, record := range all {
+		if record.Interrupted() {
+			interrupted = append(interrupted, record)
+		}
+	}
+	eachOf(interrupted, func(record session.Record) { s.finish(ctx, record) })
+	return nil
+}
+
+func (s *sweep) finish(ctx context.Context, record session.Record) {
+	f := Finding{
+		Provider: record.Provider, Session: record.Session, SandboxID: record.SandboxID, Verdict: Interrupted, Age: age(record.CreatedAt),
+		Why: fmt.Sprintf("a host ended while it was %s the sandbox", record.State),
+	}
+	connector := s.connectors[record.Provider]
+	switch {
+	case connector == nil:
+		f.Err = fmt.Errorf("provider %s is not configured", record.Provider)
+	case !s.options.DryRun:
+		var outcome connect.Outcome
+		var id string
+		outcome, id, f.Err = connector.Recover(ctx, record.Session)
+		if id != "" {
+			f.SandboxID = id
+		}
+		if f.Err == nil {
+			f.Done = string(outcome)
+		}
+	}
+	s.add(f)
+}
+
+// provider holds what one provider has against the records.
+func (s *sweep) provider(ctx context.Context, name string, connector *connect.Connector) error {
+	// The sandboxes first: whatever is among them was recorded before it was made.
+	sandboxes, err := connector.Survey(ctx)
+	if err != nil {
+		return err
+	}
+	all, err := s.records.List(ctx)
+	if err != nil {
+		return connect.RecordsError(err)
+	}
+	records := map[string]session.Record{}
+	for _, record := range all {
+		records[record.Session] = record
+	}
+	there := map[string]provider.Sandbox{}
+	for _, sandbox := range sandboxes {
+		there[sandbox.ID] = sandbox
+	}
+
+	eachOf(sandboxes, func(sandbox provider.Sandbox) {
+		f := s.judge(name, connector.Owner(), sandbox, records[sandbox.Session])
+		if f.Verdict == Orphan && !s.options.DryRun {
+			var removed bool
+			if removed, f.Err = connector.RemoveOrphan(ctx, sandbox); removed {
+				f.Done = "destroyed"
+			} else if f.Err == nil {
+				f.Verdict, f.Why = Busy, "a host took the session up meanwhile"
+			}
+		}
+		s.add(f)
+	})
+	eachOf(all, func(record session.Record) {
+		if f, outdated := s.compare(name, record, there); outdated {
+			if !s.options.DryRun {
+				s.correct(ctx, connector, &f)
+			}
+			s.add(f)
+		}
+	})
+	return ctx.Err()
+}
+
+// judge says whose a sandbox is. record is that of its session, if there is one.
+func (s *sweep) judge(name, owner string, sandbox provider.Sandbox, record session.Record) Finding {
+	f := Finding{
+		Provider: name, Session: sandbox.Session, SandboxID: sandbox.ID, Owner: sandbox.Owner, Age: age(sandbox.CreatedAt),
+	}
+	here := record.Provider == name
+	switch {
+	case sandbox.Owner != owner:
+		f.Verdict, f.Why = Foreign, fmt.Sprintf("it belongs to %s", sandbox.Owner)
+	case record.Holder != "":
+		f.Verdict, f.Why = Busy, record.Holder+" is working on the session"
+	case here && record.HasSandbox() && record.SandboxID == sandbox.ID:
+		f.Verdict, f.Why = Kept, fmt.Sprintf("the session's sandbox, recorded as %s", record.State)
+	case here && record.Interrupted():
+		f.Verdict, f.Why = Busy, "an interrupted attempt on the session comes first"
+	case sandbox.CreatedAt.IsZero():
+		f.Verdict, f.Why = Young, "the provider does not say how old it is"
+	case sandbox.CreatedAt.Before(s.began.Add(s.options.Grace)) && !s.options.Unrecorded && record.Session == "":
+		f.Verdict = Unrecorded
+		f.Why = fmt.Sprintf("the records begin at %s and cannot tell whose it is: connect its session, or sweep with --unrecorded",
+			s.began.UTC().Format(time.RFC3339))
+	case f.Age < s.options.Grace:
+		f.Verdict, f.Why = Young, fmt.Sprintf("no record names it, and it is younger than %s", s.options.Grace)
+	case here && record.HasSandbox():
+		f.Verdict, f.Why = Orphan, "the session has another sandbox, "+record.SandboxID
+	case record.HasSandbox():
+		f.Verdict, f.Why = Orphan, "the session has its sandbox on provider "+record.Provider
+	default:
+		f.Verdict, f.Why = Orphan, "no record names it"
+	}
+	return f
+}
+
+// compare says whether a record differs from what the provider has.
+func (s *sweep) compare(name string, record session.Record, there map[string]provider.Sandbox) (Finding, bool) {
+	if record.Provider != name || record.Holder != "" || record.Interrupted() || !record.HasSandbox() {
+		return Finding{}, false
+	}
+	f := Finding{
+		Provider: name, Session: record.Session, SandboxID: record.SandboxID, Verdict: Outdated, Age: age(record.CreatedAt),
+	}
+	sandbox, listed := there[record.SandboxID]
+	switch {
+	case !listed && age(record.UpdatedAt) >= s.options.Grace:
+		f.Why = fmt.Sprintf("recorded as %s, and the provider does not have it", record.State)
+	case listed && sandbox.State == provider.StateSuspended && record.State == session.StateRunning,
+		listed && sandbox.State == provider.StateRunning && record.State == session.StateSuspended:
+		f.Why = fmt.Sprintf("recorded as %s, and it is %s", record.State, sandbox.State)
+	default:
+		return Finding{}, false
+	}
+	return f, true
+}
+
+func (s *sweep) correct(ctx context.Context, connector *connect.Connector, f *Finding) {
+	state, err := connector.Reconcile(ctx, f.Session)
+	if err != nil {
+		f.Err = err
+		return
+	}
+	f.Done = "recorded as " + string(state)
+	if state == "" {
+		f.Verdict, f.Why, f.Done = Busy, "a host took the session up meanwhile", ""
+	}
+}
+
+// width is how many sandboxes or records are dealt with at the same time.
+const width = 8
+
+func eachOf[T any](list []T, do func(T)) {
+	var group sync.WaitGroup
+	turns := make(chan struct{}, width)
+	for _, one := range list {
+		turns <- struct{}{}
+		group.Go(func() {
+			defer func() { <-turns }()
+			do(one)
+		})
+	}
+	group.Wait()
+}
+
+func age(since time.Time) time.Duration {
+	if since.IsZero() {
+		return 0
+	}
+	return time.Since(since)
+}

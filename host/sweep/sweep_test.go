@@ -1,0 +1,329 @@
+package sweep
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+const owner = "ours"
+
+// cloud is a provider's account in memory, as a sweep sees it.
+type cloud struct {
+	provider.Provider // the four calls are none of a sweep's business
+	mutex             sync.Mutex
+	sandboxes         map[string]provider.Sandbox
+	listError         error
+	stuck             string // a sandbox that cannot be destroyed
+	onList            func()
+}
+
+func newCloud(sandboxes ...provider.Sandbox) *cloud {
+	c := &cloud{sandboxes: map[string]provider.Sandbox{}}
+	for _, s := range sandboxes {
+		if s.Owner == "" {
+			s.Owner = owner
+		}
+		if s.State == "" {
+			s.State = provider.StateRunning
+		}
+		c.sandboxes[s.ID] = s
+	}
+	return c
+}
+
+func (c *cloud) List(_ context.Context, r provider.ListRequest) ([]provider.Sandbox, error) {
+	if c.onList != nil {
+		c.onList()
+	}
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	var found []provider.Sandbox
+	for _, s := range c.sandboxes {
+		if r.Matches(s.Owner, s.Session) {
+			found = append(found, s)
+		}
+	}
+	return found, c.listError
+}
+
+func (c *cloud) Destroy(_ context.Context, ref provider.SandboxRef) error {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	if ref.SandboxID == c.stuck {
+		return provider.Errorf(provider.CodeFailed, "it cannot be deleted")
+	}
+	if s, there := c.sandboxes[ref.SandboxID]; there && s.Owner != ref.Owner {
+		return provider.Errorf(provider.CodeConflict, "it is another's")
+	}
+	delete(c.sandboxes, ref.SandboxID)
+	return nil
+}
+
+func (c *cloud) left() string {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	var ids []string
+	for id := range c.sandboxes {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return strings.Join(ids, " ")
+}
+
+// world is records, a cloud, and a host that sweeps.
+type world struct {
+	*testing.T
+	records *session.Memory
+	store   *session.MemoryStore
+	cloud   *cloud
+}
+
+func newWorld(t *testing.T, sandboxes ...provider.Sandbox) *world {
+	records := session.NewMemory()
+	return &world{t, records, records.Store("sweeper"), newCloud(sandboxes...)}
+}
+
+func (w *world) connectors() map[string]*connect.Connector {
+	return map[string]*connect.Connector{"acme": connect.New(w.cloud, "acme", owner, []byte("secret"), w.store)}
+}
+
+func (w *world) sweep(o Options) Report {
+	w.Helper()
+	report, err := Sweep(w.Context(), w.store, w.connectors(), o, nil)
+	if err != nil {
+		w.Fatal(err)
+	}
+	return report
+}
+
+// write makes a record; the state of the lease is the caller's to choose.
+func (w *world) write(r session.Record, release bool) *session.MemoryStore {
+	w.Helper()
+	host := w.records.Store("host of " + r.Session)
+	lease, _, err := host.Claim(w.Context(), r.Session)
+	if err == nil {
+		r.Provider = "acme"
+		if release {
+			err = host.Release(w.Context(), lease, r)
+		} else {
+			err = host.Save(w.Context(), lease, r)
+		}
+	}
+	if err != nil {
+		w.Fatal(err)
+	}
+	return host
+}
+
+// verdicts words the findings.
+func verdicts(r Report) string {
+	var list []string
+	for _, f := range r.Findings {
+		text := fmt.Sprintf("%s=%s", f.SandboxID, f.Verdict)
+		if f.Done != "" {
+			text += "(" + f.Done + ")"
+		}
+		if f.Err != nil {
+			text += "!"
+		}
+		list = append(list, text)
+	}
+	slices.Sort(list)
+	return strings.Join(list, " ")
+}
+
+func want(t *testing.T, what, got, want string) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s: got %q, want %q", what, got, want)
+	}
+}
+
+const grace = 10 * time.Minute
+
+func TestASweepDestroysWhatNobodyOwnsAndKeepsEverythingElse(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		time.Sleep(time.Hour) // virtual: the records are older than what follows
+		old, fresh := time.Now(), time.Now().Add(20*time.Minute)
+		w.cloud = newCloud(
+			provider.Sandbox{ID: "kept", Session: "s1", CreatedAt: old},
+			provider.Sandbox{ID: "orphan", Session: "s2", CreatedAt: old},
+			provider.Sandbox{ID: "duplicate", Session: "s1", CreatedAt: old},
+			provider.Sandbox{ID: "nameless", CreatedAt: old},
+			provider.Sandbox{ID: "young", Session: "s3", CreatedAt: fresh},
+			provider.Sandbox{ID: "ageless", Session: "s4"},
+			provider.Sandbox{ID: "foreign", Session: "s5", CreatedAt: old, Owner: "theirs"},
+			provider.Sandbox{ID: "busy", Session: "s6", CreatedAt: old},
+			provider.Sandbox{ID: "asleep", Session: "s7", CreatedAt: old, State: provider.StateSuspended},
+			provider.Sandbox{ID: "ended", Session: "s8", CreatedAt: old, State: provider.StateGone},
+		)
+		w.write(session.Record{Session: "s1", SandboxID: "kept", State: session.StateRunning}, true)
+		w.write(session.Record{Session: "s6", Attempt: "a6", State: session.StateCreating}, false)
+		w.write(session.Record{Session: "s7", SandboxID: "asleep", State: session.StateSuspended}, true)
+		time.Sleep(25 * time.Minute)
+
+		dry := w.sweep(Options{Grace: grace, DryRun: true})
+		want(t, "dry run", verdicts(dry), "ageless=young asleep=kept busy=busy duplicate=orphan foreign=foreign kept=kept "+
+			"nameless=orphan orphan=orphan young=young")
+		want(t, "left by the dry run", w.cloud.left(), "ageless asleep busy duplicate ended foreign kept nameless orphan young")
+
+		report := w.sweep(Options{Grace: grace})
+		want(t, "sweep", verdicts(report), "ageless=young asleep=kept busy=busy duplicate=orphan(destroyed) foreign=foreign kept=kept "+
+			"nameless=orphan(destroyed) orphan=orphan(destroyed) young=young")
+		want(t, "left", w.cloud.left(), "ageless asleep busy ended foreign kept young")
+		if err := report.Err(); err != nil {
+			t.Error(err)
+		}
+		for _, f := range report.Findings {
+			if f.Why == "" {
+				t.Errorf("no reason given for %s", f.SandboxID)
+			}
+		}
+	})
+}
+
+func TestASandboxOlderThanTheRecordsIsKeptUnlessAskedFor(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		before := time.Now().Add(-time.Hour)
+		w := newWorld(t, provider.Sandbox{ID: "live", Session: "s1", CreatedAt: before})
+		time.Sleep(time.Hour)
+		want(t, "sweep", verdicts(w.sweep(Options{Grace: grace})), "live=unrecorded")
+		want(t, "left", w.cloud.left(), "live")
+		want(t, "sweep", verdicts(w.sweep(Options{Grace: grace, Unrecorded: true})), "live=orphan(destroyed)")
+	})
+}
+
+func TestAnInterruptedAttemptIsFinishedFirst(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, provider.Sandbox{ID: "half", Session: "s1", Attempt: "a1", CreatedAt: time.Now()})
+		host := w.write(session.Record{Session: "s1", Attempt: "a1", State: session.StateCreating}, false)
+		want(t, "while its host lives", verdicts(w.sweep(Options{Grace: grace})), "half=busy")
+		host.End()
+		want(t, "dry run", verdicts(w.sweep(Options{Grace: grace, DryRun: true})), "=interrupted half=busy")
+		want(t, "sweep", verdicts(w.sweep(Options{Grace: grace})), "=interrupted(destroyed)")
+		want(t, "left", w.cloud.left(), "")
+		want(t, "sweep again", verdicts(w.sweep(Options{Grace: grace})), "")
+	})
+}
+
+func TestARecordIsCorrectedByWhatTheProviderHas(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, provider.Sandbox{ID: "asleep", Session: "s1", State: provider.StateSuspended, CreatedAt: time.Now()})
+		w.write(session.Record{Session: "s1", SandboxID: "asleep", State: session.StateRunning}, true)
+		w.write(session.Record{Session: "s2", SandboxID: "vanished", State: session.StateRunning}, true)
+		want(t, "at once, when listings lag", verdicts(w.sweep(Options{Grace: grace})),
+			"asleep=kept asleep=outdated(recorded as suspended)")
+		time.Sleep(time.Hour)
+		want(t, "later", verdicts(w.sweep(Options{Grace: grace})), "asleep=kept vanished=outdated(recorded as gone)")
+		record, err := w.store.Get(t.Context(), "s2")
+		if err != nil || record.State != session.StateGone {
+			t.Errorf("%+v, %v", record, err)
+		}
+		time.Sleep(Retention + time.Second)
+		if report := w.sweep(Options{Grace: grace}); report.Forgotten != 1 {
+			t.Errorf("forgotten: %d", report.Forgotten)
+		}
+	})
+}
+
+func TestASessionTakenUpDuringTheSweepIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		time.Sleep(time.Hour)
+		w.cloud = newCloud(provider.Sandbox{ID: "sb", Session: "s1", CreatedAt: time.Now()})
+		time.Sleep(time.Hour)
+		// Between the listing of the sandboxes and the reading of the records, and after it.
+		w.cloud.onList = func() { w.write(session.Record{Session: "s1", SandboxID: "sb", State: session.StateRunning}, true) }
+		want(t, "recorded meanwhile", verdicts(w.sweep(Options{Grace: grace})), "sb=kept")
+
+		removed, err := w.connectors()["acme"].RemoveOrphan(t.Context(), provider.Sandbox{ID: "sb", Session: "s1"})
+		if removed || err != nil {
+			t.Errorf("removed %t, %v", removed, err)
+		}
+		w.cloud.onList = nil
+		host := w.records.Store("another host")
+		if _, _, err := host.Claim(t.Context(), "s1"); err != nil {
+			t.Fatal(err)
+		}
+		removed, err = w.connectors()["acme"].RemoveOrphan(t.Context(), provider.Sandbox{ID: "sb2", Session: "s1"})
+		if removed || err != nil {
+			t.Errorf("removed %t, %v", removed, err)
+		}
+		want(t, "left", w.cloud.left(), "sb")
+	})
+}
+
+func TestWhatFailsIsReportedAndTheRestIsSwept(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		time.Sleep(time.Hour)
+		w.cloud = newCloud(
+			provider.Sandbox{ID: "stuck", Session: "s1", CreatedAt: time.Now()},
+			provider.Sandbox{ID: "orphan", Session: "s2", CreatedAt: time.Now()},
+		)
+		w.cloud.stuck = "stuck"
+		time.Sleep(time.Hour)
+		silent := newCloud()
+		silent.listError = provider.Errorf(provider.CodeDenied, "wrong key")
+		connectors := w.connectors()
+		connectors["silent"] = connect.New(silent, "silent", owner, []byte("secret"), w.store)
+		w.write(session.Record{Session: "s3", Attempt: "a3", State: session.StateCreating}, false).End()
+		lost := w.records.Store("lost")
+		lease, _, err := lost.Claim(t.Context(), "s4")
+		if err == nil {
+			err = lost.Save(t.Context(), lease, session.Record{Provider: "removed", Attempt: "a4", State: session.StateCreating})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		lost.End()
+
+		report, err := Sweep(t.Context(), w.store, connectors, Options{Grace: grace}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want(t, "sweep", verdicts(report), "=interrupted! =interrupted(destroyed) orphan=orphan(destroyed) stuck=orphan!")
+		if report.Failures["silent"] == nil || report.Err() == nil {
+			t.Errorf("failures: %v, error: %v", report.Failures, report.Err())
+		}
+	})
+}
+
+// unreadable records cannot be read.
+type unreadable struct{ session.Store }
+
+func (unreadable) List(context.Context) ([]session.Record, error) {
+	return nil, &session.UnusableError{Where: "records.db", Problem: "the file is damaged"}
+}
+
+func TestNothingIsSweptWithoutTheRecords(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, provider.Sandbox{ID: "sb", Session: "s1", CreatedAt: time.Now()})
+		time.Sleep(time.Hour)
+		_, err := Sweep(t.Context(), unreadable{w.store}, w.connectors(), Options{Unrecorded: true}, nil)
+		var e *connect.Error
+		if !errors.As(err, &e) || e.Code != connect.CodeRecordsUnusable {
+			t.Errorf("got %v", err)
+		}
+		want(t, "left", w.cloud.left(), "sb")
+	})
+}
