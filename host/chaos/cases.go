@@ -61,12 +61,14 @@ func casesOf(providerName, commandName string, moments []moment, calls []call, s
 		})
 	}
 	began := map[string]moment{}
+	leased := false // a host has something to lose from its first claim to its last release
 	for _, m := range moments {
 		onProvider := strings.HasPrefix(m.step, "provider.")
 		if strings.HasPrefix(m.step, "provider.Ping#") && m.step != "provider.Ping#1" {
 			continue // how many there are depends on how fast the server starts
 		}
 		add(killHost, m, m.end, 0)
+		leased = leased || m.step == "records.Claim#1" && m.end == "after"
 		if onProvider && m.plugin != 0 {
 			add(killPlugin, m, m.end, 0)
 		}
@@ -75,15 +77,20 @@ func casesOf(providerName, commandName string, moments []moment, calls []call, s
 		} else if takesTime(m.step) {
 			took := m.at.Sub(began[m.step].at)
 			for _, action := range []string{killHost, killPlugin, stopHost} {
+				if action == stopHost && !leased {
+					continue
+				}
 				add(action, m, "during", fraction(seed, m.step+action, took))
 			}
 		}
 		if m.end == "after" && !onProvider {
 			continue // nothing has happened since but what the next step is before
 		}
-		add(stopHost, m, m.end, 0)
+		if leased && m.step != "records.Close#1" {
+			add(stopHost, m, m.end, 0)
+		}
 		add(sweepBeside, m, m.end, 0)
-		if providerName != "local" && providerName != "e2b" || commandName == "connect-running" || commandName == "suspend" {
+		if !slices.Contains([]string{"local/connect-new", "local/disconnect", "local/gc", "e2b/connect-new"}, providerName+"/"+commandName) {
 			continue
 		}
 		for _, action := range onRecords {

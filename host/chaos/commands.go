@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"slices"
@@ -100,12 +101,19 @@ func prepareSweep(ctx context.Context, n *world, c *connect.Connector, records *
 	if err != nil {
 		return err
 	}
-	return errors.Join(
-		write(ctx, records, outdated, func(r *session.Record) {
-			r.Provider, r.State, r.SandboxID, r.CreatedAt = n.provider, session.StateRunning, id, time.Now()
-		}),
-		n.hand.Destroy(ctx, provider.SandboxRef{Owner: n.owner, SandboxID: id}),
-	)
+	err = write(ctx, records, outdated, func(r *session.Record) {
+		r.Provider, r.State, r.SandboxID, r.CreatedAt = n.provider, session.StateRunning, id, time.Now()
+	})
+	// A record that is younger than listings may lag behind is believed.
+	return errors.Join(err, n.age(ctx, outdated), n.hand.Destroy(ctx, provider.SandboxRef{Owner: n.owner, SandboxID: id}))
+}
+
+// age makes a record some minutes old.
+func (n *world) age(ctx context.Context, id string) error {
+	return n.onDatabase(ctx, func(conn *sql.Conn) error {
+		_, err := conn.ExecContext(ctx, `UPDATE sessions SET updated_at = updated_at - 300000 WHERE owner = $1 AND session = $2`, n.owner, id)
+		return err
+	})
 }
 
 // prepare connects the bystander and then makes the command's situation.

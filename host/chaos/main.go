@@ -31,7 +31,8 @@ func main() {
 	flag.Uint64Var(&h.seed, "seed", rand.Uint64N(1_000_000), "what is random goes by this")
 	flag.IntVar(&h.sample, "sample", 0, "play only so many cases, chosen by the seed; 0 for all")
 	flag.IntVar(&h.parallel, "parallel", 10, "how many cases are played at a time")
-	flag.StringVar(&h.only, "only", "", "play only the cases whose id has this in it, and say what happened")
+	flag.StringVar(&h.only, "only", "", "play only the cases whose id has this in it")
+	flag.BoolVar(&h.verbose, "verbose", false, "say of every case what the commands said")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -44,6 +45,7 @@ type harness struct {
 	sample   int
 	parallel int
 	only     string
+	verbose  bool
 
 	bin, dir string
 	mutex    sync.Mutex
@@ -150,7 +152,7 @@ func (h *harness) add(r result) {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
 	h.results = append(h.results, r)
-	if r.total() == 0 && (h.only == "" || r.action == nothing) {
+	if r.total() == 0 && !h.verbose {
 		return
 	}
 	fmt.Printf("\n--- %s (%s)\n", r.id(), r.took.Round(time.Millisecond))
@@ -159,7 +161,7 @@ func (h *harness) add(r result) {
 	}
 	fmt.Println(strings.Join(r.notes, "\n"))
 	if r.total() > 0 {
-		fmt.Printf("%+v\nonce more: make chaos ARGS='--seed %d --only %s'\n", r.counts, h.seed, r.id())
+		fmt.Printf("%+v\nonce more: make chaos ARGS='--seed %d --verbose --only %s'\n", r.counts, h.seed, r.id())
 	}
 }
 

@@ -243,7 +243,7 @@ func (n *world) stopBetweenWrites(ctx context.Context, h *host) error {
 	if n.database != "" {
 		return h.Process.Signal(syscall.SIGSTOP)
 	}
-	return n.onFile(ctx, func(conn *sql.Conn) error {
+	return n.onDatabase(ctx, func(conn *sql.Conn) error {
 		if _, err := conn.ExecContext(ctx, "BEGIN IMMEDIATE"); err != nil {
 			return err
 		}
@@ -253,9 +253,13 @@ func (n *world) stopBetweenWrites(ctx context.Context, h *host) error {
 	})
 }
 
-// onFile works on the records' file as another program.
-func (n *world) onFile(ctx context.Context, work func(*sql.Conn) error) error {
-	db, err := sql.Open("sqlite", "file:"+filepath.Join(n.state(), "records.db")+"?mode=rw&_busy_timeout=20000&_pragma=busy_timeout(20000)")
+// onDatabase works on the records as another program.
+func (n *world) onDatabase(ctx context.Context, work func(*sql.Conn) error) error {
+	driver, source := "sqlite", "file:"+filepath.Join(n.state(), "records.db")+"?mode=rw&_pragma=busy_timeout(20000)"
+	if n.database != "" {
+		driver, source = "pgx", n.database
+	}
+	db, err := sql.Open(driver, source)
 	if err != nil {
 		return err
 	}
@@ -270,7 +274,7 @@ func (n *world) onFile(ctx context.Context, work func(*sql.Conn) error) error {
 
 // shiftRecords moves every time in the records: the same as the clock having jumped the other way since.
 func (n *world) shiftRecords(ctx context.Context, by time.Duration) error {
-	return n.onFile(ctx, func(conn *sql.Conn) error {
+	return n.onDatabase(ctx, func(conn *sql.Conn) error {
 		for _, change := range []string{
 			`UPDATE holders SET until = until + $1`,
 			`UPDATE sessions SET created_at = created_at + $1 WHERE created_at <> 0`,
@@ -296,7 +300,7 @@ func (n *world) removeRecords() error {
 // replaceRecords puts a copy in the place of the file, as from a backup.
 func (n *world) replaceRecords(ctx context.Context) error {
 	copied := filepath.Join(n.dir, "copy.db")
-	err := n.onFile(ctx, func(conn *sql.Conn) error {
+	err := n.onDatabase(ctx, func(conn *sql.Conn) error {
 		_, err := conn.ExecContext(ctx, "VACUUM INTO $1", copied)
 		return err
 	})
