@@ -24,17 +24,8 @@ type memoryRecord struct {
 
 // memoryHolder lives until it is ended: a process cannot outlive itself, so it needs no renewal.
 type memoryHolder struct {
-	name string
-	lost chan struct{}
-}
-
-func (h *memoryHolder) ended() bool {
-	select {
-	case <-h.lost:
-		return true
-	default:
-		return false
-	}
+	name  string
+	ended bool // guarded by memory.mutex
 }
 
 // NewMemory begins records.
@@ -44,7 +35,7 @@ func NewMemory() *Memory {
 
 // Store gives a host of that name its way to the records.
 func (m *Memory) Store(name string) *MemoryStore {
-	return &MemoryStore{memory: m, holder: &memoryHolder{name: name, lost: make(chan struct{})}}
+	return &MemoryStore{memory: m, holder: &memoryHolder{name: name}}
 }
 
 // MemoryStore is one host's way to a Memory.
@@ -57,9 +48,7 @@ type MemoryStore struct {
 func (s *MemoryStore) End() {
 	s.memory.mutex.Lock()
 	defer s.memory.mutex.Unlock()
-	if !s.holder.ended() {
-		close(s.holder.lost)
-	}
+	s.holder.ended = true
 }
 
 // Claim is Store.Claim.
@@ -67,15 +56,15 @@ func (s *MemoryStore) Claim(_ context.Context, session string) (Lease, Record, e
 	m := s.memory
 	m.mutex.Lock()
 	defer m.mutex.Unlock()
-	if s.holder.ended() {
-		s.holder = &memoryHolder{name: s.holder.name, lost: make(chan struct{})}
+	if s.holder.ended {
+		s.holder = &memoryHolder{name: s.holder.name}
 	}
 	r := m.records[session]
 	if r == nil {
 		r = &memoryRecord{Record: Record{Session: session, State: StateGone, UpdatedAt: time.Now()}}
 		m.records[session] = r
 	}
-	if r.host != nil && !r.host.ended() {
+	if r.host != nil && !r.host.ended {
 		return Lease{}, Record{}, &HeldError{Session: session, Holder: r.host.name}
 	}
 	r.host = s.holder
@@ -86,7 +75,7 @@ func (s *MemoryStore) Claim(_ context.Context, session string) (Lease, Record, e
 // holds gives the record of a lease that holds.
 func (s *MemoryStore) holds(lease Lease) (*memoryRecord, error) {
 	r := s.memory.records[lease.Session]
-	if r == nil || r.token != lease.Token || r.host != s.holder || s.holder.ended() {
+	if r == nil || r.token != lease.Token || r.host != s.holder || s.holder.ended {
 		return nil, ErrLost
 	}
 	return r, nil
@@ -131,7 +120,7 @@ func (s *MemoryStore) Release(_ context.Context, lease Lease, record Record) err
 
 func (r *memoryRecord) seen() Record {
 	seen := r.Record
-	if r.host != nil && !r.host.ended() {
+	if r.host != nil && !r.host.ended {
 		seen.Holder = r.host.name
 	}
 	return seen
@@ -181,14 +170,7 @@ func (s *MemoryStore) Began(context.Context) (time.Time, error) { return s.memor
 func (s *MemoryStore) Valid() bool {
 	s.memory.mutex.Lock()
 	defer s.memory.mutex.Unlock()
-	return !s.holder.ended()
-}
-
-// Lost is Store.Lost.
-func (s *MemoryStore) Lost() <-chan struct{} {
-	s.memory.mutex.Lock()
-	defer s.memory.mutex.Unlock()
-	return s.holder.lost
+	return !s.holder.ended
 }
 
 // Close is Store.Close.

@@ -96,8 +96,6 @@ type Store interface {
 	// Valid is false once the holder's time has passed without its being kept alive, by the clock of this process
 	// alone: it asks nobody. A store without a holder is valid.
 	Valid() bool
-	// Lost is closed when Valid becomes false. A store that has no holder yet never closes it; each holder has its own.
-	Lost() <-chan struct{}
 	// Close gives up the holder with all its leases and waits for the store's goroutines.
 	Close() error
 }
