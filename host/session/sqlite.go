@@ -1,0 +1,264 @@
+package session
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/pressly/goose/v3"
+	"github.com/sethvargo/go-retry"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+)
+
+// sqliteFile is a database in a file that all processes of one machine share. SQLite's locks on it belong to the
+// process, and closing any descriptor of the file drops them: nothing here ever opens the file itself.
+type sqliteFile struct {
+	path   string
+	opened os.FileInfo
+}
+
+func newSQLite(dir string) (*sqliteFile, error) {
+	path, err := filepath.Abs(filepath.Join(dir, "records.db"))
+	return &sqliteFile{path: path}, err
+}
+
+func (f *sqliteFile) connections() int { return 1 } // SQLite has one writer at a time anyway
+
+func (f *sqliteFile) now() string { return `CAST(ROUND(unixepoch('subsec') * 1000) AS INTEGER)` }
+
+func (f *sqliteFile) lock() string { return "" } // every transaction begins with the lock on the whole database
+
+func (f *sqliteFile) open(ctx context.Context) (*sql.DB, error) {
+	if _, err := os.Stat(f.path); errors.Is(err, fs.ErrNotExist) {
+		if err := f.locked(ctx, f.create); err != nil {
+			return nil, err
+		}
+	}
+	info, err := os.Stat(f.path)
+	if err != nil {
+		return nil, err
+	}
+	f.opened = info
+	db, err := openSQLite(f.path)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.bringUp(ctx, db); err != nil {
+		db.Close()
+		return nil, err
+	}
+	return db, nil
+}
+
+func openSQLite(path string) (*sql.DB, error) {
+	options := url.Values{
+		"mode":          {"rw"}, // never creates
+		"_txlock":       {"immediate"},
+		"_busy_timeout": {"5000"},
+		"_pragma":       {"synchronous(FULL)", "cell_size_check(ON)"},
+	}
+	connector, err := sqlite.NewConnector((&url.URL{Scheme: "file", Path: path, RawQuery: options.Encode()}).String())
+	if err != nil {
+		return nil, err
+	}
+	return sql.OpenDB(connector), nil
+}
+
+// create makes the database under another name first. So a file at the path is whole, or somebody has damaged it.
+func (f *sqliteFile) create(ctx context.Context) error {
+	if _, err := os.Stat(f.path); !errors.Is(err, fs.ErrNotExist) {
+		return err // another process made it meanwhile
+	}
+	if _, err := os.Stat(f.path + "-wal"); err == nil {
+		return &UnusableError{
+			Where: f.path, Problem: "the file is gone, but its journal (" + f.path + "-wal) is there",
+			Hint: "bring the file back. If it is lost, end the berth processes that have it open and remove the journal: " +
+				"berth then begins new records",
+		}
+	}
+	draft := f.path + ".new"
+	for _, leftover := range []string{draft, draft + "-journal", draft + "-wal", draft + "-shm"} {
+		os.Remove(leftover)
+	}
+	file, err := os.OpenFile(draft, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	file.Close()
+	db, err := openSQLite(draft)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	if err := migrate(ctx, db, goose.DialectSQLite3, schema); err != nil {
+		return err
+	}
+	if _, err := db.ExecContext(ctx, "PRAGMA journal_mode = WAL"); err != nil {
+		return err
+	}
+	if err := db.Close(); err != nil {
+		return err
+	}
+	if err := os.Rename(draft, f.path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(f.path))
+}
+
+func syncDir(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}
+
+// bringUp migrates the database to this version. Before anything is changed in it, it is read through for damage: on
+// every other day damage is met where it is.
+func (f *sqliteFile) bringUp(ctx context.Context, db *sql.DB) error {
+	current, err := f.current(ctx, db)
+	if err != nil || current {
+		return err
+	}
+	return f.locked(ctx, func(ctx context.Context) error {
+		if current, err := f.current(ctx, db); err != nil || current {
+			return err
+		}
+		var verdict string
+		if err := db.QueryRowContext(ctx, "PRAGMA quick_check(1)").Scan(&verdict); err != nil {
+			return err
+		}
+		if verdict != "ok" {
+			return f.damaged(errors.New(verdict))
+		}
+		return migrate(ctx, db, goose.DialectSQLite3, schema)
+	})
+}
+
+// current says whether the tables are of this version, and refuses those of a newer one and what is not berth's.
+func (f *sqliteFile) current(ctx context.Context, db *sql.DB) (bool, error) {
+	var known int
+	const query = `SELECT COUNT(*) FROM sqlite_schema WHERE type = 'table' AND name = $1`
+	if err := db.QueryRowContext(ctx, query, versionTable).Scan(&known); err != nil {
+		return false, err
+	}
+	if known == 0 {
+		return false, &UnusableError{
+			Where: f.path, Problem: "the file holds no records of berth: it is empty, or another program's", Hint: restore,
+		}
+	}
+	var version int64
+	if err := db.QueryRowContext(ctx, selectVersion).Scan(&version); err != nil {
+		return false, err
+	}
+	if version > schema {
+		return false, fromTheFuture(f.path, version)
+	}
+	return version == schema, f.check()
+}
+
+// locked runs f while no other process does so.
+func (f *sqliteFile) locked(ctx context.Context, do func(context.Context) error) error {
+	file, err := os.OpenFile(filepath.Join(filepath.Dir(f.path), "records.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	err = retry.Do(ctx, f.pace(), func(context.Context) error {
+		err := flock(file, syscall.LOCK_EX|syscall.LOCK_NB)
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return retry.RetryableError(err)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return do(ctx)
+}
+
+func (f *sqliteFile) check() error {
+	info, err := os.Stat(f.path)
+	switch {
+	case err == nil && os.SameFile(info, f.opened):
+		return nil
+	case err == nil:
+		err = errors.New("another file is in its place")
+	}
+	return &UnusableError{
+		Where: f.path, Problem: "the file was removed or replaced while it was open", Cause: err,
+		Hint: "bring back the file that was there, or start berth again to use what is there now",
+	}
+}
+
+func (f *sqliteFile) prepare(ctx context.Context, conn *sql.Conn, durable bool) error {
+	// With NORMAL the write-ahead log is not forced to the disk at the end of the transaction, but with the next one that
+	// is durable. A power cut then takes what was written from the end: leases and heartbeats, whose hosts it ends as well.
+	level := "PRAGMA synchronous = NORMAL"
+	if durable {
+		level = "PRAGMA synchronous = FULL"
+	}
+	_, err := conn.ExecContext(ctx, level)
+	return err
+}
+
+func (f *sqliteFile) transient(err error) bool { return resultCode(err) == sqlite3.SQLITE_BUSY }
+
+func (f *sqliteFile) pace() retry.Backoff {
+	return retry.WithMaxDuration(10*time.Second, retry.WithJitter(5*time.Millisecond, retry.NewConstant(10*time.Millisecond)))
+}
+
+// resultCode is SQLite's primary result code, or 0 when it is not an error of SQLite's.
+func resultCode(err error) int {
+	var e *sqlite.Error
+	if !errors.As(err, &e) {
+		return 0
+	}
+	return e.Code() & 0xff
+}
+
+// restore is what to do about records that are lost.
+const restore = "nothing was changed. Bring back a good copy, or move the file away (and those beside it that begin with " +
+	"its name): berth then begins new records, and leaves alone the sandboxes that are older than these"
+
+func (f *sqliteFile) damaged(cause error) *UnusableError {
+	return &UnusableError{Where: f.path, Problem: "the file is damaged", Hint: restore, Cause: cause}
+}
+
+func (f *sqliteFile) explain(err error) *UnusableError {
+	e := &UnusableError{Where: f.path, Cause: err}
+	code := resultCode(err)
+	switch {
+	case code == sqlite3.SQLITE_CORRUPT, code == sqlite3.SQLITE_NOTADB:
+		return f.damaged(err)
+	case code == sqlite3.SQLITE_BUSY, errors.Is(err, syscall.EWOULDBLOCK):
+		e.Problem = "another process has kept them locked"
+		e.Hint = fmt.Sprintf("try again. If it stays so, a process that was stopped or hangs has them: `fuser %s` tells "+
+			"which; continue it or end it", f.path)
+	case code == sqlite3.SQLITE_READONLY, code == sqlite3.SQLITE_PERM, errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
+		e.Problem = "they cannot be written"
+		e.Hint = "make the file and its directory writable for this user; see also that the disk is not mounted read-only"
+	case code == sqlite3.SQLITE_FULL, errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		e.Problem = "the disk is full"
+		e.Hint = "free some space on it and try again"
+	case code == sqlite3.SQLITE_CANTOPEN:
+		e.Problem = "the file cannot be opened"
+		e.Hint = "see that this user may read and write it and its directory, and that the disk is neither full nor read-only"
+	case code == sqlite3.SQLITE_IOERR:
+		e.Problem = "reading or writing the file failed"
+		e.Hint = "see that its disk is healthy and not full"
+	default:
+		e.Problem = "the database refused"
+		e.Hint = restore
+	}
+	return e
+}

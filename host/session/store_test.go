@@ -1,0 +1,419 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// records are one set of records in a test. They are cleaned up with it.
+type records struct {
+	// open makes another host.
+	open func() Store
+	// lapse ends all leases that there are, as their time does.
+	lapse func()
+}
+
+func memoryRecords(*testing.T) records {
+	m := NewMemory()
+	var stores []*MemoryStore
+	return records{
+		open: func() Store {
+			s := m.Store(fmt.Sprintf("host %d", len(stores)+1))
+			stores = append(stores, s)
+			return s
+		},
+		lapse: func() {
+			for _, s := range stores {
+				s.End()
+			}
+		},
+	}
+}
+
+func TestMemoryIsAStore(t *testing.T) {
+	t.Parallel()
+	testStore(t, memoryRecords)
+}
+
+// testStore is what every Store does.
+func testStore(t *testing.T, begin func(*testing.T) records) {
+	for _, test := range []struct {
+		name string
+		run  func(*testing.T, records)
+	}{
+		{"ASessionWithoutARecordIsClaimedAsGone", claimsUnknown},
+		{"WhatIsSavedIsReadBack", readsBack},
+		{"ASessionIsHeldByOneLeaseAtATime", refusesHeld},
+		{"TokensGrowAndTheRecordGoesFromHostToHost", handsOver},
+		{"ALeaseThatWasReleasedHoldsNoMore", releasedIsLost},
+		{"ALeaseWhoseTimePassedIsLostForGood", lapsedIsLost},
+		{"TheLeaseOfALapsedHostIsTakenOver", takesOver},
+		{"AHostThatLapsedBeginsAnew", beginsAnew},
+		{"TheHolderIsShownOnlyWhileTheLeaseHolds", showsHolder},
+		{"AllRecordsAreListedBySession", lists},
+		{"WhatIsGoneForLongIsForgotten", forgets},
+		{"OfManyHostsOneGetsTheSession", oneWins},
+		{"CloseGivesUpAllLeases", closes},
+		{"AStoreWithoutALeaseIsValid", idle},
+		{"TheRecordsKnowWhenTheyWereBegun", began},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			test.run(t, begin(t))
+		})
+	}
+}
+
+func testContext(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func must[T any](value T, err error) func(testing.TB) T {
+	return func(t testing.TB) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return value
+	}
+}
+
+func wantNil(t testing.TB, what string, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+}
+
+func wantLost(t testing.TB, what string, err error) {
+	t.Helper()
+	var unusable *UnusableError
+	if !errors.Is(err, ErrLost) || errors.As(err, &unusable) {
+		t.Fatalf("%s: the error is %v and should be ErrLost", what, err)
+	}
+}
+
+func claim(t testing.TB, s Store, session string) (Lease, Record) {
+	t.Helper()
+	lease, record, err := s.Claim(testContext(t), session)
+	if err != nil {
+		t.Fatalf("claiming %s: %v", session, err)
+	}
+	return lease, record
+}
+
+func wantHeld(t testing.TB, s Store, session string) *HeldError {
+	t.Helper()
+	_, _, err := s.Claim(testContext(t), session)
+	var held *HeldError
+	if !errors.As(err, &held) {
+		t.Fatalf("claiming %s: the error is %v and should be a HeldError", session, err)
+	}
+	if held.Session != session || held.Holder == "" {
+		t.Errorf("the HeldError says %+v", *held)
+	}
+	return held
+}
+
+// wantRecord compares all but the times that the store sets.
+func wantRecord(t testing.TB, got, want Record) {
+	t.Helper()
+	if got.UpdatedAt.IsZero() {
+		t.Error("UpdatedAt is not set")
+	}
+	got.UpdatedAt, want.UpdatedAt = time.Time{}, time.Time{}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("the record is not the one expected (-want +got):\n%s", diff)
+	}
+}
+
+func sample(session string) Record {
+	at := time.UnixMilli(1_800_000_000_123)
+	return Record{
+		Session: session, Provider: "local", SandboxID: "sb-1", Attempt: "a-1", State: StateRunning,
+		CreatedAt: at, ExpiresAt: at.Add(time.Hour), HeldUntil: at.Add(2 * time.Hour),
+	}
+}
+
+func claimsUnknown(t *testing.T, r records) {
+	s := r.open()
+	lease, record := claim(t, s, "s1")
+	wantRecord(t, record, Record{Session: "s1", State: StateGone})
+	if lease.Session != "s1" || lease.Token <= 0 {
+		t.Errorf("the lease is %+v", lease)
+	}
+	wantNil(t, "Check", s.Check(testContext(t), lease))
+	if _, err := s.Get(testContext(t), "another"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("of a session without a record Get says %v", err)
+	}
+}
+
+func readsBack(t *testing.T, r records) {
+	s := r.open()
+	ctx := testContext(t)
+	lease, _ := claim(t, s, "s1")
+	want := sample("s1")
+	given := want
+	given.Holder, given.UpdatedAt, given.Session = "nobody", time.UnixMilli(1), "not this one"
+	wantNil(t, "Save", s.Save(ctx, lease, given))
+	got := must(s.Get(ctx, "s1"))(t)
+	if got.Holder == "" {
+		t.Error("the holder is not shown")
+	}
+	if got.UpdatedAt.UnixMilli() == 1 {
+		t.Error("UpdatedAt is what the caller said")
+	}
+	got.Holder = ""
+	wantRecord(t, got, want)
+
+	want = Record{Session: "s1", State: StateGone}
+	wantNil(t, "Release", s.Release(ctx, lease, want))
+	wantRecord(t, must(s.Get(ctx, "s1"))(t), want) // zero times stay zero
+}
+
+func refusesHeld(t *testing.T, r records) {
+	first, second := r.open(), r.open()
+	lease, _ := claim(t, first, "s1")
+	wantHeld(t, second, "s1")
+	wantHeld(t, first, "s1")
+	claim(t, second, "s2")
+	wantNil(t, "Check", first.Check(testContext(t), lease))
+	wantLost(t, "the lease in another host's hands", second.Check(testContext(t), lease))
+}
+
+func handsOver(t *testing.T, r records) {
+	first, second := r.open(), r.open()
+	ctx := testContext(t)
+	before, _ := claim(t, first, "s1")
+	wantNil(t, "Release", first.Release(ctx, before, sample("s1")))
+	lease, record := claim(t, second, "s1")
+	wantRecord(t, record, sample("s1"))
+	if lease.Token <= before.Token {
+		t.Errorf("the tokens are %d, then %d", before.Token, lease.Token)
+	}
+	wantNil(t, "Release", second.Release(ctx, lease, record))
+	again, _ := claim(t, first, "s1")
+	if again.Token <= lease.Token {
+		t.Errorf("the tokens are %d, then %d", lease.Token, again.Token)
+	}
+	wantLost(t, "the first lease", first.Check(ctx, before))
+}
+
+func releasedIsLost(t *testing.T, r records) {
+	s := r.open()
+	ctx := testContext(t)
+	lease, _ := claim(t, s, "s1")
+	wantNil(t, "Release", s.Release(ctx, lease, sample("s1")))
+	changed := sample("s1")
+	changed.SandboxID = "sb-2"
+	wantLost(t, "Check", s.Check(ctx, lease))
+	wantLost(t, "Save", s.Save(ctx, lease, changed))
+	wantLost(t, "Release", s.Release(ctx, lease, changed))
+	wantRecord(t, must(s.Get(ctx, "s1"))(t), sample("s1"))
+	if !s.Valid() {
+		t.Error("the holder was lost with the lease")
+	}
+}
+
+func lapsedIsLost(t *testing.T, r records) {
+	s := r.open()
+	ctx := testContext(t)
+	lease, _ := claim(t, s, "s1")
+	wantNil(t, "Save", s.Save(ctx, lease, sample("s1")))
+	if !s.Valid() {
+		t.Fatal("the holder is lost from the start")
+	}
+	r.lapse()
+	if s.Valid() {
+		t.Error("the holder does not know that its time has passed")
+	}
+	changed := sample("s1")
+	changed.SandboxID = "sb-2"
+	wantLost(t, "Check", s.Check(ctx, lease))
+	wantLost(t, "Save", s.Save(ctx, lease, changed))
+	wantLost(t, "Release", s.Release(ctx, lease, changed))
+	wantRecord(t, must(s.Get(ctx, "s1"))(t), sample("s1"))
+}
+
+func takesOver(t *testing.T, r records) {
+	first, second := r.open(), r.open()
+	ctx := testContext(t)
+	old, _ := claim(t, first, "s1")
+	wantNil(t, "Save", first.Save(ctx, old, sample("s1")))
+	r.lapse()
+	lease, record := claim(t, second, "s1")
+	wantRecord(t, record, sample("s1"))
+	if lease.Token <= old.Token {
+		t.Errorf("the tokens are %d, then %d", old.Token, lease.Token)
+	}
+	wantLost(t, "Save of the first", first.Save(ctx, old, Record{State: StateGone}))
+	wantLost(t, "Release of the first", first.Release(ctx, old, Record{State: StateGone}))
+	wantHeld(t, first, "s1")
+	wantNil(t, "Release", second.Release(ctx, lease, record))
+	wantRecord(t, must(first.Get(ctx, "s1"))(t), sample("s1"))
+}
+
+func beginsAnew(t *testing.T, r records) {
+	s := r.open()
+	ctx := testContext(t)
+	old, _ := claim(t, s, "s1")
+	r.lapse()
+	lease, _ := claim(t, s, "s1")
+	if !s.Valid() {
+		t.Error("the new holder is lost from the start")
+	}
+	wantLost(t, "the old lease", s.Check(ctx, old))
+	wantNil(t, "the new lease", s.Check(ctx, lease))
+}
+
+func showsHolder(t *testing.T, r records) {
+	s, reader := r.open(), r.open()
+	ctx := testContext(t)
+	shown := func(want bool) {
+		t.Helper()
+		one, all := must(reader.Get(ctx, "s1"))(t), must(reader.List(ctx))(t)
+		if len(all) != 1 || all[0].Holder != one.Holder || (one.Holder != "") != want {
+			t.Errorf("Get shows the holder %q, List %+v; there should be one: %v", one.Holder, all, want)
+		}
+	}
+	lease, record := claim(t, s, "s1")
+	shown(true)
+	wantNil(t, "Release", s.Release(ctx, lease, record))
+	shown(false)
+	claim(t, s, "s1")
+	shown(true)
+	r.lapse()
+	shown(false)
+}
+
+func lists(t *testing.T, r records) {
+	s := r.open()
+	ctx := testContext(t)
+	if all := must(s.List(ctx))(t); len(all) != 0 {
+		t.Errorf("new records hold %v", all)
+	}
+	for _, session := range []string{"b", "Z", "ä", "a"} {
+		lease, _ := claim(t, s, session)
+		wantNil(t, "Release", s.Release(ctx, lease, sample(session)))
+	}
+	var sessions []string
+	for _, record := range must(s.List(ctx))(t) {
+		wantRecord(t, record, sample(record.Session))
+		sessions = append(sessions, record.Session)
+	}
+	if diff := cmp.Diff([]string{"Z", "a", "b", "ä"}, sessions); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func forgets(t *testing.T, r records) {
+	s := r.open()
+	ctx := testContext(t)
+	write := func(session string, state State) {
+		lease, record := claim(t, s, session)
+		record.State = state
+		wantNil(t, "Release", s.Release(ctx, lease, record))
+	}
+	write("gone", StateGone)
+	write("running", StateRunning)
+	write("destroying", StateDestroying)
+	claim(t, s, "held")
+	if n := must(s.Forget(ctx, time.Now().Add(-time.Hour)))(t); n != 0 {
+		t.Errorf("%d records that are new were forgotten", n)
+	}
+	if n := must(s.Forget(ctx, time.Now().Add(time.Hour)))(t); n != 1 {
+		t.Errorf("%d records were forgotten instead of one", n)
+	}
+	var left []string
+	for _, record := range must(s.List(ctx))(t) {
+		left = append(left, record.Session)
+	}
+	if diff := cmp.Diff([]string{"destroying", "held", "running"}, left); diff != "" {
+		t.Error(diff)
+	}
+	r.lapse()
+	if n := must(s.Forget(ctx, time.Now().Add(time.Hour)))(t); n != 1 {
+		t.Errorf("%d records were forgotten instead of the one that nobody holds any more", n)
+	}
+}
+
+func oneWins(t *testing.T, r records) {
+	const hosts, rounds = 4, 5
+	ctx := testContext(t)
+	inside := make(chan struct{}, 1) // full while somebody holds the session
+	var wg sync.WaitGroup
+	for range hosts {
+		s := r.open()
+		wg.Go(func() {
+			for won := 0; won < rounds; {
+				lease, record, err := s.Claim(ctx, "s1")
+				var held *HeldError
+				if errors.As(err, &held) {
+					continue
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				won++
+				select {
+				case inside <- struct{}{}:
+				default:
+					t.Error("two hosts hold the session")
+					return
+				}
+				record.SandboxID += "x"
+				if err := s.Save(ctx, lease, record); err != nil {
+					t.Error(err)
+				}
+				<-inside
+				if err := s.Release(ctx, lease, record); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if record := must(r.open().Get(ctx, "s1"))(t); len(record.SandboxID) != hosts*rounds {
+		t.Errorf("of %d changes %d are in the record", hosts*rounds, len(record.SandboxID))
+	}
+}
+
+func closes(t *testing.T, r records) {
+	first, second := r.open(), r.open()
+	claim(t, first, "s1")
+	claim(t, first, "s2")
+	wantNil(t, "Close", first.Close())
+	if first.Valid() {
+		t.Error("the leases outlive the store")
+	}
+	claim(t, second, "s1")
+	claim(t, second, "s2")
+}
+
+func idle(t *testing.T, r records) {
+	s := r.open()
+	r.open()
+	if !s.Valid() {
+		t.Error("a store without a holder has lost it")
+	}
+}
+
+func began(t *testing.T, r records) {
+	before := time.Now().Truncate(time.Millisecond)
+	at := must(r.open().Began(testContext(t)))(t)
+	if at.Before(before.Add(-time.Minute)) || at.After(time.Now().Add(time.Minute)) {
+		t.Errorf("begun at %v", at)
+	}
+	if again := must(r.open().Began(testContext(t)))(t); !again.Equal(at) {
+		t.Errorf("begun at %v, and also at %v", at, again)
+	}
+}
