@@ -167,26 +167,28 @@ func (s *SQL) keepAlive(ctx context.Context, h *holder) {
 	}
 }
 
-// renew is one heartbeat. It waits for no other call of this store.
+// renew is one heartbeat. It waits for no other call of this store, and not longer than the holder lives.
 func (s *SQL) renew(ctx context.Context, h *holder) error {
 	ctx, cancel := context.WithTimeout(ctx, h.left())
 	defer cancel()
-	beat := s.now()
-	var n int64
-	err := s.try(ctx, false, func(ctx context.Context, conn *sql.Conn) error {
-		var err error
-		n, err = s.exec(ctx, conn, `UPDATE holders SET until = {now} + ttl WHERE id = $1 AND until > {now}`, h.id)
-		return err
+	return s.again(ctx, func(ctx context.Context) error {
+		beat := s.now()
+		var n int64
+		err := s.try(ctx, false, func(ctx context.Context, conn *sql.Conn) error {
+			var err error
+			n, err = s.exec(ctx, conn, `UPDATE holders SET until = {now} + ttl WHERE id = $1 AND until > {now}`, h.id)
+			return err
+		})
+		switch {
+		case err != nil:
+			return err
+		case n == 0:
+			h.lapse()
+		default:
+			h.heard(beat)
+		}
+		return nil
 	})
-	if err != nil {
-		return s.explain(ctx, err)
-	}
-	if n == 0 {
-		h.lapse()
-	} else {
-		h.heard(beat)
-	}
-	return nil
 }
 
 // end takes a holder that has lapsed out of the database. If that fails, its file stays, unlocked, for others to see.

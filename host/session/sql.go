@@ -77,7 +77,11 @@ type database interface {
 	explain(err error) *UnusableError
 }
 
-const defaultLease = 30 * time.Second
+const (
+	defaultLease = 30 * time.Second
+	// patience is for how long what may help is tried again.
+	patience = 10 * time.Second
+)
 
 // Open opens the records, and makes or migrates them if need be.
 func Open(ctx context.Context, o Options) (*SQL, error) {
@@ -461,14 +465,21 @@ func (s *SQL) Close() (err error) {
 // do has f done once, with a connection of its own. f may run several times, also after a run that did its work but did
 // not hear so. durable is for what has to survive a power cut.
 func (s *SQL) do(ctx context.Context, durable bool, f func(context.Context, *sql.Conn) error) error {
-	err := retry.Do(ctx, s.database.pace(), func(ctx context.Context) error {
+	return s.again(ctx, func(ctx context.Context) error {
 		select {
 		case s.slots <- struct{}{}:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		err := s.try(ctx, durable, f)
-		<-s.slots
+		defer func() { <-s.slots }()
+		return s.try(ctx, durable, f)
+	})
+}
+
+// again tries until f has no error that trying again may help.
+func (s *SQL) again(ctx context.Context, f func(context.Context) error) error {
+	err := retry.Do(ctx, s.database.pace(), func(ctx context.Context) error {
+		err := f(ctx)
 		if err != nil && s.database.transient(err) {
 			return retry.RetryableError(err)
 		}

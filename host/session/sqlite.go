@@ -62,7 +62,7 @@ func openSQLite(path string) (*sql.DB, error) {
 	options := url.Values{
 		"mode":          {"rw"}, // never creates
 		"_txlock":       {"immediate"},
-		"_busy_timeout": {"5000"},
+		"_busy_timeout": {"20"}, // in milliseconds; what is busy for longer is tried again, see pace
 		"_pragma":       {"synchronous(FULL)", "cell_size_check(ON)"},
 	}
 	connector, err := sqlite.NewConnector((&url.URL{Scheme: "file", Path: path, RawQuery: options.Encode()}).String())
@@ -214,7 +214,9 @@ func (f *sqliteFile) prepare(ctx context.Context, conn *sql.Conn, durable bool) 
 func (f *sqliteFile) transient(err error) bool { return resultCode(err) == sqlite3.SQLITE_BUSY }
 
 func (f *sqliteFile) pace() retry.Backoff {
-	return retry.WithMaxDuration(10*time.Second, retry.WithJitter(5*time.Millisecond, retry.NewConstant(10*time.Millisecond)))
+	// At short random intervals, all who wait have the same chance, for as long as they wait. SQLite's own waiting, which
+	// asks less and less often, lets some of many processes starve.
+	return retry.WithMaxDuration(patience, retry.WithJitter(4*time.Millisecond, retry.NewConstant(5*time.Millisecond)))
 }
 
 // resultCode is SQLite's primary result code, or 0 when it is not an error of SQLite's.
