@@ -81,6 +81,8 @@ const (
 	defaultLease = 30 * time.Second
 	// patience is for how long what may help is tried again.
 	patience = 10 * time.Second
+	// tryLimit bounds one try: a connection that died silently is replaced while there is still patience.
+	tryLimit = 4 * time.Second
 )
 
 // Open opens the records, and makes or migrates them if need be.
@@ -122,6 +124,8 @@ func choose(url, dir string) (database, error) {
 	switch scheme, _, _ := strings.Cut(url, "://"); {
 	case url == "":
 		return newSQLite(dir)
+	case scheme == "postgres", scheme == "postgresql":
+		return newPostgres(url)
 	default:
 		return nil, &UnusableError{
 			Where: fmt.Sprintf("a database of kind %q", scheme), Problem: "berth does not know this kind of database",
@@ -480,7 +484,7 @@ func (s *SQL) do(ctx context.Context, durable bool, f func(context.Context, *sql
 func (s *SQL) again(ctx context.Context, f func(context.Context) error) error {
 	err := retry.Do(ctx, s.database.pace(), func(ctx context.Context) error {
 		err := f(ctx)
-		if err != nil && s.database.transient(err) {
+		if err != nil && !final(err) && s.database.transient(err) {
 			return retry.RetryableError(err)
 		}
 		return err
@@ -490,6 +494,8 @@ func (s *SQL) again(ctx context.Context, f func(context.Context) error) error {
 
 // try runs f on a connection, and takes nothing for done in a database that has been removed.
 func (s *SQL) try(ctx context.Context, durable bool, f func(context.Context, *sql.Conn) error) error {
+	ctx, cancel := context.WithTimeout(ctx, tryLimit)
+	defer cancel()
 	if err := s.database.check(); err != nil {
 		return err
 	}
@@ -510,15 +516,20 @@ func (s *SQL) try(ctx context.Context, durable bool, f func(context.Context, *sq
 
 // explain makes every error one of the contract's, or the context's.
 func (s *SQL) explain(ctx context.Context, err error) error {
-	var held *HeldError
-	var unusable *UnusableError
 	switch {
-	case err == nil, errors.Is(err, ErrLost), errors.Is(err, ErrNotFound), errors.As(err, &held), errors.As(err, &unusable):
+	case err == nil, final(err):
 		return err
 	case ctx.Err() != nil:
 		return ctx.Err()
 	}
 	return s.database.explain(err)
+}
+
+// final says that an error is the contract's, not the database's.
+func final(err error) bool {
+	var held *HeldError
+	var unusable *UnusableError
+	return errors.Is(err, ErrLost) || errors.Is(err, ErrNotFound) || errors.As(err, &held) || errors.As(err, &unusable)
 }
 
 type querier interface {

@@ -255,7 +255,7 @@ func (f *sqliteFile) explain(err error) *UnusableError {
 	case code == sqlite3.SQLITE_CANTOPEN:
 		e.Problem = "the file cannot be opened"
 		e.Hint = "see that this user may read and write it and its directory, and that the disk is neither full nor read-only"
-	case code == sqlite3.SQLITE_IOERR:
+	case code == sqlite3.SQLITE_IOERR, errors.Is(err, context.DeadlineExceeded):
 		e.Problem = "reading or writing the file failed"
 		e.Hint = "see that its disk is healthy and not full"
 	default:
