@@ -101,7 +101,7 @@ func (s *SQL) liveHolder(ctx context.Context) (*holder, error) {
 	s.mutex.Unlock()
 	s.beats.Go(func() { s.keepAlive(s.life, h) })
 	if old != nil {
-		if err := s.end(old); err != nil {
+		if err := s.end(ctx, old); err != nil {
 			s.log.Debug("the records still have a holder that has lapsed", "error", err)
 		}
 	}
@@ -192,8 +192,8 @@ func (s *SQL) renew(ctx context.Context, h *holder) error {
 }
 
 // end takes a holder that has lapsed out of the database. If that fails, its file stays, unlocked, for others to see.
-func (s *SQL) end(h *holder) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+func (s *SQL) end(ctx context.Context, h *holder) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	defer h.file.Close()
 	err := s.remove(ctx, h.id)

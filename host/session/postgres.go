@@ -41,7 +41,9 @@ func newPostgres(address string) (*postgresServer, error) {
 
 func (p *postgresServer) connections() int { return 3 } // many hosts share what the server has
 
-func (p *postgresServer) now() string { return `CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)` }
+func (p *postgresServer) now() string {
+	return `CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)`
+}
 
 func (p *postgresServer) lock() string { return "FOR UPDATE" }
 
@@ -52,10 +54,10 @@ func (p *postgresServer) prepare(context.Context, *sql.Conn, bool) error { retur
 func (p *postgresServer) open(ctx context.Context) (*sql.DB, error) {
 	db := stdlib.OpenDB(*p.config, stdlib.OptionAfterConnect(setUp))
 	// A server that is just starting is waited for, but not for long: more often the URL is wrong.
-	pace := retry.WithMaxDuration(3*time.Second, retry.NewConstant(100*time.Millisecond))
+	pace := retry.WithMaxDuration(2*time.Second, retry.NewConstant(100*time.Millisecond))
 	err := retry.Do(ctx, pace, func(ctx context.Context) error {
 		err := p.bringUp(ctx, db)
-		if err != nil && p.transient(err) {
+		if err != nil && !final(err) && p.transient(err) {
 			return retry.RetryableError(err)
 		}
 		return err

@@ -458,7 +458,7 @@ func (s *SQL) Close() (err error) {
 		s.beats.Wait()
 		if h := s.currentHolder(); h != nil {
 			h.lapse()
-			err = s.end(h)
+			err = s.end(context.Background(), h)
 		}
 		<-s.beginning
 		err = errors.Join(err, s.db.Close())
