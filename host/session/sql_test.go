@@ -476,3 +476,33 @@ func TestTheSchemaThatBerthKnowsIsTheLastOfTheMigrations(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+func TestHostsThatComeAndGoLeaveTheLeasesOfOthersAlone(t *testing.T) {
+	onBoth(t, func(t *testing.T, o Options) {
+		o.Owner = "tests"
+		var wg sync.WaitGroup
+		for i := range 6 {
+			wg.Go(func() {
+				ctx := testContext(t)
+				for range 15 {
+					s, err := Open(ctx, o)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					lease, record, err := s.Claim(ctx, fmt.Sprint(i))
+					if err == nil {
+						err = errors.Join(s.Check(ctx, lease), s.Save(ctx, lease, record), s.Release(ctx, lease, record))
+					}
+					if err := errors.Join(err, s.Close()); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if left := files(t, o.Dir+"/holders"); left > 0 {
+			t.Errorf("there are files of %d holders", left)
+		}
+	})
+}
