@@ -8,7 +8,7 @@ BENCH   ?= .
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## build the host, the plugins and the action server into bin/
@@ -40,6 +40,10 @@ bench: build ## figures against the budgets
 .PHONY: contract
 contract: ## hold the simulated clouds to the providers' own SDKs (npm, PyPI)
 	scripts/contract/all
+
+.PHONY: test-postgres
+test-postgres: ## the records' tests on a PostgreSQL server, which is installed and started for them
+	scripts/postgres go test -race ./host/session/...
 
 .PHONY: clouds
 clouds: ## the long form of the clouds' tests: every fault of every call as a table, 50 races for one session

@@ -22,7 +22,7 @@ func (a *app) records(ctx context.Context) (session.Store, error) {
 		return nil, err
 	}
 	store, err := session.Open(ctx, session.Options{
-		Dir: a.conf.Host.StateDir, Owner: a.owner(secret), Log: a.log,
+		URL: a.conf.State.URL, Dir: a.conf.Host.StateDir, Owner: a.owner(secret), Lease: a.conf.State.Lease, Log: a.log,
 	})
 	if err != nil {
 		return nil, connect.RecordsError(err)

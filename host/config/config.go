@@ -26,8 +26,9 @@ import (
 // Config is a configuration that was read. Its methods and those of its providers may be called concurrently.
 type Config struct {
 	// Path is the file as it was named to Load, and empty for the built-in configuration.
-	Path string
-	Host Host
+	Path  string
+	Host  Host
+	State State
 	// Providers are in the order of the file. There is at least one unless Load reported errors.
 	Providers []*Provider
 	// Secrets takes in the secret values that are met, in Load and in PluginConfig. Whatever berth prints goes through it.
@@ -233,6 +234,7 @@ func executable(path string) bool {
 func newConfig(pluginDir string, getenv func(string) (string, bool), secrets *redact.Set) *Config {
 	c := &Config{
 		Host:     Host{PluginDir: pluginDir, StateDir: defaultStateDir(getenv), LogLevel: "warn"},
+		State:    State{Lease: 30 * time.Second},
 		Secrets:  secrets,
 		getenv:   getenv,
 		health:   Health{Timeout: 120 * time.Second, Interval: time.Second, Ramp: RampAuto, ProbeTimeout: 5 * time.Second},

@@ -101,7 +101,7 @@ func (s *SQL) liveHolder(ctx context.Context) (*holder, error) {
 	s.mutex.Unlock()
 	s.beats.Go(func() { s.keepAlive(s.life, h) })
 	if old != nil {
-		if err := s.end(old); err != nil {
+		if err := s.end(ctx, old); err != nil {
 			s.log.Debug("the records still have a holder that has lapsed", "error", err)
 		}
 	}
@@ -167,31 +167,33 @@ func (s *SQL) keepAlive(ctx context.Context, h *holder) {
 	}
 }
 
-// renew is one heartbeat. It waits for no other call of this store.
+// renew is one heartbeat. It waits for no other call of this store, and not longer than the holder lives.
 func (s *SQL) renew(ctx context.Context, h *holder) error {
 	ctx, cancel := context.WithTimeout(ctx, h.left())
 	defer cancel()
-	beat := s.now()
-	var n int64
-	err := s.try(ctx, false, func(ctx context.Context, conn *sql.Conn) error {
-		var err error
-		n, err = s.exec(ctx, conn, `UPDATE holders SET until = {now} + ttl WHERE id = $1 AND until > {now}`, h.id)
-		return err
+	return s.again(ctx, func(ctx context.Context) error {
+		beat := s.now()
+		var n int64
+		err := s.try(ctx, false, func(ctx context.Context, conn *sql.Conn) error {
+			var err error
+			n, err = s.exec(ctx, conn, `UPDATE holders SET until = {now} + ttl WHERE id = $1 AND until > {now}`, h.id)
+			return err
+		})
+		switch {
+		case err != nil:
+			return err
+		case n == 0:
+			h.lapse()
+		default:
+			h.heard(beat)
+		}
+		return nil
 	})
-	if err != nil {
-		return s.explain(ctx, err)
-	}
-	if n == 0 {
-		h.lapse()
-	} else {
-		h.heard(beat)
-	}
-	return nil
 }
 
 // end takes a holder that has lapsed out of the database. If that fails, its file stays, unlocked, for others to see.
-func (s *SQL) end(h *holder) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+func (s *SQL) end(ctx context.Context, h *holder) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	defer h.file.Close()
 	err := s.remove(ctx, h.id)
@@ -210,21 +212,40 @@ func (s *SQL) remove(ctx context.Context, id string) error {
 
 // processEnded says that the process of a holder was on this machine and is no more. When in doubt it is not.
 func (s *SQL) processEnded(id string) bool {
-	file, err := os.Open(filepath.Join(s.dir, id))
-	if err != nil {
+	file := s.lockOfDead(id)
+	if file == nil {
 		return false
 	}
-	defer file.Close()
-	return flock(file, syscall.LOCK_SH|syscall.LOCK_NB) == nil // shared: those who look do not disturb each other
+	file.Close()
+	return true
 }
 
-// bury removes a holder whose process has ended.
-func (s *SQL) bury(ctx context.Context, id string) error {
-	if err := s.remove(ctx, id); err != nil {
-		return err
+// lockOfDead takes the lock of a holder whose process has ended, and is nil when that lives or was never here.
+func (s *SQL) lockOfDead(id string) *os.File {
+	file, err := os.Open(filepath.Join(s.dir, id))
+	if err != nil {
+		return nil
 	}
-	os.Remove(filepath.Join(s.dir, id))
-	return nil
+	if flock(file, syscall.LOCK_SH|syscall.LOCK_NB) != nil { // shared: those who look do not disturb each other
+		file.Close()
+		return nil
+	}
+	return file
+}
+
+// bury removes a holder if its process has ended, and says whether it had. It keeps the lock meanwhile: the file may be
+// that of a holder which is just being begun, and that then finds the file gone before it makes itself known.
+func (s *SQL) bury(ctx context.Context, id string) (bool, error) {
+	file := s.lockOfDead(id)
+	if file == nil {
+		return false, nil
+	}
+	defer file.Close()
+	if err := s.remove(ctx, id); err != nil {
+		return false, err
+	}
+	os.Remove(file.Name())
+	return true, nil
 }
 
 // buryDead buries all whose processes ended on this machine.
@@ -237,10 +258,8 @@ func (s *SQL) buryDead(ctx context.Context) error {
 		}
 	}
 	for _, entry := range entries {
-		if s.processEnded(entry.Name()) {
-			if err := s.bury(ctx, entry.Name()); err != nil {
-				return err
-			}
+		if _, err := s.bury(ctx, entry.Name()); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -77,7 +77,13 @@ type database interface {
 	explain(err error) *UnusableError
 }
 
-const defaultLease = 30 * time.Second
+const (
+	defaultLease = 30 * time.Second
+	// patience is for how long what may help is tried again.
+	patience = 10 * time.Second
+	// tryLimit bounds one try: a connection that died silently is replaced while there is still patience.
+	tryLimit = 4 * time.Second
+)
 
 // Open opens the records, and makes or migrates them if need be.
 func Open(ctx context.Context, o Options) (*SQL, error) {
@@ -118,6 +124,8 @@ func choose(url, dir string) (database, error) {
 	switch scheme, _, _ := strings.Cut(url, "://"); {
 	case url == "":
 		return newSQLite(dir)
+	case scheme == "postgres", scheme == "postgresql":
+		return newPostgres(url)
 	default:
 		return nil, &UnusableError{
 			Where: fmt.Sprintf("a database of kind %q", scheme), Problem: "berth does not know this kind of database",
@@ -164,15 +172,15 @@ func (s *SQL) Claim(ctx context.Context, session string) (Lease, Record, error) 
 			return Lease{}, Record{}, err
 		}
 		lease, record, other, err := s.claim(ctx, h, session)
-		switch {
-		case errors.Is(err, ErrLost):
+		if errors.Is(err, ErrLost) {
 			h.lapse() // the database does not know it any more: begin a new one
-		case other != "" && s.processEnded(other):
-			if err := s.bury(ctx, other); err != nil {
-				return Lease{}, Record{}, err
-			}
-		default:
+			continue
+		}
+		if other == "" {
 			return lease, record, err
+		}
+		if dead, failed := s.bury(ctx, other); !dead {
+			return Lease{}, Record{}, cmp.Or(failed, err)
 		}
 	}
 }
@@ -450,7 +458,7 @@ func (s *SQL) Close() (err error) {
 		s.beats.Wait()
 		if h := s.currentHolder(); h != nil {
 			h.lapse()
-			err = s.end(h)
+			err = s.end(context.Background(), h)
 		}
 		<-s.beginning
 		err = errors.Join(err, s.db.Close())
@@ -461,15 +469,22 @@ func (s *SQL) Close() (err error) {
 // do has f done once, with a connection of its own. f may run several times, also after a run that did its work but did
 // not hear so. durable is for what has to survive a power cut.
 func (s *SQL) do(ctx context.Context, durable bool, f func(context.Context, *sql.Conn) error) error {
-	err := retry.Do(ctx, s.database.pace(), func(ctx context.Context) error {
+	return s.again(ctx, func(ctx context.Context) error {
 		select {
 		case s.slots <- struct{}{}:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		err := s.try(ctx, durable, f)
-		<-s.slots
-		if err != nil && s.database.transient(err) {
+		defer func() { <-s.slots }()
+		return s.try(ctx, durable, f)
+	})
+}
+
+// again tries until f has no error that trying again may help.
+func (s *SQL) again(ctx context.Context, f func(context.Context) error) error {
+	err := retry.Do(ctx, s.database.pace(), func(ctx context.Context) error {
+		err := f(ctx)
+		if err != nil && !final(err) && s.database.transient(err) {
 			return retry.RetryableError(err)
 		}
 		return err
@@ -479,6 +494,8 @@ func (s *SQL) do(ctx context.Context, durable bool, f func(context.Context, *sql
 
 // try runs f on a connection, and takes nothing for done in a database that has been removed.
 func (s *SQL) try(ctx context.Context, durable bool, f func(context.Context, *sql.Conn) error) error {
+	ctx, cancel := context.WithTimeout(ctx, tryLimit)
+	defer cancel()
 	if err := s.database.check(); err != nil {
 		return err
 	}
@@ -499,15 +516,20 @@ func (s *SQL) try(ctx context.Context, durable bool, f func(context.Context, *sq
 
 // explain makes every error one of the contract's, or the context's.
 func (s *SQL) explain(ctx context.Context, err error) error {
-	var held *HeldError
-	var unusable *UnusableError
 	switch {
-	case err == nil, errors.Is(err, ErrLost), errors.Is(err, ErrNotFound), errors.As(err, &held), errors.As(err, &unusable):
+	case err == nil, final(err):
 		return err
 	case ctx.Err() != nil:
 		return ctx.Err()
 	}
 	return s.database.explain(err)
+}
+
+// final says that an error is the contract's, not the database's.
+func final(err error) bool {
+	var held *HeldError
+	var unusable *UnusableError
+	return errors.Is(err, ErrLost) || errors.Is(err, ErrNotFound) || errors.As(err, &held) || errors.As(err, &unusable)
 }
 
 type querier interface {

@@ -51,7 +51,14 @@ func (f *sqliteFile) open(ctx context.Context) (*sql.DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := f.bringUp(ctx, db); err != nil {
+	err = retry.Do(ctx, f.pace(), func(ctx context.Context) error {
+		err := f.bringUp(ctx, db)
+		if err != nil && f.transient(err) {
+			return retry.RetryableError(err)
+		}
+		return err
+	})
+	if err != nil {
 		db.Close()
 		return nil, err
 	}
@@ -62,7 +69,7 @@ func openSQLite(path string) (*sql.DB, error) {
 	options := url.Values{
 		"mode":          {"rw"}, // never creates
 		"_txlock":       {"immediate"},
-		"_busy_timeout": {"5000"},
+		"_busy_timeout": {"20"}, // in milliseconds; what is busy for longer is tried again, see pace
 		"_pragma":       {"synchronous(FULL)", "cell_size_check(ON)"},
 	}
 	connector, err := sqlite.NewConnector((&url.URL{Scheme: "file", Path: path, RawQuery: options.Encode()}).String())
@@ -214,7 +221,9 @@ func (f *sqliteFile) prepare(ctx context.Context, conn *sql.Conn, durable bool) 
 func (f *sqliteFile) transient(err error) bool { return resultCode(err) == sqlite3.SQLITE_BUSY }
 
 func (f *sqliteFile) pace() retry.Backoff {
-	return retry.WithMaxDuration(10*time.Second, retry.WithJitter(5*time.Millisecond, retry.NewConstant(10*time.Millisecond)))
+	// At short random intervals, all who wait have the same chance, for as long as they wait. SQLite's own waiting, which
+	// asks less and less often, lets some of many processes starve.
+	return retry.WithMaxDuration(patience, retry.WithJitter(4*time.Millisecond, retry.NewConstant(5*time.Millisecond)))
 }
 
 // resultCode is SQLite's primary result code, or 0 when it is not an error of SQLite's.
@@ -253,7 +262,7 @@ func (f *sqliteFile) explain(err error) *UnusableError {
 	case code == sqlite3.SQLITE_CANTOPEN:
 		e.Problem = "the file cannot be opened"
 		e.Hint = "see that this user may read and write it and its directory, and that the disk is neither full nor read-only"
-	case code == sqlite3.SQLITE_IOERR:
+	case code == sqlite3.SQLITE_IOERR, errors.Is(err, context.DeadlineExceeded):
 		e.Problem = "reading or writing the file failed"
 		e.Hint = "see that its disk is healthy and not full"
 	default:
