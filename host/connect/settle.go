@@ -3,15 +3,12 @@ package connect
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/berth-dev/berth/host/session"
 	"github.com/berth-dev/berth/shared/provider"
 )
-
-// settledAfter is how old an interrupted attempt is when no listing lags that far behind any more: then one look is
-// enough.
-const settledAfter = time.Minute
 
 // settle finishes what an earlier host began with the session and did not end.
 //
@@ -42,7 +39,7 @@ func (c *Connector) finishDestroying(ctx context.Context, cl *claim) error {
 // destroyAttempt destroys what an interrupted Create made, if it made anything.
 func (c *Connector) destroyAttempt(ctx context.Context, cl *claim) error {
 	patience := settleTime
-	if time.Since(cl.record.UpdatedAt) > settledAfter {
+	if time.Since(cl.record.UpdatedAt) > ListingLag { // then one look is enough
 		patience = settleTime / 10
 	}
 	id, err := c.findMade(ctx, cl.record, patience)
@@ -56,6 +53,7 @@ func (c *Connector) destroyAttempt(ctx context.Context, cl *claim) error {
 		if err := c.destroy(ctx, cl, id); err != nil {
 			return err
 		}
+		cl.record.SandboxID = id
 	}
 	cl.gone()
 	return nil
@@ -102,8 +100,15 @@ func (c *Connector) recover(ctx context.Context, cl *claim) (Outcome, error) {
 		return "", err
 	}
 	left, err := c.sandboxes(ctx, cl.record.Session)
-	if err != nil || len(left) == 0 {
-		return OutcomeDestroyed, err
+	// A listing may still show what has just been destroyed.
+	left = slices.DeleteFunc(left, func(s provider.Sandbox) bool { return s.ID == cl.record.SandboxID })
+	switch {
+	case err != nil:
+		return "", err
+	case len(left) == 0 && cl.record.SandboxID == "":
+		return OutcomeNothing, nil
+	case len(left) == 0:
+		return OutcomeDestroyed, nil
 	}
 	cl.found(c.name, left[0])
 	if left[0].State == provider.StateSuspended {
