@@ -29,7 +29,18 @@ func (c *Connector) finishDestroying(ctx context.Context, cl *claim) error {
 	if cl.record.SandboxID == "" {
 		return c.destroyAttempt(ctx, cl)
 	}
-	if err := c.destroy(ctx, cl, cl.record.SandboxID); err != nil {
+	return c.destroyRecorded(ctx, cl, cl.record.SandboxID)
+}
+
+// destroyRecorded destroys a sandbox, and records before that it is to be destroyed: nobody may attach to it any more.
+func (c *Connector) destroyRecorded(ctx context.Context, cl *claim, id string) error {
+	if cl.record.State != session.StateDestroying || cl.record.SandboxID != id {
+		cl.record.State, cl.record.SandboxID = session.StateDestroying, id
+		if err := cl.save(ctx); err != nil {
+			return err
+		}
+	}
+	if err := c.destroy(ctx, cl, id); err != nil {
 		return err
 	}
 	cl.gone()
@@ -50,10 +61,7 @@ func (c *Connector) destroyAttempt(ctx context.Context, cl *claim) error {
 		return err
 	}
 	if id != "" {
-		if err := c.destroy(ctx, cl, id); err != nil {
-			return err
-		}
-		cl.record.SandboxID = id
+		return c.destroyRecorded(ctx, cl, id)
 	}
 	cl.gone()
 	return nil
