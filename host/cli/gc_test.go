@@ -196,7 +196,7 @@ func TestWithRecordsThatCannotBeReadNothingIsDone(t *testing.T) {
 			m.rewrite(`UPDATE about SET began = $1`, before(24*time.Hour))
 			m.stray("mock", "orphan", "ours", "lost", time.Hour)
 			test.spoil(m)
-			was := m.cloudText("mock")
+			was := m.cloudText()
 			for _, line := range []string{"gc", "gc --unrecorded --grace 0s", "recover", "sessions", "connect s2", "disconnect s1"} {
 				r := m.berth(append(strings.Fields(line), "-o", "json")...)
 				f := r.failure(t)
@@ -210,7 +210,7 @@ func TestWithRecordsThatCannotBeReadNothingIsDone(t *testing.T) {
 			if r.code != 1 || !regexp.MustCompile(`(?m)^FAIL +records +the records in `).MatchString(r.stdout) {
 				t.Errorf("doctor: exit code %d: %s", r.code, r.stdout)
 			}
-			if now := m.cloudText("mock"); now != was {
+			if now := m.cloudText(); now != was {
 				t.Errorf("the cloud was\n%s\nand is\n%s", was, now)
 			}
 		})

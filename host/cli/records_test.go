@@ -41,9 +41,10 @@ func (m *machine) cloudFile(label string) string {
 	return filepath.Join(m.dir, fmt.Sprintf("cloud-%s.json", label))
 }
 
-func (m *machine) cloudText(label string) string {
+// cloudText is the cloud of the provider called mock, as it is written.
+func (m *machine) cloudText() string {
 	m.Helper()
-	text, err := os.ReadFile(m.cloudFile(label))
+	text, err := os.ReadFile(m.cloudFile("mock"))
 	must(m.T, err)
 	return string(text)
 }
@@ -146,7 +147,7 @@ func TestWhoeverWaitsForAnotherHostCanGiveUpAndHasChangedNothing(t *testing.T) {
 	m.configureMock(faults("start=hang"))
 	one := m.start("connect", "s1", "-o", "json").saying("getting a sandbox: created")
 	m.eventually("its server is being started", func() bool { return m.cloud("mock").Calls["start"] == 1 })
-	was := m.cloudText("mock")
+	was := m.cloudText()
 
 	late := m.start("connect", "s1", "-o", "json", "--timeout", "5s")
 	interrupted := m.start("connect", "s1", "-o", "json").saying(one.name())
@@ -165,7 +166,7 @@ func TestWhoeverWaitsForAnotherHostCanGiveUpAndHasChangedNothing(t *testing.T) {
 	if r := disconnect.wait(); r.code != 130 {
 		t.Errorf("exit code %d: %s", r.code, r.stderr)
 	}
-	if now := m.cloudText("mock"); now != was {
+	if now := m.cloudText(); now != was {
 		t.Errorf("the cloud was\n%s\nand is\n%s", was, now)
 	}
 	one.interrupt(syscall.SIGINT)

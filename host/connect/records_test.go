@@ -251,7 +251,7 @@ func TestASandboxRecordedByAnInterruptedConnectIsAdopted(t *testing.T) {
 func TestNothingIsMadeThatCannotBeRecorded(t *testing.T) {
 	t.Parallel()
 	full := &session.UnusableError{Where: "records.db", Problem: "the disk is full", Hint: "make room"}
-	for name, break_ := range map[string]func(*faulty){
+	for name, spoil := range map[string]func(*faulty){
 		"the intent": func(f *faulty) { f.save = func(session.Record) error { return full } },
 		"the sandbox": func(f *faulty) {
 			f.save = func(r session.Record) error {
@@ -275,14 +275,14 @@ func TestNothingIsMadeThatCannotBeRecorded(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c := newCloud()
 				f := &faulty{Store: session.NewMemory().Store("one")}
-				break_(f)
+				spoil(f)
 				_, err := New(c, "acme", testOwner, []byte("host secret"), f).Connect(t.Context(), request(), nil)
 				e := failure(t, err, CodeRecordsUnusable)
 				if !strings.Contains(e.Message, "the disk is full") || e.Hint != "make room" {
 					t.Errorf("%s (%s)", e.Message, e.Hint)
 				}
 				nothingLeft(t, c)
-				record, err := f.Store.Get(t.Context(), "s1")
+				record, err := f.Get(t.Context(), "s1")
 				ok(t, err)
 				same(t, "state", record.State, session.StateGone)
 			})
