@@ -195,6 +195,11 @@ func (c *Config) Provider(label string) (*Provider, error) {
 		label, didYouMean(label, labels), strings.Join(labels, ", "))
 }
 
+// Has says that there is a provider with the label.
+func (c *Config) Has(label string) bool {
+	return slices.Contains(c.labels(), label)
+}
+
 // Write prints diagnostics with their source lines. Comments, and literal values that are or might be secret, are
 // blotted out of those lines.
 func (c *Config) Write(w io.Writer, diagnostics hcl.Diagnostics, color bool) error {
