@@ -278,7 +278,12 @@ func TestAHolderThatIsJustBeginningIsNotBuried(t *testing.T) {
 	if _, err := s.bury(testContext(t), "beginning"); err != nil {
 		t.Fatal(err)
 	}
-	file := <-locked
+	var file *os.File
+	select {
+	case file = <-locked:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the lock was never to be had")
+	}
 	defer file.Close()
 	if s.processEnded("beginning") {
 		t.Error("it is said to have ended")

@@ -179,6 +179,32 @@ func TestAHeartbeatThatComesTooLateRevivesNothing(t *testing.T) {
 	})
 }
 
+func TestTheRecordsDecideWhetherALeaseHolds(t *testing.T) {
+	onBoth(t, func(t *testing.T, o Options) {
+		ctx := testContext(t)
+		for name, write := range map[string]func(*SQL, Lease) error{
+			"Check":   func(s *SQL, l Lease) error { return s.Check(ctx, l) },
+			"Save":    func(s *SQL, l Lease) error { return s.Save(ctx, l, Record{State: StateGone}) },
+			"Release": func(s *SQL, l Lease) error { return s.Release(ctx, l, Record{State: StateGone}) },
+		} {
+			var c clock
+			s := openWith(t, o, &c)
+			lease, _ := claim(t, s, name)
+			wantNil(t, "Save", s.Save(ctx, lease, sample(name)))
+			s.currentHolder().heard(time.Now().Add(24 * time.Hour)) // for this process there is time left
+			c.advance(long)
+			if !s.Valid() {
+				t.Fatal("the process knows it already")
+			}
+			wantLost(t, name, write(s, lease))
+			if s.Valid() {
+				t.Error("the process does not know it now")
+			}
+			wantRecord(t, must(s.Get(ctx, name))(t), sample(name))
+		}
+	})
+}
+
 func TestAHostCountsItsTimeByWhicheverClockIsAhead(t *testing.T) {
 	t.Parallel()
 	start := time.Now()
