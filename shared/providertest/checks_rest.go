@@ -110,7 +110,7 @@ func renewMovesTheEnd(ctx context.Context, t *trial) error {
 		err = endsAround(listed.ExpiresAt, want)
 	}
 	if err != nil {
-		return fmt.Errorf("listed: %w", err)
+		return fmt.Errorf("listing: %w", err)
 	}
 	return nil
 }
@@ -176,9 +176,6 @@ func (t *trial) cut(ctx context.Context, one func(ctx context.Context, after tim
 			t.saw("cut after %s", after.Round(time.Millisecond))
 			return nil
 		}
-		if errors.Is(err, errOvertime) {
-			break
-		}
 	}
 	if last == nil {
 		return skipf("Create takes %s: it was always done before it could be cut", r.creation.Round(time.Millisecond))
@@ -223,15 +220,11 @@ func createDeadline(ctx context.Context, t *trial) error {
 		session := t.session()
 		limited, cancel := context.WithTimeout(ctx, after)
 		defer cancel()
-		began := time.Now()
-		_, err := t.create(limited, t.shared.deadlines, t.createRequest(t.owner, session, t.server()))
-		switch {
-		case err == nil:
+		_, err := t.create(limited, t.shared.client, t.createRequest(t.owner, session, t.server()))
+		if err == nil {
 			return true, nil
-		case errors.Is(err, errOvertime):
-			return false, fmt.Errorf("%w: with a deadline of %s it still runs %s later", err, after, time.Since(began))
 		}
-		return false, t.leavesNothing(ctx, session, provider.AsError(err).SandboxID, usual/2)
+		return false, t.leavesNothing(ctx, session, provider.AsError(err).SandboxID, usual)
 	})
 }
 
@@ -275,55 +268,52 @@ func cancelStart(ctx context.Context, t *trial) error {
 }
 
 func cancelPing(ctx context.Context, t *trial) error {
-	asked, over := make(chan struct{}, 1), make(chan struct{}, 1)
-	endpoint := t.web.endpoint(func(_ http.ResponseWriter, r *http.Request) {
-		select {
-		case asked <- struct{}{}:
-		default: // a second request of the Ping
-		}
-		<-r.Context().Done()
-		select {
-		case over <- struct{}{}:
-		default:
-		}
-	})
-	cancelled, cancel := context.WithCancel(ctx)
-	var call sync.WaitGroup
-	defer call.Wait()
-	defer cancel()
-	var err error
-	call.Go(func() {
-		defer cancel()
-		err = t.pings(cancelled, endpoint, provider.HealthCheck{Timeout: t.pace.check}, provider.PingNotYet)
-	})
-	if !arrived(cancelled, asked, t.pace.verdict) {
-		cancel()
-		call.Wait()
-		return needed(err, "a Ping")
-	}
-	cancel()
-	if !arrived(ctx, over, t.pace.overtime) {
-		return fmt.Errorf("%s after it was cancelled its request still waits for the server", t.pace.overtime)
-	}
-	return nil
+	return t.endsPing(ctx, func(ctx context.Context) (context.Context, context.CancelFunc) { return context.WithCancel(ctx) }, true)
 }
 
 func pingDeadline(ctx context.Context, t *trial) error {
-	r := t.running()
-	if err := r.ready(); err != nil {
+	return t.endsPing(ctx, func(ctx context.Context) (context.Context, context.CancelFunc) {
+		return context.WithTimeout(ctx, pingTime)
+	}, false)
+}
+
+// pingTime is the deadline of a Ping that will not be answered.
+const pingTime = 500 * time.Millisecond
+
+// endsPing makes a Ping to a server that does not answer, ends it by cancelling or by its deadline, and waits until the
+// server sees that its caller has given up.
+func (t *trial) endsPing(ctx context.Context, limit func(context.Context) (context.Context, context.CancelFunc), cancels bool) error {
+	if err := t.running().ready(); err != nil {
 		return err
 	}
-	const deadline = 300 * time.Millisecond
-	limited, cancel := context.WithTimeout(ctx, deadline)
+	asked, over := make(chan struct{}, 1), make(chan struct{}, 1)
+	endpoint := t.web.endpoint(func(_ http.ResponseWriter, r *http.Request) {
+		tell(asked)
+		<-r.Context().Done()
+		tell(over)
+	})
+	limited, cancel := limit(ctx)
 	defer cancel()
-	req := t.pingRequest(r.sandbox, t.web.hanging(nil))
-	req.Health.Timeout = t.pace.check
-	began := time.Now()
-	_, err := t.shared.deadlines.Ping(limited, req)
-	if errors.Is(err, errOvertime) {
-		return fmt.Errorf("with a deadline of %s it still runs %s later", deadline, time.Since(began).Round(time.Millisecond))
+	var call sync.WaitGroup
+	defer call.Wait()
+	ended, end := context.WithCancel(ctx)
+	var err error
+	call.Go(func() {
+		defer end()
+		err = t.pings(limited, endpoint, provider.HealthCheck{Timeout: t.pace.check}, provider.PingNotYet)
+	})
+	if !arrived(ended, asked, t.pace.verdict) {
+		cancel()
+		call.Wait()
+		return needed(fmt.Errorf("it did not ask the server: %w", err), "a Ping")
 	}
-	t.saw("it ended %s after a start with a deadline of %s", time.Since(began).Round(time.Millisecond), deadline)
+	if cancels {
+		cancel()
+	}
+	<-ended.Done()
+	if !arrived(ctx, over, t.pace.overtime) {
+		return fmt.Errorf("%s after the call its request still waits for the server", t.pace.overtime)
+	}
 	return nil
 }
 
@@ -348,10 +338,7 @@ func sideBySide(ctx context.Context, t *trial) error {
 	// The server answers nobody before all have asked.
 	asked, all := make(chan struct{}, many), make(chan struct{})
 	endpoint := t.web.endpoint(func(_ http.ResponseWriter, r *http.Request) {
-		select {
-		case asked <- struct{}{}:
-		default: // a second request of a Ping
-		}
+		tell(asked)
 		select {
 		case <-all:
 		case <-r.Context().Done():
@@ -384,14 +371,14 @@ const service = "/berth.provider.v1."
 
 // stands sends requests and sees that each is refused and that the plugin answers others as before.
 func (t *trial) stands(ctx context.Context, send func(i *instance) error) error {
-	return t.withSpare(ctx, func(i *instance) (bool, error) {
+	return t.withSpare(ctx, func(i *instance) error {
 		if err := send(i); err != nil {
-			return false, err
+			return err
 		}
 		if _, err := i.client.Describe(ctx); err != nil {
-			return false, fmt.Errorf("afterwards Describe answers %s%s", describeError(err), i.lastWords())
+			return fmt.Errorf("afterwards Describe answers %s%s", describeError(err), i.lastWords())
 		}
-		return false, nil
+		return nil
 	})
 }
 
@@ -432,12 +419,12 @@ func oversized(ctx context.Context, t *trial) error {
 }
 
 func large(ctx context.Context, t *trial) error {
-	return t.withSpare(ctx, func(i *instance) (bool, error) {
+	return t.withSpare(ctx, func(i *instance) error {
 		answer, err := i.send(ctx, service+"Setup/Describe", padding(provider.MaxMessageBytes/2))
 		if err == nil && len(answer) == 0 {
 			err = errors.New("the answer is empty")
 		}
-		return false, err
+		return err
 	})
 }
 
@@ -454,8 +441,8 @@ func unknownMethod(ctx context.Context, t *trial) error {
 
 // nothingLeft removes what the run made.
 func nothingLeft(ctx context.Context, t *trial) error {
-	if t.shared == nil || t.shared.client == nil {
-		return skipf("it was not started")
+	if !t.configured {
+		return skipf("it was not configured, so nothing was made")
 	}
 	i := t.shared
 	if !i.alive() {
@@ -504,7 +491,7 @@ func (t *trial) remaining(ctx context.Context, i *instance, made []provider.Sand
 	for _, owner := range []string{t.owner, t.stranger} {
 		there, err := i.client.List(ctx, provider.ListRequest{Owner: owner})
 		if err != nil {
-			return nil, fmt.Errorf("List: %w", err)
+			return nil, fmt.Errorf("listing: %w", err)
 		}
 		for _, sandbox := range there {
 			if sandbox.State != provider.StateGone {

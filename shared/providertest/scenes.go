@@ -205,7 +205,7 @@ func (s *suite) lookAt(ctx context.Context, sandbox provider.Sandbox) (provider.
 	}
 	listed, found, err := s.listed(ctx, sandbox)
 	if err == nil && !found {
-		err = fmt.Errorf("List does not show the sandbox %s", sandbox.ID)
+		err = fmt.Errorf("the sandbox %s is not listed", sandbox.ID)
 	}
 	return listed, err
 }
@@ -265,7 +265,7 @@ func (s *suite) playDeaths(ctx context.Context) (d deaths) {
 	}
 	_, _ = eventually(ctx, s.pace.verdict, func() (bool, error) {
 		d.ping, d.pingErr = client.Ping(ctx, s.pingRequest(sandbox, endpoints.Server))
-		return d.pingErr == nil && d.ping.Status != provider.PingNotYet, nil
+		return d.pingErr == nil && d.ping.Status != provider.PingNotYet && d.ping.Status != provider.PingAlive, nil
 	})
 	return d
 }
@@ -309,6 +309,11 @@ func (s *suite) playCrowd(ctx context.Context) (c crowd) {
 	if c.err = r.ready(); c.err != nil {
 		return c
 	}
+	meeting, err := s.newSandbox(ctx, s.server()) // many attach to it
+	if err != nil {
+		c.err = err
+		return c
+	}
 	client := s.shared.client
 	var mutex sync.Mutex
 	var all sync.WaitGroup
@@ -337,7 +342,7 @@ func (s *suite) playCrowd(ctx context.Context) (c crowd) {
 					failed("List", err)
 				}
 			case i%3 == 1:
-				if _, err := client.Attach(ctx, s.attachRequest(r.sandbox)); err != nil {
+				if _, err := client.Attach(ctx, s.attachRequest(meeting)); err != nil {
 					failed("Attach", err)
 				}
 			default:
