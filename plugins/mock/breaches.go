@@ -134,11 +134,11 @@ func newMemory() *memory {
 	return &memory{sessions: map[string]int{}, own: map[string]bool{}, broken: map[string]bool{}, waiting: map[string]int{}}
 }
 
-// cutOff says whether a call was ended, and for this cause. The context cannot tell: at the deadline it is the caller's
-// cancelling that often arrives first.
+// cutOff says whether a call was ended, and for this cause. The context's error cannot tell, because at the deadline the
+// caller's cancelling often arrives first; but a call of the suite that is cancelled has a deadline far away.
 func cutOff(ctx context.Context, cause error) bool {
 	deadline, set := ctx.Deadline()
-	late := set && time.Until(deadline) < 10*time.Millisecond
+	late := set && time.Until(deadline) < time.Second
 	return ctx.Err() != nil && late == errors.Is(cause, context.DeadlineExceeded)
 }
 

@@ -8,6 +8,7 @@ import (
 	"crypto/subtle"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -142,6 +143,10 @@ func (c *cloud) Create(ctx context.Context, req provider.CreateRequest) (made pr
 		made.Origin = provider.OriginCreated
 		return nil
 	})
+	if err == nil && ctx.Err() != nil && made.Origin == provider.OriginCreated { // nobody will hear of it
+		undo := c.Destroy(context.WithoutCancel(ctx), provider.SandboxRef{Owner: req.Owner, SandboxID: made.ID})
+		return provider.Sandbox{}, errors.Join(ctx.Err(), undo)
+	}
 	return made, err
 }
 

@@ -212,26 +212,23 @@ func (s *suite) lookAt(ctx context.Context, sandbox provider.Sandbox) (provider.
 
 // cancelWaking cancels an Attach in the middle. Afterwards the sandbox must be there, and another Attach find it.
 func (s *suite) cancelWaking(ctx context.Context, sandbox provider.Sandbox, usual time.Duration) error {
-	if usual < s.pace.quick {
-		return skipf("Attach wakes the sandbox in %s: there is no middle in which to cancel it", usual)
-	}
-	if err := s.shared.client.Suspend(ctx, ref(s.owner, sandbox)); err != nil {
-		return needed(err, "Suspend")
-	}
-	cut, cancel := context.WithTimeout(ctx, usual/2)
-	defer cancel()
-	_, err := s.shared.client.Attach(cut, s.attachRequest(sandbox))
-	if err == nil {
-		return skipf("Attach was done before it could be cancelled")
-	}
-	after, err := s.shared.client.Attach(ctx, s.attachRequest(sandbox))
-	switch {
-	case err != nil:
-		return fmt.Errorf("after an Attach that was cancelled another one fails: %s", describeError(err))
-	case after.ID != sandbox.ID:
-		return fmt.Errorf("after an Attach that was cancelled another one finds the sandbox %s instead of %s", after.ID, sandbox.ID)
-	}
-	return nil
+	client := s.shared.client
+	return s.cut(usual, func(after time.Duration) (done bool, _ error) {
+		if err := client.Suspend(ctx, ref(s.owner, sandbox)); err != nil {
+			return false, fmt.Errorf("after an Attach that was cancelled Suspend fails: %s", describeError(err))
+		}
+		limited, cancel := context.WithTimeout(ctx, after)
+		defer cancel()
+		_, cutErr := client.Attach(limited, s.attachRequest(sandbox))
+		found, err := client.Attach(ctx, s.attachRequest(sandbox))
+		switch {
+		case err != nil:
+			err = fmt.Errorf("after an Attach that was cancelled another one fails: %s", describeError(err))
+		case found.ID != sandbox.ID:
+			err = fmt.Errorf("after an Attach that was cancelled another one finds the sandbox %s instead of %s", found.ID, sandbox.ID)
+		}
+		return cutErr == nil, err
+	})
 }
 
 // lastWords is what the dying server writes.

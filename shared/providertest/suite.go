@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -182,11 +183,10 @@ func (s *suite) run(ctx context.Context, on func(Result)) Report {
 }
 
 func (s *suite) wanted(c check) bool {
-	if s.plugin.Only == "" {
-		return true
-	}
-	match, _ := path.Match(s.plugin.Only, c.id()) // see CheckOnly
-	return match
+	return s.plugin.Only == "" || slices.ContainsFunc(strings.Split(s.plugin.Only, ","), func(pattern string) bool {
+		match, _ := path.Match(pattern, c.id()) // see CheckOnly
+		return match
+	})
 }
 
 // runInTurn runs the checks of a stage one after the other, whether they are asked for or not, and says whether all is
