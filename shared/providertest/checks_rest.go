@@ -258,6 +258,7 @@ func cancelStart(ctx context.Context, t *trial) error {
 		limited, cancel := context.WithTimeout(ctx, after)
 		defer cancel()
 		_, cutErr := t.shared.client.StartServer(limited, t.startRequest(sandbox, t.server()))
+		wait(ctx, r.start) // until the plugin is over with it, whatever it does
 		endpoints, err := t.shared.client.StartServer(ctx, t.startRequest(sandbox, t.server()))
 		if err == nil {
 			err = t.awaitAlive(ctx, sandbox, endpoints)

@@ -220,6 +220,7 @@ func (s *suite) cancelWaking(ctx context.Context, sandbox provider.Sandbox, usua
 		limited, cancel := context.WithTimeout(ctx, after)
 		defer cancel()
 		_, cutErr := client.Attach(limited, s.attachRequest(sandbox))
+		wait(ctx, usual) // until the plugin is over with it, whatever it does
 		found, err := client.Attach(ctx, s.attachRequest(sandbox))
 		switch {
 		case err != nil:
