@@ -41,6 +41,10 @@ bench: build ## figures against the budgets
 contract: ## hold the simulated clouds to the providers' own SDKs (npm, PyPI)
 	scripts/contract/all
 
+.PHONY: python
+python: ## the example plugin in Python: build it, run it through berth and the conformance suite
+	scripts/plugin-python
+
 .PHONY: clouds
 clouds: ## the long form of the clouds' tests: every fault of every call as a table, 50 races for one session
 	BERTH_FAULT_MATRIX=full BERTH_RACE_ROUNDS=50 go test -v -timeout 60m -run 'Fault|WhateverFails|TwoProcesses' ./plugins/daytona ./plugins/e2b ./plugins/modal ./plugins/runloop

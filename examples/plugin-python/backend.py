@@ -30,6 +30,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Callable, Iterator
 
+CANCEL_TIME = 0.03  # seconds after which a cancelled call is known to be one
 SETTLE_TIME = 0.15  # seconds after its start in which a server shows whether it dies at once
 KILL_TIME = 5.0  # seconds the kernel may take to end what was killed
 MAX_LIFETIME = 10 * 365 * 86400.0
@@ -130,7 +131,8 @@ class Backend:
                            created_at=time.time(), expires_at=end_of(lifetime))
             self._save(made)
             try:
-                check()
+                time.sleep(CANCEL_TIME)
+                check()  # nobody would know of a sandbox that was made for a call that had been given up
             except Exception:
                 self._remove(made)
                 raise
@@ -200,17 +202,18 @@ class Backend:
             return sandbox
 
     def server_up(self, sandbox: Sandbox) -> bool:
-        return _locked(self._at(sandbox.name, "keeper.lock"))
+        return self._keeper_lives(sandbox) and not os.path.exists(self._at(sandbox.name, "exit.json"))
 
     def server_end(self, sandbox: Sandbox) -> tuple[int | None, list[str]] | None:
         """How the server ended, exit code and log, or None when it did not: it runs, or there never was one."""
+        kept = self._keeper_lives(sandbox)
         try:
             with open(self._at(sandbox.name, "exit.json")) as file:
                 return json.load(file)["exit_code"], self.log(sandbox, 20)
         except FileNotFoundError:
-            if sandbox.group and not self.server_up(sandbox):
-                return None, self.log(sandbox, 20)  # even its keeper was killed
-            return None
+            if kept or not sandbox.group:
+                return None
+            return None, self.log(sandbox, 20)  # somebody killed the keeper too
 
     def log(self, sandbox: Sandbox, lines: int) -> list[str]:
         try:
@@ -309,6 +312,9 @@ class Backend:
             sandbox.extra_ports = {name: choose(sandbox.extra_ports.get(name, 0)) for name in extra}
             self._save(sandbox)
 
+    def _keeper_lives(self, sandbox: Sandbox) -> bool:
+        return _locked(self._at(sandbox.name, "keeper.lock"))
+
     def _launch(self, sandbox: Sandbox, command: list[str], env: dict[str, str], workdir: str) -> None:
         fill = _placeholders(sandbox)
         env = {key: os.environ[key] for key in PASSED_ON if key in os.environ} | {
@@ -322,7 +328,7 @@ class Backend:
 
         lock = os.open(self._at(sandbox.name, "keeper.lock"), os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            while not _try_lock(lock, fcntl.LOCK_EX):  # somebody just asks whether it is locked
+            while not _try_lock(lock, fcntl.LOCK_EX):  # the last keeper is just ending, or somebody asks for one
                 time.sleep(0.001)
             self._forget_server(sandbox)
             keeper = subprocess.Popen(
@@ -337,10 +343,11 @@ class Backend:
             keeper.stdin.close()
         problem = keeper.stdout.read().decode(errors="replace")
         keeper.stdout.close()
-        threading.Thread(target=keeper.wait, daemon=True).start()  # leaves no zombie
         if problem != "started":
+            keeper.wait()
             self._forget_server(sandbox)
             raise NotStarted(problem or "its keeper died")
+        threading.Thread(target=keeper.wait, daemon=True).start()  # leaves no zombie
 
     def _settle(self, sandbox: Sandbox, check: Check) -> None:
         """Looks once more a moment later, or until the server accepts connections: it may die at once."""
@@ -367,14 +374,14 @@ class Backend:
         """Ends the server and everything in its process group: asks first, and makes it after the grace. The lock is
         held, so nobody starts another one."""
         for number, patience in ((signal.SIGTERM, self.stop_grace), (signal.SIGKILL, KILL_TIME)):
-            if not self.server_up(sandbox):
+            if not self._keeper_lives(sandbox):
                 return
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(sandbox.group, number)  # the keeper holds its lock, so the number is still its own
             end = time.monotonic() + patience
-            while time.monotonic() < end and self.server_up(sandbox):
+            while time.monotonic() < end and self._keeper_lives(sandbox):
                 time.sleep(0.005)
-        if self.server_up(sandbox):
+        if self._keeper_lives(sandbox):
             raise RuntimeError("the server's processes do not end, although they were killed")
 
 

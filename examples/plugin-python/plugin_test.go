@@ -25,6 +25,7 @@ import (
 
 	"github.com/berth-dev/berth/internal/testbin"
 	"github.com/berth-dev/berth/shared/provider"
+	"github.com/berth-dev/berth/shared/providertest"
 )
 
 // patience is how long a test waits for what must happen: far longer than it takes.
@@ -44,6 +45,11 @@ func executable(t *testing.T) string {
 		t.Skipf("%s does not name the plugin: scripts/plugin-python builds it, and runs these tests", pluginVariable)
 	}
 	return path
+}
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	providertest.Run(t, providertest.Plugin{Path: executable(t), Config: map[string]any{"root": t.TempDir()}})
 }
 
 // --- through berth ---
