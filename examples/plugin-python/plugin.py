@@ -41,7 +41,7 @@ def main() -> None:
         sys.exit(2)
     announce = reserve_stdout()
     log_to_stderr(as_json=not debug)
-    refuse_other_protocols(os.environ.get("PLUGIN_PROTOCOL_VERSIONS", ""))
+    refuse_other_protocols(os.environ.get("PLUGIN_PROTOCOL_VERSIONS", ""), announce)
 
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
@@ -107,12 +107,15 @@ def log_to_stderr(as_json: bool) -> None:
     log.setLevel(logging.DEBUG)  # the host shows what its own level allows
 
 
-def refuse_other_protocols(offered: str) -> None:
-    """Ends the process when the host, which says what it offers, does not offer the protocol this plugin speaks."""
-    if offered and str(PROTOCOL) not in offered.split(","):
-        print(f'the plugin "{provider.NAME}" {provider.VERSION} speaks version {PROTOCOL} of the plugin protocol, this host'
-              f" speaks version {offered.replace(',', ', ')}: update the older of the two", file=sys.stderr)
-        sys.exit(1)
+def refuse_other_protocols(offered: str, announce: int) -> None:
+    """Ends the process when the host, which says what it offers, does not offer the protocol this plugin speaks. People
+    are told in a line on standard error, and the host in a handshake that names the version and no address."""
+    if not offered or str(PROTOCOL) in offered.split(","):
+        return
+    print(f'the plugin "{provider.NAME}" {provider.VERSION} speaks version {PROTOCOL} of the plugin protocol, this host'
+          f" speaks version {offered.replace(',', ', ')}: update the older of the two", file=sys.stderr)
+    os.write(announce, f"{CORE_PROTOCOL}|{PROTOCOL}|unix||grpc\n".encode())
+    sys.exit(1)
 
 
 def new_server(calls: "provider.Calls", ended: threading.Event) -> grpc.Server:

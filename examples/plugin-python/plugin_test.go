@@ -353,7 +353,7 @@ func TestRunByHandItExplainsItself(t *testing.T) {
 func TestAHostWithAnotherProtocolGetsOneLine(t *testing.T) {
 	t.Parallel()
 	code, stdout, stderr := run(t, "BERTH_PLUGIN=berth-provider", "PLUGIN_PROTOCOL_VERSIONS=2,3")
-	if code != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 ||
+	if code != 1 || stdout != "1|1|unix||grpc\n" || strings.Count(stderr, "\n") != 1 ||
 		!strings.Contains(stderr, "speaks version 1 of the plugin protocol, this host speaks version 2, 3") {
 		t.Errorf("exit code %d, stdout %q, stderr %q", code, stdout, stderr)
 	}
