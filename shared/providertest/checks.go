@@ -63,7 +63,7 @@ func init() { // the checks lead back to this list
 			"Serve plugin.GRPCController with Shutdown, and exit after it.", endsOnShutdown, inBetween, nil},
 		{"process", "ends-on-sigterm", "The process exits on SIGTERM.",
 			"Do not block or ignore SIGTERM.", endsOnSigterm, inBetween, nil},
-		{"process", "ends-in-a-call", "The process exits when its standard input ends in the middle of a call.",
+		{"process", "ends-in-a-call", "The process exits when it is told to in the middle of a call.",
 			"Cancel the calls under way and give them two seconds at most.", endsInACall, inBetween, nil},
 
 		{"describe", "schema", "Every attribute has a type and documentation, is named once, and its default is of its type.",

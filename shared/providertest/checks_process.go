@@ -96,13 +96,19 @@ func endsInACall(ctx context.Context, t *trial) error {
 	req.Health.Timeout = t.pace.check
 	var call sync.WaitGroup
 	defer call.Wait()
-	ctx, cancel := context.WithCancel(ctx)
+	calling, cancel := context.WithCancel(ctx)
 	defer cancel()
-	call.Go(func() { _, _ = i.client.Ping(ctx, req) })
-	if !arrived(ctx, asked, t.pace.verdict) {
+	call.Go(func() {
+		defer cancel()
+		_, _ = i.client.Ping(calling, req)
+	})
+	if !arrived(calling, asked, t.pace.verdict) {
 		return skipf("the Ping that was to be under way did not ask the server")
 	}
-	return t.ends(ctx, i, "the end of its standard input", func(i *instance) error { return i.stdin.Close() })
+	return t.ends(ctx, i, "it was told to", func(i *instance) error { // as a host does
+		_ = i.shutdown(ctx) // an exit may well cut its answer off
+		return i.stdin.Close()
+	})
 }
 
 func stillAlive(_ context.Context, t *trial) error {

@@ -25,9 +25,9 @@ func destroyTwice(_ context.Context, t *trial) error {
 	if e.err != nil {
 		return e.err
 	}
-	for time, err := range []error{e.destroyErr, e.againErr} {
+	for n, err := range []error{e.destroyErr, e.againErr} {
 		if err != nil {
-			return fmt.Errorf("Destroy number %d: %s", time+1, describeError(err))
+			return fmt.Errorf("destroy number %d answers %s", n+1, describeError(err))
 		}
 	}
 	return nil
@@ -61,7 +61,7 @@ func listAfterDestroy(ctx context.Context, t *trial) error {
 		return err == nil && !found, err
 	})
 	if err == nil && !left {
-		err = fmt.Errorf("List still shows it as %s", state)
+		err = fmt.Errorf("it is still listed as %s", state)
 	}
 	return err
 }
@@ -86,7 +86,7 @@ func listComplete(ctx context.Context, t *trial) error {
 		return err == nil && missing == "", err
 	})
 	if err == nil && !complete {
-		err = fmt.Errorf("List lacks %s", missing)
+		err = fmt.Errorf("the list lacks %s", missing)
 	}
 	return err
 }
@@ -110,7 +110,7 @@ func renewMovesTheEnd(ctx context.Context, t *trial) error {
 		err = endsAround(listed.ExpiresAt, want)
 	}
 	if err != nil {
-		return fmt.Errorf("List: %w", err)
+		return fmt.Errorf("listed: %w", err)
 	}
 	return nil
 }
@@ -125,7 +125,7 @@ func suspendSuspends(_ context.Context, t *trial) error {
 	case n.listErr != nil:
 		return n.listErr
 	case n.listed.ID != "" && n.listed.State != provider.StateSuspended:
-		return fmt.Errorf("List shows it as %s", n.listed.State)
+		return fmt.Errorf("it is listed as %s", n.listed.State)
 	}
 	return nil
 }
@@ -255,6 +255,9 @@ func cancelStart(ctx context.Context, t *trial) error {
 	if err != nil {
 		return err
 	}
+	if r.aliveErr != nil {
+		return needed(r.aliveErr, "the health wait")
+	}
 	cut, cancel := context.WithTimeout(ctx, r.start/2)
 	defer cancel()
 	_, cutErr := t.shared.client.StartServer(cut, t.startRequest(sandbox, t.server()))
@@ -274,9 +277,15 @@ func cancelStart(ctx context.Context, t *trial) error {
 func cancelPing(ctx context.Context, t *trial) error {
 	asked, over := make(chan struct{}, 1), make(chan struct{}, 1)
 	endpoint := t.web.endpoint(func(_ http.ResponseWriter, r *http.Request) {
-		asked <- struct{}{}
+		select {
+		case asked <- struct{}{}:
+		default: // a second request of the Ping
+		}
 		<-r.Context().Done()
-		over <- struct{}{}
+		select {
+		case over <- struct{}{}:
+		default:
+		}
 	})
 	cancelled, cancel := context.WithCancel(ctx)
 	var call sync.WaitGroup
@@ -284,9 +293,10 @@ func cancelPing(ctx context.Context, t *trial) error {
 	defer cancel()
 	var err error
 	call.Go(func() {
+		defer cancel()
 		err = t.pings(cancelled, endpoint, provider.HealthCheck{Timeout: t.pace.check}, provider.PingNotYet)
 	})
-	if !arrived(ctx, asked, t.pace.verdict) {
+	if !arrived(cancelled, asked, t.pace.verdict) {
 		cancel()
 		call.Wait()
 		return needed(err, "a Ping")
@@ -338,7 +348,10 @@ func sideBySide(ctx context.Context, t *trial) error {
 	// The server answers nobody before all have asked.
 	asked, all := make(chan struct{}, many), make(chan struct{})
 	endpoint := t.web.endpoint(func(_ http.ResponseWriter, r *http.Request) {
-		asked <- struct{}{}
+		select {
+		case asked <- struct{}{}:
+		default: // a second request of a Ping
+		}
 		select {
 		case <-all:
 		case <-r.Context().Done():
@@ -474,7 +487,7 @@ func nothingLeft(ctx context.Context, t *trial) error {
 	})
 	switch {
 	case err != nil:
-		return fmt.Errorf("Destroy: %s; left: %s", describeError(err), namesOf(left))
+		return fmt.Errorf("some of it cannot be destroyed: %s; left: %s", describeError(err), namesOf(left))
 	case t.description.Can(lists) && len(left) > 0:
 		return fmt.Errorf("left: %s", namesOf(left))
 	}

@@ -48,8 +48,10 @@ func (t *trial) get(ctx context.Context, endpoint provider.Endpoint, headers map
 	if err != nil {
 		return 0, errors.New("the URL is malformed")
 	}
-	for name, value := range headers {
-		request.Header.Set(name, value)
+	for _, some := range []map[string]string{t.plugin.Headers, headers} {
+		for name, value := range some {
+			request.Header.Set(name, value)
+		}
 	}
 	response, err := t.probe.Do(request)
 	if err != nil {
@@ -128,25 +130,22 @@ func number(word string) bool {
 }
 
 func startOnce(ctx context.Context, t *trial) error {
-	r := t.running()
-	if err := r.ready(); err != nil {
+	talker := t.talker()
+	if err := talker.ready(); err != nil {
 		return err
 	}
-	if r.aliveErr != nil {
-		return needed(r.aliveErr, "the health wait")
-	}
-	before, err := t.starts(ctx, r.sandbox)
+	before, err := t.starts(ctx, talker.sandbox)
 	if err != nil {
 		return needed(err, "Logs")
 	}
-	endpoints, err := t.shared.client.StartServer(ctx, t.startRequest(r.sandbox, t.server()))
+	endpoints, err := t.shared.client.StartServer(ctx, t.startRequest(talker.sandbox, t.talk()))
 	switch {
 	case err != nil:
 		return fmt.Errorf("%s", describeError(err))
-	case endpoints.Server.URL != r.endpoints.Server.URL:
+	case endpoints.Server.URL != talker.endpoints.Server.URL:
 		return errors.New("the second answer has another URL")
 	}
-	after, err := t.starts(ctx, r.sandbox)
+	after, err := t.starts(ctx, talker.sandbox)
 	if err != nil {
 		return needed(err, "Logs")
 	}
@@ -156,13 +155,13 @@ func startOnce(ctx context.Context, t *trial) error {
 	return nil
 }
 
-// starts are the lines of a server's log that tell of its starts; none without logs.
+// starts are the lines of the talker's log that tell of its starts; none without logs.
 func (t *trial) starts(ctx context.Context, sandbox provider.Sandbox) ([]string, error) {
 	if !t.description.Can(logs) {
 		return nil, nil
 	}
-	lines, err := t.shared.client.Logs(ctx, provider.LogsRequest{SandboxRef: ref(t.owner, sandbox), Lines: 1000})
-	return slices.DeleteFunc(lines, func(line string) bool { return !strings.HasPrefix(line, startedLine) }), err
+	lines, err := t.lines(ctx, sandbox, 1000)
+	return slices.DeleteFunc(lines, func(line string) bool { return !strings.HasPrefix(line, "process ") }), err
 }
 
 func startDiesAtOnce(_ context.Context, t *trial) error {
@@ -288,11 +287,12 @@ func pingPaths(ctx context.Context, t *trial) error {
 	if err := t.pings(ctx, endpoint, health, provider.PingAlive); err != nil {
 		return fmt.Errorf("404, then 200: %w", err)
 	}
+	before := second.Load()
 	first = http.StatusServiceUnavailable
 	if err := t.pings(ctx, endpoint, health, provider.PingNotYet); err != nil {
 		return fmt.Errorf("503: %w", err)
 	}
-	if second.Load() != 1 {
+	if second.Load() != before {
 		return errors.New("the second path is asked although the first one answered 503")
 	}
 	return nil

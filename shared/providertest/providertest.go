@@ -28,10 +28,12 @@ type Plugin struct {
 	// Config are the values of its attributes, as Configure gets them, secrets included.
 	Config map[string]any
 	// Server becomes healthy in its sandboxes; "{port}" in it stands for its port. Without a command it is a small web
-	// server in Python, for which the sandboxes need python3. The suite wraps it in sh.
+	// server in Python, for which the sandboxes need python3. For some checks the suite runs small scripts of sh instead.
 	Server provider.Server
 	// Health says when the server is up. The zero value asks "/" for any answer of the kind 2xx.
 	Health provider.HealthCheck
+	// Headers are what the server itself asks of its callers, such as a key. Their values are secrets.
+	Headers map[string]string
 	// NoMTLS is for plugins whose gRPC library cannot do mTLS.
 	NoMTLS bool
 	// Only restricts the run to the checks whose GROUP/NAME matches the pattern (see path.Match). Empty is all.
@@ -60,7 +62,9 @@ type Result struct {
 	Detail string `json:"detail,omitempty"`
 	// Fix is what to do about a failure.
 	Fix      string        `json:"fix,omitempty"`
-	Duration time.Duration `json:"duration_ns"`
+	Duration time.Duration `json:"-"`
+	// Milliseconds is the duration for JSON.
+	Milliseconds int64 `json:"duration_ms"`
 }
 
 // Run runs the suite as one subtest per check. The checks run at the same time and before the subtests, which only

@@ -17,12 +17,15 @@ type Report struct {
 	Name     string        `json:"name,omitempty"`
 	Version  string        `json:"version,omitempty"`
 	Results  []Result      `json:"results"`
-	Duration time.Duration `json:"duration_ns"`
+	Duration time.Duration `json:"-"`
+	// Milliseconds is the duration for JSON.
+	Milliseconds int64 `json:"duration_ms"`
 }
 
 func (s *suite) report(duration time.Duration) Report {
 	report := Report{
-		Plugin: s.plugin.Path, Name: s.description.Name, Version: s.description.Version, Results: []Result{}, Duration: duration,
+		Plugin: s.plugin.Path, Name: s.description.Name, Version: s.description.Version, Results: []Result{},
+		Duration: duration, Milliseconds: duration.Milliseconds(),
 	}
 	for _, c := range checks {
 		if r := s.results[c.id()]; r != nil {

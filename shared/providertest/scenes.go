@@ -66,13 +66,12 @@ type nap struct {
 
 // deaths is a sandbox whose servers die.
 type deaths struct {
-	err        error // of a preparation
-	atOnce     error // what StartServer says of a server that dies at once
-	noCommand  error // and of one that is not there
-	startErr   error // of starting one that dies later
-	ping       provider.PingResult
-	pingErr    error
-	diedBefore bool // it died before StartServer had looked
+	err       error // of a preparation
+	atOnce    error // what StartServer says of a server that dies at once
+	noCommand error // and of one that is not there
+	startErr  error // of starting one that dies later
+	ping      provider.PingResult
+	pingErr   error
 }
 
 // talker is a sandbox whose server only writes.
@@ -187,8 +186,10 @@ func (s *suite) playNap(ctx context.Context) (n nap) {
 	n.pinged, _ = s.lookAt(ctx, n.sandbox)
 	_, n.startErr = client.StartServer(ctx, s.startRequest(n.sandbox, s.server()))
 
-	if n.err = needed(client.Suspend(ctx, ref(s.owner, n.sandbox)), "Suspend"); n.err != nil { // it may have been woken
-		return n
+	if n.startErr == nil { // it may have been woken
+		if n.err = needed(client.Suspend(ctx, ref(s.owner, n.sandbox)), "Suspend"); n.err != nil {
+			return n
+		}
 	}
 	began := time.Now()
 	if n.woken, n.wakeErr = client.Attach(ctx, s.attachRequest(n.sandbox)); n.wakeErr == nil {
@@ -270,17 +271,20 @@ func (s *suite) playDeaths(ctx context.Context) (d deaths) {
 }
 
 func (s *suite) playTalker(ctx context.Context) (t talker) {
-	server := s.script(talk)
-	server.ExtraPorts = map[string]int{"extra": s.plugin.Server.Port + 1}
-	server.Env["NOTE"] = "{port}"
-	if t.sandbox, t.err = s.newSandbox(ctx, server); t.err == nil {
-		t.endpoints, t.startErr = s.shared.client.StartServer(ctx, s.startRequest(t.sandbox, server))
+	if t.sandbox, t.err = s.newSandbox(ctx, s.talk()); t.err == nil {
+		t.endpoints, t.startErr = s.shared.client.StartServer(ctx, s.startRequest(t.sandbox, s.talk()))
 	}
 	return t
 }
 
-// talk is what the talker runs: it writes the ports it was told of, a few lines, and nothing more.
-const talk = `echo "ports {port} $PORT $NOTE {port.extra}"; echo one; echo two; echo three; echo four; exec sleep 600`
+// talk is what the talker runs: it writes its process number, the ports it was told of, a few lines, and nothing more.
+func (s *suite) talk() provider.Server {
+	server := s.script(`echo "process $$"; echo "ports {port} $PORT $NOTE {port.extra}"; ` +
+		`echo one; echo two; echo three; echo four; exec sleep 600`)
+	server.ExtraPorts = map[string]int{"extra": s.plugin.Server.Port + 1}
+	server.Env["NOTE"] = "{port}"
+	return server
+}
 
 // lines reads the talker's log until it is complete.
 func (s *suite) lines(ctx context.Context, sandbox provider.Sandbox, count int) ([]string, error) {

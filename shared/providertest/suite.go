@@ -77,10 +77,10 @@ type suite struct {
 
 	mutex     sync.Mutex
 	instances []*instance
-	made      []provider.SandboxRef    // every sandbox that a call named
-	secrets   map[string]string        // text that must not be shown: what it is
-	results   map[string]*Result       // by GROUP/NAME
-	waiting   map[string]errUnprepared // the checks that were skipped for a failed preparation
+	made      []provider.SandboxRef      // every sandbox that a call named
+	secrets   map[string]string          // text that must not be shown: what it is
+	results   map[string]*Result         // by GROUP/NAME
+	waiting   map[string]unpreparedError // the checks that were skipped for a failed preparation
 }
 
 func newSuite(p Plugin, pace pace) *suite {
@@ -89,9 +89,12 @@ func newSuite(p Plugin, pace pace) *suite {
 		plugin: p, pace: pace, id: id, owner: "check-" + id, stranger: "check-" + id + "-other",
 		canary:   "canary-" + strings.ToLower(rand.Text()),
 		identity: sync.OnceValues(newIdentity),
-		secrets:  map[string]string{}, results: map[string]*Result{}, waiting: map[string]errUnprepared{},
+		secrets:  map[string]string{}, results: map[string]*Result{}, waiting: map[string]unpreparedError{},
 	}
 	s.secrets[s.canary] = "a variable of the server's environment"
+	for name, value := range p.Headers {
+		s.keepSecret(value, "the header "+name)
+	}
 	if len(s.plugin.Health.Paths) == 0 {
 		s.plugin.Health.Paths = []string{"/"}
 	}
@@ -125,24 +128,24 @@ func (t *trial) saw(format string, args ...any) { t.seen = fmt.Sprintf(format, a
 
 // A check returns nil, an error that says what was seen instead of what the contract wants, or one of these:
 type (
-	// errSkipped is a check that does not apply, with the reason.
-	errSkipped string
-	// errUnprepared is a check that could not begin, because a call failed that it needs but is not about.
-	errUnprepared struct{ cause error }
+	// skippedError is a check that does not apply, with the reason.
+	skippedError string
+	// unpreparedError is a check that could not begin, because a call failed that it needs but is not about.
+	unpreparedError struct{ cause error }
 )
 
-func (e errSkipped) Error() string    { return string(e) }
-func (e errUnprepared) Error() string { return "what it needs failed: " + e.cause.Error() }
+func (e skippedError) Error() string    { return string(e) }
+func (e unpreparedError) Error() string { return "what it needs failed: " + e.cause.Error() }
 
-func skipf(format string, args ...any) error { return errSkipped(fmt.Sprintf(format, args...)) }
+func skipf(format string, args ...any) error { return skippedError(fmt.Sprintf(format, args...)) }
 
 // needed marks the failure of a call that prepares a check.
 func needed(err error, what string) error {
-	var unprepared errUnprepared
+	var unprepared unpreparedError
 	if err == nil || errors.As(err, &unprepared) {
 		return err
 	}
-	return errUnprepared{fmt.Errorf("%s: %w", what, err)}
+	return unpreparedError{fmt.Errorf("%s: %s", what, describeError(err))}
 }
 
 // run runs all checks that are asked for.
@@ -242,7 +245,7 @@ func (s *suite) skipAll(at stage, tell func(Result)) {
 // settle writes a check's result down.
 func (s *suite) settle(c check, r Result, tell func(Result)) {
 	full := c.result(r.Status)
-	full.Detail, full.Duration = r.Detail, r.Duration
+	full.Detail, full.Duration, full.Milliseconds = r.Detail, r.Duration, r.Duration.Milliseconds()
 	if r.Status == Fail {
 		full.Fix = c.fix
 	}
@@ -263,8 +266,8 @@ func (s *suite) try(ctx context.Context, c check) Result {
 	t := &trial{suite: s}
 	err := c.run(limited, t)
 	r := Result{Status: Pass, Detail: t.seen, Duration: time.Since(began)}
-	var skipped errSkipped
-	var unprepared errUnprepared
+	var skipped skippedError
+	var unprepared unpreparedError
 	switch {
 	case err == nil:
 		return r
@@ -445,10 +448,9 @@ func (s *suite) closeInstances() {
 // session gives a session's id that was not used before.
 func (s *suite) session() string { return fmt.Sprintf("check-%s-%d", s.id, s.numbers.Add(1)) }
 
-// server is the server to run, wrapped so that its log tells when it was started. It holds a secret.
+// server is the server to run. It holds a secret.
 func (s *suite) server() provider.Server {
 	server := s.plugin.Server
-	server.Command = append([]string{"sh", "-c", `echo "` + startedLine + ` $$"; exec "$@"`, "sh"}, server.Command...)
 	server.Env = maps.Clone(server.Env)
 	if server.Env == nil {
 		server.Env = map[string]string{}
@@ -457,8 +459,6 @@ func (s *suite) server() provider.Server {
 	server.Health = s.plugin.Health
 	return server
 }
-
-const startedLine = "berth check: the server starts as process"
 
 // script is a server that a shell is.
 func (s *suite) script(text string) provider.Server {
@@ -485,6 +485,11 @@ func (s *suite) startRequest(sandbox provider.Sandbox, server provider.Server) p
 }
 
 func (s *suite) pingRequest(sandbox provider.Sandbox, endpoint provider.Endpoint) provider.PingRequest {
+	if len(s.plugin.Headers) > 0 {
+		headers := maps.Clone(s.plugin.Headers)
+		maps.Copy(headers, endpoint.Headers)
+		endpoint.Headers = headers
+	}
 	return provider.PingRequest{
 		Session: sandbox.Session, Owner: s.owner, SandboxID: sandbox.ID, Endpoint: endpoint, Health: s.plugin.Health,
 	}
@@ -580,8 +585,13 @@ func describeError(err error) string {
 	if e == nil {
 		return "success"
 	}
+	text := string(e.Code)
 	if e.Reason != "" {
-		return fmt.Sprintf("%s (%s): %s", e.Code, e.Reason, e.Error())
+		text += " (" + e.Reason + ")"
 	}
-	return fmt.Sprintf("%s: %s", e.Code, e.Error())
+	text += ": " + e.Error()
+	if n := len(e.LogTail); n > 0 {
+		text += fmt.Sprintf("; its last line is %.200q", e.LogTail[n-1])
+	}
+	return text
 }

@@ -61,8 +61,9 @@ func answering(status int) http.HandlerFunc {
 // hanging gives a new URL that answers when the client gives up. asked, which may be nil, gets word of every request.
 func (w *web) hanging(asked chan<- struct{}) provider.Endpoint {
 	return w.endpoint(func(_ http.ResponseWriter, r *http.Request) {
-		if asked != nil {
-			asked <- struct{}{}
+		select {
+		case asked <- struct{}{}: // never without a channel
+		default:
 		}
 		<-r.Context().Done()
 	})
