@@ -226,13 +226,15 @@ class Backend:
 
     # --- what they are made of ---
 
-    @contextlib.contextmanager
-    def lock(self, name: str, check: Check) -> Iterator[None]:
+    def lock(self, name: str, check: Check) -> contextlib.AbstractContextManager[None]:
         """Keeps all others, in this process and elsewhere, from changing the sandbox of this name. Some names share a
-        lock, so that there is a limit to how many files remain."""
+        lock, so that there is a limit to how many files remain: nobody may hold two of these at a time."""
+        return self._locking(hashlib.sha256(name.encode()).hexdigest()[:2], check)
+
+    @contextlib.contextmanager
+    def _locking(self, file: str, check: Check) -> Iterator[None]:
         os.makedirs(os.path.join(self.root, "locks"), mode=0o700, exist_ok=True)
-        file = os.path.join(self.root, "locks", hashlib.sha256(name.encode()).hexdigest()[:2])
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(os.path.join(self.root, "locks", file), os.O_RDWR | os.O_CREAT, 0o600)
         try:
             while not _try_lock(descriptor, fcntl.LOCK_EX):
                 check()
@@ -293,7 +295,7 @@ class Backend:
 
     def _choose_ports(self, sandbox: Sandbox, extra: list[str], check: Check) -> None:
         """Gives the server its ports: those its sandbox had before where they are free, else others."""
-        with self.lock("ports", check):
+        with self._locking("ports", check):
             taken = set()
             for name in os.listdir(self.root):
                 with contextlib.suppress(Gone):
