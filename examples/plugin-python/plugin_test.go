@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -155,7 +156,11 @@ func (m *machine) states() map[string]string {
 // processes are those of this machine. Zombies do not count.
 func (m *machine) processes(containing ...string) []int {
 	m.Helper()
-	listing, err := exec.Command("ps", "axeww", "-o", "pid=,stat=,command=").Output()
+	withEnvironment := "axEww"
+	if runtime.GOOS == "linux" {
+		withEnvironment = "axeww"
+	}
+	listing, err := exec.Command("ps", withEnvironment, "-o", "pid=,stat=,command=").Output()
 	must(m.T, err)
 	var own []int
 	for line := range strings.Lines(string(listing)) {

@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -31,6 +33,31 @@ func TestAPluginOfProtocol2OnlyIsRefusedInOneLine(t *testing.T) {
 func TestAPluginOfProtocols1And2Works(t *testing.T) {
 	t.Parallel()
 	ask(t, newStub(t, "protocol:1,2"), "pid")
+}
+
+func TestTheProtocolDocumentTellsWhatThisHostDoes(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../docs/plugin-protocol.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	document := strings.Join(strings.Fields(string(text)), " ") // wherever its lines break
+	for _, variable := range slices.Concat(inherited, []string{certificateVariable, plugin.EnvUnixSocketDir}) {
+		if !strings.Contains(document, "`"+variable+"`") {
+			t.Errorf("it does not name the variable %s", variable)
+		}
+	}
+	for _, fact := range []string{
+		fmt.Sprintf("together may take %.0f s", defaultStartTimeout.Seconds()),
+		fmt.Sprintf("every %.0f s and kills a plugin that gives no answer three times in a row, each within %.0f s",
+			defaultLimits.healthPeriod.Seconds(), defaultLimits.healthTimeout.Seconds()),
+		fmt.Sprintf("process group %.0f s after `Shutdown` is killed", defaultLimits.stopGrace.Seconds()),
+		fmt.Sprintf("at most %d KiB a line", maxLine>>10), fmt.Sprintf("its last %d lines", tailLines),
+	} {
+		if !strings.Contains(document, fact) {
+			t.Errorf("it does not say %q", fact)
+		}
+	}
 }
 
 // The other way round: hosts of a later time, and what the SDK of today makes of them.
