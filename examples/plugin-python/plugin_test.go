@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -503,6 +504,27 @@ func TestTheBackEndKeepsTheContract(t *testing.T) {
 			t.Errorf("Logs: %+v", e)
 		}
 		must(t, os.Remove(record))
+	})
+
+	t.Run("APingEndsInTimeAlthoughTheAnswerTrickles", func(t *testing.T) {
+		dripping := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Connection", "close")
+			for r.Context().Err() == nil {
+				_, _ = w.Write([]byte("."))
+				_ = http.NewResponseController(w).Flush()
+				time.Sleep(50 * time.Millisecond)
+			}
+		}))
+		defer dripping.Close()
+		sandbox, err := client.Create(ctx, provider.CreateRequest{Session: "dripping", Owner: "me"})
+		must(t, err)
+		result, err := client.Ping(ctx, provider.PingRequest{
+			Session: "dripping", Owner: "me", SandboxID: sandbox.ID, Endpoint: provider.Endpoint{URL: dripping.URL},
+			Health: provider.HealthCheck{Timeout: 300 * time.Millisecond, JSONFields: map[string]string{"status": "ok"}},
+		})
+		if err != nil || result.Status != provider.PingNotYet {
+			t.Errorf("Ping: %+v, %v", result, err)
+		}
 	})
 
 	t.Run("AServerDiesWithItsWholeGroup", func(t *testing.T) {

@@ -1,5 +1,6 @@
 """One look at a server's health path, judged the way every provider judges it. Copy it as it is."""
 
+import contextlib
 import http.client
 import json
 import socket
@@ -21,11 +22,12 @@ def probe(endpoint: pb.Endpoint, check: pb.HealthCheck, on_end) -> pb.PingRespon
     401, 403, any redirect (login pages answer 200)             DENIED
     2xx                                                         ALIVE
 
-    on_end(f) has f called when the call ends early; it is how a cancelled call ends its probe.
+    on_end(f) has f called when the call ends, and is false if it has: it is how a cancelled call ends its probe.
     """
     timeout = check.timeout.seconds + check.timeout.nanos / 1e9
     request = _Request(endpoint, timeout if timeout > 0 else DEFAULT_TIMEOUT)
-    on_end(request.abort)
+    if not on_end(request.abort):  # it has ended already
+        request.abort()
     try:
         for path in list(check.paths) or ["/"]:
             result, status = request.get(path, dict(check.json_fields))
@@ -42,32 +44,33 @@ class _Request:
     def __init__(self, endpoint: pb.Endpoint, timeout: float):
         self.endpoint, self.timeout = endpoint, timeout
         self.aborted = False
-        self.connection: http.client.HTTPConnection | None = None
+        self.socket: socket.socket | None = None
         self.timer = threading.Timer(timeout, self.abort)
         self.timer.daemon = True
         self.timer.start()
 
     def abort(self) -> None:
         self.aborted = True
-        sock = self.connection and self.connection.sock
-        if sock:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+        if self.socket:
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
 
     def get(self, path: str, fields: dict[str, str]) -> tuple[pb.PingResponse, int]:
         try:
             url = urllib.parse.urlsplit(self.endpoint.url + path)
             kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-            self.connection = kind(url.hostname or "", url.port, timeout=self.timeout)
+            connection = kind(url.hostname or "", url.port, timeout=self.timeout)
         except (ValueError, http.client.InvalidURL):
             return _answer(pb.PING_STATUS_NOT_YET, f"GET {path}: the URL is malformed"), 0
         target = urllib.parse.urlunsplit(("", "", url.path or "/", url.query, ""))
         response, said = None, ""
         try:
-            self.connection.request("GET", target, headers=dict(self.endpoint.headers))
-            response = self.connection.getresponse()
+            connection.connect()
+            self.socket = connection.sock  # kept: the connection forgets it once the answer begins
+            if self.aborted:
+                raise TimeoutError
+            connection.request("GET", target, headers=dict(self.endpoint.headers))
+            response = connection.getresponse()
             said = f"GET {path}: {response.status} {response.reason}"
             body = response.read(BODY_LIMIT)
         except (OSError, http.client.HTTPException, ValueError) as problem:
@@ -75,7 +78,7 @@ class _Request:
                 return _answer(pb.PING_STATUS_NOT_YET, f"GET {path}: {self.words(problem)}"), 0
             body = None
         finally:
-            self.connection.close()
+            connection.close()
         return _judge(said, response.status, body, fields), response.status
 
     def words(self, problem: Exception) -> str:
