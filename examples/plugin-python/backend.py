@@ -127,8 +127,9 @@ class Backend:
             else:
                 return self._wake(found, owner, session, lifetime)
             os.makedirs(self._at(name, "home"), mode=0o700, exist_ok=True)
-            made = Sandbox(id=f"{name}-{secrets.token_hex(4)}", session=session, owner=owner, attempt=attempt, labels=labels,
-                           created_at=time.time(), expires_at=end_of(lifetime))
+            made = Sandbox(
+                id=f"{name}-{secrets.token_hex(4)}", session=session, owner=owner, attempt=attempt, labels=labels,
+                created_at=time.time(), expires_at=end_of(lifetime))
             self._save(made)
             try:
                 time.sleep(CANCEL_TIME)

@@ -41,7 +41,8 @@ def to_status(error: ProviderError) -> grpc.Status:
     """The error as a gRPC status with details."""
     metadata = {"sandbox_id": text(error.sandbox_id), "retryable": "true" if error.retryable else "",
                 "exit_code": "" if error.exit_code is None else str(error.exit_code)}
-    found: list = [details.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata={k: v for k, v in metadata.items() if v})]
+    metadata = {key: value for key, value in metadata.items() if value}
+    found: list = [details.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)]
     if error.retry_after:
         info = details.RetryInfo()
         info.retry_delay.FromNanoseconds(round(error.retry_after * 1e9))

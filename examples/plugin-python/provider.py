@@ -150,7 +150,8 @@ class Plugin(services.SetupServicer, services.ProviderServicer, services.Houseke
         try:
             sandbox = backend.get(request.owner, request.sandbox_id)
         except Gone:
-            return pb.PingResponse(status=pb.PING_STATUS_GONE, reason=f"the sandbox {request.sandbox_id} does not exist any more")
+            return pb.PingResponse(status=pb.PING_STATUS_GONE,
+                                   reason=f"the sandbox {request.sandbox_id} does not exist any more")
         if sandbox.suspended:
             return pb.PingResponse(status=pb.PING_STATUS_STOPPED, reason="the sandbox is suspended")
         ended = backend.server_end(sandbox)
@@ -217,7 +218,8 @@ class Plugin(services.SetupServicer, services.ProviderServicer, services.Houseke
             case CallEnded():
                 return ProviderError(code.CANCELLED, "the call ended before its work did")
             case Gone():
-                return ProviderError(code.NOT_FOUND, f"the sandbox {id} does not exist any more", reason="GONE", sandbox_id=id)
+                return ProviderError(code.NOT_FOUND, f"the sandbox {id} does not exist any more", reason="GONE",
+                                     sandbox_id=id)
             case Foreign():
                 return ProviderError(code.ALREADY_EXISTS, f"the sandbox {id} belongs to another owner", sandbox_id=id)
             case Suspended():
@@ -231,7 +233,8 @@ class Plugin(services.SetupServicer, services.ProviderServicer, services.Houseke
                 return ProviderError(code.UNKNOWN, f"{method}: {problem.strerror}: {problem.filename}", sandbox_id=id)
         # The text of such an exception may quote anything, also a secret: what the log gets is where it was raised.
         log.error("an exception nobody expected", extra={"fields": {
-            "method": method, "type": type(problem).__name__, "stack": "".join(traceback.format_tb(problem.__traceback__))}})
+            "method": method, "type": type(problem).__name__,
+            "stack": "".join(traceback.format_tb(problem.__traceback__))}})
         return ProviderError(code.INTERNAL, f"the plugin panicked in {method} ({type(problem).__name__})", reason="PANIC")
 
 
