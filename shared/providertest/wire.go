@@ -25,15 +25,15 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// identity is the certificate with which the suite shows itself to plugins: of the same kind as go-plugin's, because
-// not every TLS library takes its curve.
+// identity is the certificate with which the suite shows itself to plugins: of the same kind as the host's, on the curve
+// P-256, because not every TLS library takes others.
 type identity struct {
 	pem         string
 	certificate tls.Certificate
 }
 
 func newIdentity() (*identity, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
