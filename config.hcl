@@ -20,6 +20,13 @@ host {
   log_level = "warn"
 }
 
+# The records of who owns which sandbox. Default: a file in state_dir, for all berth processes of one machine. Several
+# machines share a PostgreSQL database. A host that was not heard of for the length of a lease is replaced by others.
+#| state {
+#|   url   = env("BERTH_STATE_URL")
+#|   lease = "30s"
+#| }
+
 # What is started in every sandbox. A preset knows a server's command, port, health path and key: action-server (the
 # example in this repository), openhands, agent-server, swe-rex, or custom with a command and a port of your own.
 server {

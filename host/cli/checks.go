@@ -142,8 +142,8 @@ func (a *app) doctorCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "doctor",
 		Short: "Check this installation, down to whether the providers accept the credentials",
-		Long: `Check the configuration, the state directory, the records, every plugin, and by listing sandboxes whether every provider accepts
-our credentials. Nothing is created. The exit code is that of the first check that failed.`,
+		Long: `Check the configuration, the state directory, the records, every plugin, and by listing sandboxes whether every
+provider accepts our credentials. Nothing is created. The exit code is that of the first check that failed.`,
 		Args: cobra.NoArgs,
 		RunE: run(func(c *cobra.Command, _ []string) error {
 			if err := a.load(); err != nil {

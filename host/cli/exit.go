@@ -191,6 +191,8 @@ func (a *app) explain(err error, f failure) {
 	switch f.Cleanup {
 	case string(connect.CleanupDone):
 		detail("cleanup", "done: nothing of this attempt is left")
+	case string(connect.CleanupPending):
+		detail("cleanup", "pending: the next connect of the session or berth recover ends what may be left")
 	case string(connect.CleanupFailed):
 		detail("cleanup", "FAILED, something may be left and cost money: "+f.CleanupError)
 	}

@@ -7,6 +7,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"maps"
 	"os"
 	"strconv"
 	"strings"
@@ -56,6 +57,39 @@ func TestTheExitCodesAreThoseOfTheHelp(t *testing.T) {
 		if !strings.Contains(help, entry) {
 			t.Errorf("%q is missing in %s", entry, help)
 		}
+	}
+}
+
+func TestTheExitCodesAreThoseOfTheREADME(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(text), "\n## Exit codes\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	listed := map[string]int{}
+	for line := range strings.Lines(section) {
+		columns := strings.Split(line, "|")
+		if len(columns) != 5 {
+			continue
+		}
+		code, err := strconv.Atoi(strings.TrimSpace(columns[1]))
+		if err != nil { // the heading
+			continue
+		}
+		for word := range strings.SplitSeq(columns[3], ",") {
+			if word = strings.Trim(word, " `"); word != "" {
+				listed[word] = code
+			}
+		}
+	}
+	want := map[string]int{"usage": exitUsage}
+	for code, exit := range exitCodes {
+		want[string(code)] = exit
+	}
+	if !maps.Equal(listed, want) {
+		t.Errorf("it lists\n%v, and there are\n%v", listed, want)
 	}
 }
 

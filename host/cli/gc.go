@@ -2,6 +2,8 @@ package cli
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -45,7 +47,7 @@ It refuses to run when the records cannot be read. A provider that fails is name
 		if err != nil {
 			return err
 		}
-		options := sweep.Options{Grace: *grace, DryRun: *dryRun, Unrecorded: *unrecorded}
+		options := sweep.Options{Grace: *grace, DryRun: *dryRun, Provider: *label, Unrecorded: *unrecorded}
 		report, err := sweep.Sweep(c.Context(), a.store, connectors, options, a.sayFinding(*dryRun))
 		if err != nil {
 			return err
@@ -149,8 +151,8 @@ func (a *app) printReport(report sweep.Report, dryRun bool) {
 			f.Provider, orDash(f.Session), orDash(f.SandboxID), short(f.Age), string(f.Verdict), f.Why, orDash(done),
 		})
 	}
-	for name, err := range report.Failures {
-		failure, _ := a.failure(commandError{err})
+	for _, name := range slices.Sorted(maps.Keys(report.Failures)) {
+		failure, _ := a.failure(commandError{report.Failures[name]})
 		failure.Provider = name
 		failures = append(failures, failure)
 		a.say("berth: provider %s was not swept: %s", name, failure.Message)

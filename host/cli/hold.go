@@ -38,17 +38,7 @@ the configuration.
 		if err != nil {
 			return err
 		}
-		ctx := c.Context()
-		if *limit > 0 {
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeoutCause(ctx, *limit, errHeld)
-			defer cancel()
-		}
-		err = a.hold(ctx, connector, id, p.Lifetime)
-		if errors.Is(context.Cause(ctx), errHeld) {
-			return nil
-		}
-		return err
+		return a.hold(c.Context(), connector, id, p.Lifetime, *limit)
 	})
 	return c
 }
@@ -56,22 +46,21 @@ the configuration.
 // errHeld is the end of a hold that was to end then.
 var errHeld = errors.New("held for as long as asked")
 
-// hold renews until ctx ends. A renewal that fails is tried again until the life it had won is nearly over: the network
-// may come back.
-func (a *app) hold(ctx context.Context, connector *connect.Connector, id string, lifetime time.Duration) error {
-	for first := true; ; first = false {
-		began := time.Now()
-		patience := lifetime / 3
-		if first { // nothing is won yet, so that whoever called should know soon
-			patience = 0
-		}
-		sandboxID, end, err := a.renew(ctx, connector, id, lifetime, patience)
-		if err != nil {
-			return err
-		}
-		if first {
-			a.printHold(id, sandboxID, end)
-		}
+// hold renews until ctx ends or, unless limit is 0, the sandbox was held for that long. A renewal that fails is tried
+// again until the life it had won is nearly over: the network may come back.
+func (a *app) hold(ctx context.Context, connector *connect.Connector, id string, lifetime, limit time.Duration) error {
+	began := time.Now()
+	sandboxID, end, err := a.renew(ctx, connector, id, lifetime, 0) // nothing is won yet: whoever called should know soon
+	if err != nil {
+		return err
+	}
+	a.printHold(id, sandboxID, end)
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, limit, errHeld)
+		defer cancel()
+	}
+	for err == nil {
 		a.log.Info("renewed", "session", id, "sandbox", sandboxID, "until", end)
 		next := lifetime / 3
 		if !end.IsZero() { // the provider may grant less than was asked
@@ -80,11 +69,17 @@ func (a *app) hold(ctx context.Context, connector *connect.Connector, id string,
 		timer := time.NewTimer(max(next, time.Second))
 		select {
 		case <-timer.C:
+			began = time.Now()
+			sandboxID, end, err = a.renew(ctx, connector, id, lifetime, lifetime/3)
 		case <-ctx.Done():
 			timer.Stop()
-			return ctx.Err()
+			err = ctx.Err()
 		}
 	}
+	if errors.Is(context.Cause(ctx), errHeld) {
+		return nil
+	}
+	return err
 }
 
 func (a *app) renew(

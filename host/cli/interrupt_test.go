@@ -113,11 +113,15 @@ func TestASecondInterruptLeavesAtOnce(t *testing.T) {
 
 func TestEveryOtherCommandCanBeInterruptedToo(t *testing.T) {
 	t.Parallel()
-	for _, args := range []string{"ping s1", "sessions", "disconnect s1", "doctor", "config check"} {
+	for _, args := range []string{"ping s1", "sessions", "disconnect s1", "hold s1", "gc", "doctor", "config check"} {
 		t.Run(args, func(t *testing.T) {
 			t.Parallel()
 			m := newMachine(t)
-			m.configureMock(faults("list=hang", "configure=delay:700ms"))
+			hangs := "list=hang"
+			if args == "config check" {
+				hangs = "configure=hang"
+			}
+			m.configureMock(faults(hangs))
 			c := m.start(append(strings.Fields(args), "-o", "json", "--log-level", "trace")...)
 			c.plugin()
 			c.interrupt(syscall.SIGINT)

@@ -43,11 +43,13 @@ var phaseNames = map[connect.Phase]string{
 	connect.PhaseUndo:        "undoing",
 }
 
-// plainEvent writes a line for each end of a phase.
+// plainEvent writes a line for each end of a phase, and for what getting a sandbox waits for.
 func (a *app) plainEvent(e connect.Event) {
-	switch e.Status {
-	case connect.StatusDone, connect.StatusFailed:
+	switch {
+	case e.Status == connect.StatusDone, e.Status == connect.StatusFailed:
 		a.say("%s", phaseLine(e))
+	case e.Status == connect.StatusProgress && e.Phase == connect.PhaseAcquire:
+		a.say("%s: %s", phaseNames[e.Phase], e.Message)
 	}
 }
 

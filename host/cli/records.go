@@ -22,7 +22,7 @@ func (a *app) records(ctx context.Context) (session.Store, error) {
 		return nil, err
 	}
 	store, err := session.Open(ctx, session.Options{
-		Dir: a.conf.Host.StateDir, Owner: a.owner(secret), Log: a.log,
+		URL: a.conf.State.URL, Dir: a.conf.Host.StateDir, Owner: a.owner(secret), Lease: a.conf.State.Lease, Log: a.log,
 	})
 	if err != nil {
 		return nil, connect.RecordsError(err)
@@ -63,6 +63,12 @@ func (a *app) sessionConnector(ctx context.Context, id, label string) (*connect.
 		case errors.Is(err, session.ErrNotFound):
 		case err != nil:
 			return nil, nil, connect.RecordsError(err)
+		case record.HasSandbox() && !a.conf.Has(record.Provider):
+			return nil, nil, &connect.Error{
+				Code: connect.CodeInvalidConfig, Session: id, Provider: record.Provider, SandboxID: record.SandboxID,
+				Message: fmt.Sprintf("session %q has a sandbox on provider %s, which is not in the configuration", id, record.Provider),
+				Hint:    "bring its provider block back, at least until the session is disconnected",
+			}
 		case record.HasSandbox():
 			label = record.Provider
 		}

@@ -66,6 +66,7 @@ func TestNoCommandTellsASecretAtAnyLogLevel(t *testing.T) {
 	// From here on the level is trace.
 	tell("ping s1", "ping s1 -p env -o json", "ping s1 -p native", "sessions -o json", "providers", "providers -o json",
 		"doctor", "doctor -o json", "connect s2 --mode attach -o json", "connect s1 --mode create -o json")
+	tell("gc", "gc --dry-run -o json", "recover -o json", "hold s1 -p env --for 1ms", "hold nobody -p native -o json")
 	tell("plugin list", "plugin describe mock", "plugin describe mock -o json", "version", "connect _bad -o json",
 		"disconnect s1 --action suspend", "disconnect s1 -p env", "disconnect s1 -p native -o json")
 	if !told {

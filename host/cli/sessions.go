@@ -167,6 +167,16 @@ type listing struct {
 	err       error
 }
 
+// madeBy is the id of the sandbox that an attempt has made, or empty.
+func (l *listing) madeBy(attempt string) string {
+	for _, s := range l.sandboxes {
+		if s.Attempt == attempt {
+			return s.ID
+		}
+	}
+	return ""
+}
+
 // listAll asks the providers at the same time.
 func (a *app) listAll(ctx context.Context, connectors map[string]*connect.Connector) map[string]*listing {
 	listings := map[string]*listing{}
@@ -198,10 +208,14 @@ func describeSessions(records []session.Record, listings map[string]*listing, on
 	states := []sessionState{}
 	recorded := map[string]bool{} // by provider and sandbox id
 	for _, r := range records {
+		fresh := time.Since(r.UpdatedAt) < connect.ListingLag
+		if l := listings[r.Provider]; l != nil && r.SandboxID == "" && r.HasSandbox() {
+			r.SandboxID = l.madeBy(r.Attempt)
+		}
+		recorded[r.Provider+" "+r.SandboxID] = r.HasSandbox() || fresh // a listing may still show what was destroyed
 		if !r.HasSandbox() || only != "" && r.Provider != only {
 			continue
 		}
-		recorded[r.Provider+" "+r.SandboxID] = true
 		states = append(states, describeRecord(r, listings[r.Provider]))
 	}
 	for name, l := range listings {
@@ -219,9 +233,6 @@ func describeSessions(records []session.Record, listings map[string]*listing, on
 	})
 	return states
 }
-
-// listingLag is how long a provider may take to list what it has just made.
-const listingLag = 30 * time.Second
 
 // describeRecord is one record with what its provider says, which is nil for one that is not configured.
 func describeRecord(r session.Record, l *listing) sessionState {
@@ -245,7 +256,7 @@ func describeRecord(r session.Record, l *listing) sessionState {
 	case l.err != nil:
 		s.State = "unreachable"
 	default:
-		if time.Since(r.UpdatedAt) < listingLag {
+		if time.Since(r.UpdatedAt) < connect.ListingLag {
 			s.State = string(r.State)
 		}
 		for _, sandbox := range l.sandboxes {

@@ -26,8 +26,9 @@ import (
 // Config is a configuration that was read. Its methods and those of its providers may be called concurrently.
 type Config struct {
 	// Path is the file as it was named to Load, and empty for the built-in configuration.
-	Path string
-	Host Host
+	Path  string
+	Host  Host
+	State State
 	// Providers are in the order of the file. There is at least one unless Load reported errors.
 	Providers []*Provider
 	// Secrets takes in the secret values that are met, in Load and in PluginConfig. Whatever berth prints goes through it.
@@ -194,6 +195,11 @@ func (c *Config) Provider(label string) (*Provider, error) {
 		label, didYouMean(label, labels), strings.Join(labels, ", "))
 }
 
+// Has says that there is a provider with the label.
+func (c *Config) Has(label string) bool {
+	return slices.Contains(c.labels(), label)
+}
+
 // Write prints diagnostics with their source lines. Comments, and literal values that are or might be secret, are
 // blotted out of those lines.
 func (c *Config) Write(w io.Writer, diagnostics hcl.Diagnostics, color bool) error {
@@ -233,6 +239,7 @@ func executable(path string) bool {
 func newConfig(pluginDir string, getenv func(string) (string, bool), secrets *redact.Set) *Config {
 	c := &Config{
 		Host:     Host{PluginDir: pluginDir, StateDir: defaultStateDir(getenv), LogLevel: "warn"},
+		State:    State{Lease: 30 * time.Second},
 		Secrets:  secrets,
 		getenv:   getenv,
 		health:   Health{Timeout: 120 * time.Second, Interval: time.Second, Ramp: RampAuto, ProbeTimeout: 5 * time.Second},

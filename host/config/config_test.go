@@ -28,6 +28,9 @@ func TestWithoutAFileThereIsTheLocalProviderWithEveryDefault(t *testing.T) {
 	if diff := cmp.Diff(wantHost, c.Host); diff != "" {
 		t.Errorf("host (-want +got):\n%s", diff)
 	}
+	if diff := cmp.Diff(State{Lease: 30 * time.Second}, c.State); diff != "" {
+		t.Errorf("state (-want +got):\n%s", diff)
+	}
 	want := []*Provider{{
 		Label: "local", Plugin: "local", Path: "/opt/berth/plugins/berth-provider-local",
 		MTLS: true, StartTimeout: 10 * time.Second, Lifetime: time.Hour,
@@ -78,6 +81,10 @@ host {
   secret     = "sixteen-letters!"
   log_level  = "trace"
 }
+state {
+  url   = "postgresql://db/berth"
+  lease = "45s"
+}
 provider "other" {}
 provider "acme-eu" {
   plugin        = "acme"
@@ -120,6 +127,9 @@ provider "acme-eu" {
 	}
 	if diff := cmp.Diff(wantHost, c.Host); diff != "" {
 		t.Errorf("host (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(State{URL: "postgresql://db/berth", Lease: 45 * time.Second}, c.State); diff != "" {
+		t.Errorf("state (-want +got):\n%s", diff)
 	}
 	want := &Provider{
 		Label: "acme-eu", Plugin: "acme", Path: filepath.Join(c.dir, "tools", "berth-provider-acme"), SHA256: sum,
@@ -471,6 +481,7 @@ func TestSecretsAreCollectedWhereverTheyCameFrom(t *testing.T) {
 	path := filepath.Join(dir, "config.hcl")
 	source := `
 host { secret = "canary-host-secret" }
+state { url = "postgres://me:canary%2Fpassword@db/berth" }
 server { env = { TOKEN = "Bearer ${env("TOKEN")}" } }
 provider "acme" {
   env    = { PROXY = "canary-proxy" }
@@ -495,7 +506,7 @@ provider "acme" {
 	}
 	for _, secret := range []string{
 		"canary-host-secret", "canary-env", "Bearer canary-env", "canary-proxy", "canary-default", "canary-literal",
-		"canary-file", "canary-header", "1234-1234",
+		"canary-file", "canary-header", "1234-1234", "postgres://me:canary%2Fpassword@db/berth", "canary/password",
 	} {
 		if got := c.Secrets.String("<" + secret + ">"); got != "<[redacted]>" {
 			t.Errorf("%s is shown as %s", secret, got)
@@ -628,7 +639,7 @@ func TestTheShippedConfigurationIsRightWhenItsExamplesAreUncommented(t *testing.
 		}
 		lines = append(lines, line)
 	}
-	variables := map[string]string{"BERTH_SECRET": "a secret of the environment"}
+	variables := map[string]string{"BERTH_SECRET": "a secret of the environment", "BERTH_STATE_URL": "postgres://db/berth"}
 	c, diagnostics := loadSource(t, strings.Join(lines, ""), variables)
 	mustSucceed(t, c, diagnostics)
 	var labels []string
@@ -650,7 +661,7 @@ func TestTheReferenceNamesEverythingThatCanBeConfigured(t *testing.T) {
 	p := &Provider{config: c}
 	names := presetNames
 	for block, arguments := range map[string][]argument{
-		"host": c.hostArguments(), "server": c.server.arguments(), "health": c.health.arguments(),
+		"host": c.hostArguments(), "state": c.stateArguments(), "server": c.server.arguments(), "health": c.health.arguments(),
 		"timeouts": c.timeouts.arguments(), "provider": p.arguments(),
 	} {
 		section := "\n## `" + block

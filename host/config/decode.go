@@ -24,11 +24,12 @@ func (c *Config) read(name string, source []byte) hcl.Diagnostics {
 		return diagnostics
 	}
 	c.fallback = body.MissingItemRange()
-	content, more := c.decode(body, nil, "host", "server", "health", "timeouts", "provider")
+	content, more := c.decode(body, nil, "host", "state", "server", "health", "timeouts", "provider")
 	diagnostics = append(diagnostics, more...)
 	blocks := content.Blocks.ByType()
 
 	diagnostics = append(diagnostics, c.decodeOnly(blocks["host"], c.hostArguments())...)
+	diagnostics = append(diagnostics, c.decodeOnly(blocks["state"], c.stateArguments())...)
 	diagnostics = append(diagnostics, c.decodeServer(blocks["server"], &c.server)...)
 	diagnostics = append(diagnostics, c.decodeOnly(blocks["health"], c.health.arguments())...)
 	diagnostics = append(diagnostics, c.decodeOnly(blocks["timeouts"], c.timeouts.arguments())...)

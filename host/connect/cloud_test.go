@@ -127,7 +127,12 @@ func (c *cloud) Attach(ctx context.Context, r provider.AttachRequest) (provider.
 			return provider.Sandbox{}, err
 		}
 	}
-	s := c.find(r.Session, r.Owner)
+	c.mutex.Lock()
+	s := c.sandboxes[r.SandboxID]
+	c.mutex.Unlock()
+	if s == nil {
+		s = c.find(r.Session, r.Owner)
+	}
 	if s == nil {
 		return provider.Sandbox{}, provider.Errorf(provider.CodeNotFound, "no sandbox for %s", r.Session)
 	}

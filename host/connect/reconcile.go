@@ -40,10 +40,13 @@ func (c *Connector) RemoveOrphan(ctx context.Context, sandbox provider.Sandbox) 
 		if cl.record.HasSandbox() && cl.record.SandboxID == sandbox.ID && cl.record.Provider == c.name {
 			return nil
 		}
+		if err := c.destroy(ctx, cl, sandbox.ID); err != nil {
+			return c.sessionError(id, sandbox.ID, err) // the record may name another
+		}
 		removed = true
-		return c.destroy(ctx, cl, sandbox.ID)
+		return nil
 	})
-	return removed && err == nil, err
+	return removed, err
 }
 
 // Reconcile brings a session's record into agreement with what the provider has, which it asks once more. It answers

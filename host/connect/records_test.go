@@ -251,7 +251,7 @@ func TestASandboxRecordedByAnInterruptedConnectIsAdopted(t *testing.T) {
 func TestNothingIsMadeThatCannotBeRecorded(t *testing.T) {
 	t.Parallel()
 	full := &session.UnusableError{Where: "records.db", Problem: "the disk is full", Hint: "make room"}
-	for name, break_ := range map[string]func(*faulty){
+	for name, spoil := range map[string]func(*faulty){
 		"the intent": func(f *faulty) { f.save = func(session.Record) error { return full } },
 		"the sandbox": func(f *faulty) {
 			f.save = func(r session.Record) error {
@@ -275,14 +275,14 @@ func TestNothingIsMadeThatCannotBeRecorded(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c := newCloud()
 				f := &faulty{Store: session.NewMemory().Store("one")}
-				break_(f)
+				spoil(f)
 				_, err := New(c, "acme", testOwner, []byte("host secret"), f).Connect(t.Context(), request(), nil)
 				e := failure(t, err, CodeRecordsUnusable)
 				if !strings.Contains(e.Message, "the disk is full") || e.Hint != "make room" {
 					t.Errorf("%s (%s)", e.Message, e.Hint)
 				}
 				nothingLeft(t, c)
-				record, err := f.Store.Get(t.Context(), "s1")
+				record, err := f.Get(t.Context(), "s1")
 				ok(t, err)
 				same(t, "state", record.State, session.StateGone)
 			})
@@ -394,6 +394,88 @@ func TestDisconnectEndsASandboxThatTheListingDoesNotShowYet(t *testing.T) {
 		same(t, "sandbox", id, result.SandboxID)
 		nothingLeft(t, c)
 		same(t, "state", recordOf(t, h).State, session.StateGone)
+	})
+}
+
+// interruptedCreate records a create whose host has ended.
+func interruptedCreate(t *testing.T, h host, id string) {
+	t.Helper()
+	lease, record, err := h.store.Claim(t.Context(), "s1")
+	ok(t, err)
+	record.Provider, record.State, record.Attempt, record.SandboxID = "acme", session.StateCreating, "a1", id
+	ok(t, h.store.Save(t.Context(), lease, record))
+	h.store.End()
+}
+
+func TestDisconnectEndsWhatAnInterruptedCreateLeftThoughTheListingLags(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		c.listLag = 2 * time.Second
+		records := session.NewMemory()
+		one, two := hostOf(c, records, "one"), hostOf(c, records, "two")
+		interruptedCreate(t, one, "")
+		left := c.put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a1", State: provider.StateRunning})
+		id, err := two.Disconnect(t.Context(), "s1", ActionDestroy, nil)
+		ok(t, err)
+		same(t, "sandbox", id, left)
+		nothingLeft(t, c)
+		same(t, "state", recordOf(t, two).State, session.StateGone)
+	})
+}
+
+func TestASandboxThatTheListingDoesNotShowYetCanBeCheckedAndRenewed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := renewing{newCloud()}
+		c.listLag = 5 * time.Second
+		h := hostOf(c, session.NewMemory(), "one")
+		result, err := h.Connect(t.Context(), request(), nil)
+		ok(t, err)
+		check, err := h.Check(t.Context(), request())
+		ok(t, err)
+		same(t, "checked", check.Sandbox.ID, result.SandboxID)
+		same(t, "health", check.Ping.Status, provider.PingAlive)
+		id, _, err := h.Renew(t.Context(), "s1", time.Hour)
+		ok(t, err)
+		same(t, "renewed", id, result.SandboxID)
+	})
+}
+
+func TestOfTwoSandboxesTheRecordedOneIsCheckedAndRenewed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := renewing{newCloud()}
+		c.put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a0", State: provider.StateRunning})
+		h := hostOf(c, session.NewMemory(), "one")
+		mine := c.put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a1", State: provider.StateRunning})
+		c.put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a2", State: provider.StateRunning})
+		lease, record, err := h.store.Claim(t.Context(), "s1")
+		ok(t, err)
+		record.Provider, record.State, record.SandboxID = "acme", session.StateRunning, mine
+		ok(t, h.store.Release(t.Context(), lease, record))
+		check, err := h.Check(t.Context(), request())
+		ok(t, err)
+		same(t, "checked", check.Sandbox.ID, mine)
+		id, _, err := h.Renew(t.Context(), "s1", time.Hour)
+		ok(t, err)
+		same(t, "renewed", id, mine)
+	})
+}
+
+func TestWhatWasInterruptedIsNotRenewed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := renewing{newCloud()}
+		records := session.NewMemory()
+		one, two := hostOf(c, records, "one"), hostOf(c, records, "two")
+		interruptedCreate(t, one, c.put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a1", State: provider.StateRunning}))
+		_, _, err := two.Renew(t.Context(), "s1", time.Hour)
+		e := failure(t, err, CodeNotFound)
+		if !strings.Contains(e.Message, "interrupted") || !strings.Contains(e.Hint, "berth recover") {
+			t.Errorf("%s (%s)", e.Message, e.Hint)
+		}
+		same(t, "state", recordOf(t, two).State, session.StateCreating)
 	})
 }
 

@@ -67,11 +67,22 @@ func (c *Connector) underLease(ctx context.Context, id string, waiting func(hold
 }
 
 func (c *Connector) disconnect(ctx context.Context, cl *claim, action Action) (sandboxID string, err error) {
+	interrupted := cl.record.Interrupted()
+	if err := c.settle(ctx, cl); err != nil {
+		return cl.record.SandboxID, err
+	}
+	settled := interrupted && !cl.record.HasSandbox()
 	sandboxes, err := c.present(ctx, cl.record)
 	if err != nil {
 		return cl.record.SandboxID, err
 	}
+	if settled { // a listing may still show what has just been destroyed
+		sandboxes = slices.DeleteFunc(sandboxes, func(s provider.Sandbox) bool { return s.ID == cl.record.SandboxID })
+	}
 	if len(sandboxes) == 0 {
+		if settled && action == ActionDestroy && cl.record.SandboxID != "" {
+			return cl.record.SandboxID, nil
+		}
 		cl.gone()
 		return "", c.noSandbox(cl.record.Session)
 	}
@@ -104,24 +115,40 @@ func (c *Connector) disconnect(ctx context.Context, cl *claim, action Action) (s
 	return sandboxID, nil
 }
 
-// present lists the session's sandboxes. The one in the record is among them even when the provider's listing lags, or
-// when it has none: whether it is still there, ending it will tell.
+// ListingLag is how far a provider's listing may lag behind: what a record has named for longer, and is not listed, is
+// gone.
+const ListingLag = time.Minute
+
+// present lists the session's sandboxes, the one in the record first. That one is among them even when the provider's
+// listing lags, or when it has none: whether it is still there, the next call on it will tell.
 func (c *Connector) present(ctx context.Context, record session.Record) ([]provider.Sandbox, error) {
 	sandboxes, err := c.sandboxes(ctx, record.Session)
-	if record.SandboxID == "" || !record.HasSandbox() {
+	if record.SandboxID == "" || !record.HasSandbox() || record.Provider != c.name {
 		return sandboxes, err
 	}
 	unlisted := provider.CodeOf(err) == provider.CodeUnsupported
 	if unlisted {
 		err = nil
 	}
-	listed := slices.ContainsFunc(sandboxes, func(s provider.Sandbox) bool { return s.ID == record.SandboxID })
-	if unlisted || !listed && time.Since(record.UpdatedAt) < settledAfter {
-		sandboxes = append(sandboxes, provider.Sandbox{
-			ID: record.SandboxID, Session: record.Session, Attempt: record.Attempt, CreatedAt: record.CreatedAt, ExpiresAt: record.ExpiresAt,
-		})
+	i := slices.IndexFunc(sandboxes, func(s provider.Sandbox) bool { return s.ID == record.SandboxID })
+	switch {
+	case i >= 0:
+		sandboxes[0], sandboxes[i] = sandboxes[i], sandboxes[0]
+	case unlisted || time.Since(record.UpdatedAt) < ListingLag:
+		sandboxes = slices.Insert(sandboxes, 0, recorded(record))
 	}
 	return sandboxes, err
+}
+
+// recorded is the sandbox as its record has it.
+func recorded(r session.Record) provider.Sandbox {
+	state := provider.StateRunning
+	if r.State == session.StateSuspended {
+		state = provider.StateSuspended
+	}
+	return provider.Sandbox{
+		ID: r.SandboxID, State: state, Session: r.Session, Attempt: r.Attempt, CreatedAt: r.CreatedAt, ExpiresAt: r.ExpiresAt,
+	}
 }
 
 func (c *Connector) end(ctx context.Context, cl *claim, sandboxID string, action Action) error {
@@ -154,6 +181,13 @@ func (c *Connector) Renew(ctx context.Context, id string, lifetime time.Duration
 func (c *Connector) renew(ctx context.Context, cl *claim, lifetime time.Duration) (string, time.Time, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
+	if cl.record.Interrupted() { // renewing would make a session out of what is to be ended
+		return cl.record.SandboxID, time.Time{}, &Error{
+			Code:    CodeNotFound,
+			Message: fmt.Sprintf("session %q was interrupted while its host was %s its sandbox", cl.record.Session, cl.record.State),
+			Hint:    "connect it again, or end what is left with berth recover",
+		}
+	}
 	sandboxes, err := c.present(ctx, cl.record)
 	if err != nil {
 		return cl.record.SandboxID, time.Time{}, err
@@ -204,19 +238,29 @@ func (c *Connector) Check(ctx context.Context, req Request) (Check, error) {
 	if err := c.check(req); err != nil {
 		return Check{}, err
 	}
-	sandboxes, err := c.sandboxes(ctx, req.Session)
+	record, err := c.records.Get(ctx, req.Session)
+	if err != nil && !errors.Is(err, session.ErrNotFound) {
+		return Check{}, c.sessionError(req.Session, "", RecordsError(err))
+	}
+	record.Session = req.Session
+	sandboxes, err := c.present(ctx, record)
 	if err != nil {
-		return Check{}, err
+		return Check{}, c.sessionError(req.Session, "", err)
 	}
 	if len(sandboxes) == 0 {
-		return Check{}, c.missing(ctx, req.Session)
+		return Check{}, c.missing(record)
 	}
 	check := Check{Sandbox: sandboxes[0]}
 	if check.Sandbox.State != provider.StateRunning {
 		return check, nil
 	}
 	r := &run{Connector: c, req: req, key: c.SessionKey(req.Session), events: func(Event) {}, began: time.Now()}
-	sandbox, err := c.provider.Attach(ctx, r.attachRequest())
+	request := r.attachRequest()
+	request.SandboxID = check.Sandbox.ID
+	sandbox, err := c.provider.Attach(ctx, request)
+	if provider.CodeOf(err) == provider.CodeNotFound {
+		return check, c.missing(record)
+	}
 	if err != nil {
 		return check, c.sessionError(req.Session, check.Sandbox.ID, err)
 	}
@@ -251,11 +295,11 @@ func (c *Connector) sandboxes(ctx context.Context, id string) ([]provider.Sandbo
 }
 
 // missing tells a sandbox that is gone from one that never was.
-func (c *Connector) missing(ctx context.Context, id string) *Error {
-	e := c.noSandbox(id)
-	if record, err := c.records.Get(ctx, id); err == nil && record.HasSandbox() && record.Provider == c.name {
+func (c *Connector) missing(record session.Record) *Error {
+	e := c.noSandbox(record.Session)
+	if record.HasSandbox() && record.SandboxID != "" && record.Provider == c.name {
 		e.SandboxID = record.SandboxID
-		e.Message = fmt.Sprintf("the sandbox %s of session %q is gone from provider %s", record.SandboxID, id, c.name)
+		e.Message = fmt.Sprintf("the sandbox %s of session %q is gone from provider %s", record.SandboxID, record.Session, c.name)
 		e.Hint = "berth connect makes a new one"
 	}
 	return e

@@ -3,15 +3,12 @@ package connect
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/berth-dev/berth/host/session"
 	"github.com/berth-dev/berth/shared/provider"
 )
-
-// settledAfter is how old an interrupted attempt is when no listing lags that far behind any more: then one look is
-// enough.
-const settledAfter = time.Minute
 
 // settle finishes what an earlier host began with the session and did not end.
 //
@@ -32,7 +29,18 @@ func (c *Connector) finishDestroying(ctx context.Context, cl *claim) error {
 	if cl.record.SandboxID == "" {
 		return c.destroyAttempt(ctx, cl)
 	}
-	if err := c.destroy(ctx, cl, cl.record.SandboxID); err != nil {
+	return c.destroyRecorded(ctx, cl, cl.record.SandboxID)
+}
+
+// destroyRecorded destroys a sandbox, and records before that it is to be destroyed: nobody may attach to it any more.
+func (c *Connector) destroyRecorded(ctx context.Context, cl *claim, id string) error {
+	if cl.record.State != session.StateDestroying || cl.record.SandboxID != id {
+		cl.record.State, cl.record.SandboxID = session.StateDestroying, id
+		if err := cl.save(ctx); err != nil {
+			return err
+		}
+	}
+	if err := c.destroy(ctx, cl, id); err != nil {
 		return err
 	}
 	cl.gone()
@@ -42,7 +50,7 @@ func (c *Connector) finishDestroying(ctx context.Context, cl *claim) error {
 // destroyAttempt destroys what an interrupted Create made, if it made anything.
 func (c *Connector) destroyAttempt(ctx context.Context, cl *claim) error {
 	patience := settleTime
-	if time.Since(cl.record.UpdatedAt) > settledAfter {
+	if time.Since(cl.record.UpdatedAt) > ListingLag { // then one look is enough
 		patience = settleTime / 10
 	}
 	id, err := c.findMade(ctx, cl.record, patience)
@@ -53,9 +61,7 @@ func (c *Connector) destroyAttempt(ctx context.Context, cl *claim) error {
 		return err
 	}
 	if id != "" {
-		if err := c.destroy(ctx, cl, id); err != nil {
-			return err
-		}
+		return c.destroyRecorded(ctx, cl, id)
 	}
 	cl.gone()
 	return nil
@@ -102,8 +108,15 @@ func (c *Connector) recover(ctx context.Context, cl *claim) (Outcome, error) {
 		return "", err
 	}
 	left, err := c.sandboxes(ctx, cl.record.Session)
-	if err != nil || len(left) == 0 {
-		return OutcomeDestroyed, err
+	// A listing may still show what has just been destroyed.
+	left = slices.DeleteFunc(left, func(s provider.Sandbox) bool { return s.ID == cl.record.SandboxID })
+	switch {
+	case err != nil:
+		return "", err
+	case len(left) == 0 && cl.record.SandboxID == "":
+		return OutcomeNothing, nil
+	case len(left) == 0:
+		return OutcomeDestroyed, nil
 	}
 	cl.found(c.name, left[0])
 	if left[0].State == provider.StateSuspended {

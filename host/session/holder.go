@@ -212,21 +212,40 @@ func (s *SQL) remove(ctx context.Context, id string) error {
 
 // processEnded says that the process of a holder was on this machine and is no more. When in doubt it is not.
 func (s *SQL) processEnded(id string) bool {
-	file, err := os.Open(filepath.Join(s.dir, id))
-	if err != nil {
+	file := s.lockOfDead(id)
+	if file == nil {
 		return false
 	}
-	defer file.Close()
-	return flock(file, syscall.LOCK_SH|syscall.LOCK_NB) == nil // shared: those who look do not disturb each other
+	file.Close()
+	return true
 }
 
-// bury removes a holder whose process has ended.
-func (s *SQL) bury(ctx context.Context, id string) error {
-	if err := s.remove(ctx, id); err != nil {
-		return err
+// lockOfDead takes the lock of a holder whose process has ended, and is nil when that lives or was never here.
+func (s *SQL) lockOfDead(id string) *os.File {
+	file, err := os.Open(filepath.Join(s.dir, id))
+	if err != nil {
+		return nil
 	}
-	os.Remove(filepath.Join(s.dir, id))
-	return nil
+	if flock(file, syscall.LOCK_SH|syscall.LOCK_NB) != nil { // shared: those who look do not disturb each other
+		file.Close()
+		return nil
+	}
+	return file
+}
+
+// bury removes a holder if its process has ended, and says whether it had. It keeps the lock meanwhile: the file may be
+// that of a holder which is just being begun, and that then finds the file gone before it makes itself known.
+func (s *SQL) bury(ctx context.Context, id string) (bool, error) {
+	file := s.lockOfDead(id)
+	if file == nil {
+		return false, nil
+	}
+	defer file.Close()
+	if err := s.remove(ctx, id); err != nil {
+		return false, err
+	}
+	os.Remove(file.Name())
+	return true, nil
 }
 
 // buryDead buries all whose processes ended on this machine.
@@ -239,10 +258,8 @@ func (s *SQL) buryDead(ctx context.Context) error {
 		}
 	}
 	for _, entry := range entries {
-		if s.processEnded(entry.Name()) {
-			if err := s.bury(ctx, entry.Name()); err != nil {
-				return err
-			}
+		if _, err := s.bury(ctx, entry.Name()); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -258,3 +258,64 @@ func TestTwentyProcessesBeginTheSameRecordsAtOnce(t *testing.T) {
 		}
 	})
 }
+
+func TestAHolderThatIsJustBeginningIsNotBuried(t *testing.T) {
+	t.Parallel()
+	s := openSQL(t, Options{Dir: t.TempDir()})
+	path := filepath.Join(s.dir, "beginning") // made, and not yet locked
+	wantNil(t, "writing", os.WriteFile(path, nil, 0o600))
+	locked := make(chan *os.File, 1)
+	s.database = &unreliable{database: s.database, lose: once(func() {
+		go func() {
+			file, err := lockNew(path)
+			if err != nil {
+				t.Error(err)
+			}
+			locked <- file
+		}()
+		time.Sleep(100 * time.Millisecond) // for the lock, if it can be had
+	})}
+	if _, err := s.bury(testContext(t), "beginning"); err != nil {
+		t.Fatal(err)
+	}
+	var file *os.File
+	select {
+	case file = <-locked:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the lock was never to be had")
+	}
+	defer file.Close()
+	if s.processEnded("beginning") {
+		t.Error("it is said to have ended")
+	}
+	there, err := os.Stat(path)
+	if err != nil {
+		t.Fatalf("its file was removed: %v", err)
+	}
+	if own := must(file.Stat())(t); !os.SameFile(there, own) {
+		t.Error("the file with the lock is another one")
+	}
+}
+
+func TestALockedDatabaseIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	o := Options{Dir: t.TempDir()}
+	s := openSQL(t, o)
+	lease, record := claim(t, s, "s1")
+	other, _ := firstSchema(t, o)
+	ctx := testContext(t)
+	conn := must(other.Conn(ctx))(t)
+	defer conn.Close()
+	_, err := conn.ExecContext(ctx, "BEGIN IMMEDIATE")
+	wantNil(t, "locking", err)
+	saved := make(chan error, 1)
+	go func() { saved <- s.Save(ctx, lease, record) }()
+	select {
+	case err := <-saved:
+		t.Errorf("saved behind the lock: %v", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	_, err = conn.ExecContext(ctx, "COMMIT")
+	wantNil(t, "unlocking", err)
+	wantNil(t, "Save", <-saved)
+}

@@ -172,15 +172,15 @@ func (s *SQL) Claim(ctx context.Context, session string) (Lease, Record, error) 
 			return Lease{}, Record{}, err
 		}
 		lease, record, other, err := s.claim(ctx, h, session)
-		switch {
-		case errors.Is(err, ErrLost):
+		if errors.Is(err, ErrLost) {
 			h.lapse() // the database does not know it any more: begin a new one
-		case other != "" && s.processEnded(other):
-			if err := s.bury(ctx, other); err != nil {
-				return Lease{}, Record{}, err
-			}
-		default:
+			continue
+		}
+		if other == "" {
 			return lease, record, err
+		}
+		if dead, failed := s.bury(ctx, other); !dead {
+			return Lease{}, Record{}, cmp.Or(failed, err)
 		}
 	}
 }

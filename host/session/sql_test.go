@@ -123,6 +123,9 @@ func TestAClockThatWasSetBackDoesNotMakeALeaseLast(t *testing.T) {
 		first := openWith(t, o, &c)
 		second := openSQL(t, o)
 		lease, _ := claim(t, first, "s1")
+		if holder := must(second.Get(testContext(t), "s1"))(t).Holder; holder != "" {
+			t.Errorf("%s is shown as the holder", holder)
+		}
 		claim(t, second, "s1")
 		wantLost(t, "Check", first.Check(testContext(t), lease))
 
@@ -179,6 +182,32 @@ func TestAHeartbeatThatComesTooLateRevivesNothing(t *testing.T) {
 	})
 }
 
+func TestTheRecordsDecideWhetherALeaseHolds(t *testing.T) {
+	onBoth(t, func(t *testing.T, o Options) {
+		ctx := testContext(t)
+		for name, write := range map[string]func(*SQL, Lease) error{
+			"Check":   func(s *SQL, l Lease) error { return s.Check(ctx, l) },
+			"Save":    func(s *SQL, l Lease) error { return s.Save(ctx, l, Record{State: StateGone}) },
+			"Release": func(s *SQL, l Lease) error { return s.Release(ctx, l, Record{State: StateGone}) },
+		} {
+			var c clock
+			s := openWith(t, o, &c)
+			lease, _ := claim(t, s, name)
+			wantNil(t, "Save", s.Save(ctx, lease, sample(name)))
+			s.currentHolder().heard(time.Now().Add(24 * time.Hour)) // for this process there is time left
+			c.advance(long)
+			if !s.Valid() {
+				t.Fatal("the process knows it already")
+			}
+			wantLost(t, name, write(s, lease))
+			if s.Valid() {
+				t.Error("the process does not know it now")
+			}
+			wantRecord(t, must(s.Get(ctx, name))(t), sample(name))
+		}
+	})
+}
+
 func TestAHostCountsItsTimeByWhicheverClockIsAhead(t *testing.T) {
 	t.Parallel()
 	start := time.Now()
@@ -208,14 +237,18 @@ func TestTokensGrowThoughTheRecordWasForgotten(t *testing.T) {
 		ctx := testContext(t)
 		var c clock
 		s := openWith(t, o, &c)
-		first, record := claim(t, s, "s1")
-		wantNil(t, "Release", s.Release(ctx, first, record))
-		c.advance(24 * time.Hour)
-		if n := must(s.Forget(ctx, time.Now().Add(time.Hour)))(t); n != 1 {
-			t.Fatalf("%d records were forgotten", n)
-		}
-		if again, _ := claim(t, s, "s1"); again.Token <= first.Token {
-			t.Errorf("the tokens are %d, then %d", first.Token, again.Token)
+		var last int64
+		for range 6 {
+			lease, record := claim(t, s, "s1")
+			if lease.Token <= last {
+				t.Errorf("the tokens are %d, then %d", last, lease.Token)
+			}
+			last = lease.Token
+			wantNil(t, "Release", s.Release(ctx, lease, record))
+			c.advance(24 * time.Hour)
+			if n := must(s.Forget(ctx, time.Now().Add(c.shift())))(t); n != 1 {
+				t.Fatalf("%d records were forgotten", n)
+			}
 		}
 	})
 }
@@ -475,4 +508,34 @@ func TestTheSchemaThatBerthKnowsIsTheLastOfTheMigrations(t *testing.T) {
 	if diff := cmp.Diff(schema, len(files)); diff != "" {
 		t.Error(diff)
 	}
+}
+
+func TestHostsThatComeAndGoLeaveTheLeasesOfOthersAlone(t *testing.T) {
+	onBoth(t, func(t *testing.T, o Options) {
+		o.Owner = "tests"
+		var wg sync.WaitGroup
+		for i := range 6 {
+			wg.Go(func() {
+				ctx := testContext(t)
+				for range 15 {
+					s, err := Open(ctx, o)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					lease, record, err := s.Claim(ctx, fmt.Sprint(i))
+					if err == nil {
+						err = errors.Join(s.Check(ctx, lease), s.Save(ctx, lease, record), s.Release(ctx, lease, record))
+					}
+					if err := errors.Join(err, s.Close()); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if left := files(t, o.Dir+"/holders"); left > 0 {
+			t.Errorf("there are files of %d holders", left)
+		}
+	})
 }

@@ -51,7 +51,14 @@ func (f *sqliteFile) open(ctx context.Context) (*sql.DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := f.bringUp(ctx, db); err != nil {
+	err = retry.Do(ctx, f.pace(), func(ctx context.Context) error {
+		err := f.bringUp(ctx, db)
+		if err != nil && f.transient(err) {
+			return retry.RetryableError(err)
+		}
+		return err
+	})
+	if err != nil {
 		db.Close()
 		return nil, err
 	}

@@ -28,8 +28,8 @@ func handshakeProblem(line string, mtls bool) string {
 		return fmt.Sprintf("its handshake has version %.20q of go-plugin's core protocol, this host speaks version %d",
 			core, plugin.CoreProtocolVersion)
 	case version != strconv.Itoa(provider.ProtocolVersion):
-		return fmt.Sprintf("it speaks version %.20s of the plugin protocol, this host speaks version %d: "+
-			"update the older of the two", version, provider.ProtocolVersion)
+		return fmt.Sprintf("it speaks version %.20s%s %d: update the older of the two", version, otherProtocol,
+			provider.ProtocolVersion)
 	case len(parts) < 5 || parts[4] != string(plugin.ProtocolGRPC):
 		return "it does not speak gRPC"
 	case mtls && (len(parts) < 6 || len(parts[5]) < minCertificate):
@@ -38,6 +38,9 @@ func handshakeProblem(line string, mtls bool) string {
 	}
 	return ""
 }
+
+// otherProtocol is in the problem of a plugin that speaks another version of the contract, and in no other one.
+const otherProtocol = " of the plugin protocol, this host speaks version"
 
 // minCertificate tells a certificate from the other things that old plugins put into its place.
 const minCertificate = 50

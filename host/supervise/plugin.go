@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -299,6 +300,9 @@ func (p *Plugin) start(r *run, notBefore time.Time) error {
 		Code: provider.CodeUnreachable, Reason: provider.ReasonPluginFailed, Cause: err,
 		Message: fmt.Sprintf("plugin %q did not start: %s", p.spec.Name, problem),
 		LogTail: r.lastLines(),
+	}
+	if strings.Contains(problem, otherProtocol) {
+		failure.LogTail = nil // the plugin says the same there
 	}
 	p.log.Info("plugin did not start", "path", p.spec.Path, "problem", problem)
 	if r.pid() != 0 {

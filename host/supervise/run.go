@@ -2,6 +2,7 @@ package supervise
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"os"
@@ -89,11 +90,18 @@ func (r *run) launch(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { r.process.kill("it was not ready in time") })
 	defer stop()
 
+	var identity *tls.Config
+	var certificate string
+	if r.spec.MTLS {
+		if identity, certificate, err = newIdentity(); err != nil {
+			return err
+		}
+	}
 	r.goPlugin = plugin.NewClient(&plugin.ClientConfig{
 		HandshakeConfig:  provider.Handshake(),
 		VersionedPlugins: provider.ClientPlugins(),
 		AllowedProtocols: []plugin.Protocol{plugin.ProtocolGRPC},
-		AutoMTLS:         r.spec.MTLS,
+		TLSConfig:        identity,
 		SkipHostEnv:      true,
 		StartTimeout:     r.spec.StartTimeout + time.Second, // ctx comes first
 		UnixSocketConfig: &plugin.UnixSocketConfig{TempDir: r.process.dir},
@@ -102,6 +110,9 @@ func (r *run) launch(ctx context.Context) error {
 			// into ours, because its path must be short.
 			r.process.env = append(environment(r.spec.Env), command.Env...)
 			r.process.env = append(r.process.env, plugin.EnvUnixSocketDir+"="+r.process.dir)
+			if certificate != "" {
+				r.process.env = append(r.process.env, certificateVariable+"="+certificate)
+			}
 			return r.process, nil
 		},
 		GRPCDialOptions: append(dialOptions(), grpc.WithChainStreamInterceptor(stdioDuring(ctx))),

@@ -4,10 +4,11 @@
 package sweep
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -26,6 +27,8 @@ type Options struct {
 	Grace time.Duration
 	// DryRun only says what would be done.
 	DryRun bool
+	// Provider is the only provider whose records are finished. Empty: those of all.
+	Provider string
 	// Unrecorded also destroys the owner's sandboxes that are older than the records, of which these cannot know.
 	Unrecorded bool
 }
@@ -83,10 +86,10 @@ type Report struct {
 	Forgotten int
 }
 
-// Err is the first of what went wrong, in no order that matters.
+// Err is the first of what went wrong: that of a provider, by name, else that of a finding.
 func (r Report) Err() error {
-	for _, err := range r.Failures {
-		return err
+	for _, name := range slices.Sorted(maps.Keys(r.Failures)) {
+		return r.Failures[name]
 	}
 	for _, f := range r.Findings {
 		if f.Err != nil {
@@ -122,14 +125,12 @@ func Sweep(
 		})
 	}
 	providers.Wait()
+	s.sort()
 	if !o.DryRun {
 		if s.report.Forgotten, err = records.Forget(ctx, time.Now().Add(-Retention)); err != nil {
 			return s.report, connect.RecordsError(err)
 		}
 	}
-	slices.SortStableFunc(s.report.Findings, func(x, y Finding) int {
-		return strings.Compare(x.Provider+"\x00"+x.Session, y.Provider+"\x00"+y.Session)
-	})
 	return s.report, nil
 }
 
@@ -139,6 +140,7 @@ func Recover(
 ) (Report, error) {
 	s := &sweep{records: records, connectors: connectors, found: found, report: Report{Failures: map[string]error{}}}
 	err := s.recover(ctx)
+	s.sort()
 	return s.report, err
 }
 
@@ -163,6 +165,12 @@ func (s *sweep) add(f Finding) {
 	}
 }
 
+func (s *sweep) sort() {
+	slices.SortStableFunc(s.report.Findings, func(x, y Finding) int {
+		return cmp.Or(cmp.Compare(x.Provider, y.Provider), cmp.Compare(x.Session, y.Session), cmp.Compare(x.SandboxID, y.SandboxID))
+	})
+}
+
 // recover finishes every interrupted record, a few at a time.
 func (s *sweep) recover(ctx context.Context) error {
 	all, err := s.records.List(ctx)
@@ -171,7 +179,7 @@ func (s *sweep) recover(ctx context.Context) error {
 	}
 	var interrupted []session.Record
 	for _, record := range all {
-		if record.Interrupted() {
+		if record.Interrupted() && (s.options.Provider == "" || s.options.Provider == record.Provider) {
 			interrupted = append(interrupted, record)
 		}
 	}
@@ -195,7 +203,10 @@ func (s *sweep) finish(ctx context.Context, record session.Record) {
 		if id != "" {
 			f.SandboxID = id
 		}
-		if f.Err == nil {
+		switch {
+		case f.Err == nil && outcome == connect.OutcomeBusy:
+			f.Verdict, f.Why = Busy, "a host took the session up meanwhile"
+		case f.Err == nil:
 			f.Done = string(outcome)
 		}
 	}
@@ -288,7 +299,7 @@ func (s *sweep) compare(name string, record session.Record, there map[string]pro
 	}
 	sandbox, listed := there[record.SandboxID]
 	switch {
-	case !listed && age(record.UpdatedAt) >= s.options.Grace:
+	case !listed && age(record.UpdatedAt) >= max(s.options.Grace, connect.ListingLag):
 		f.Why = fmt.Sprintf("recorded as %s, and the provider does not have it", record.State)
 	case listed && sandbox.State == provider.StateSuspended && record.State == session.StateRunning,
 		listed && sandbox.State == provider.StateRunning && record.State == session.StateSuspended:

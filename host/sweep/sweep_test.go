@@ -215,7 +215,7 @@ func TestAnInterruptedAttemptIsFinishedFirst(t *testing.T) {
 		want(t, "while its host lives", verdicts(w.sweep(Options{Grace: grace})), "half=busy")
 		host.End()
 		want(t, "dry run", verdicts(w.sweep(Options{Grace: grace, DryRun: true})), "=interrupted half=busy")
-		want(t, "sweep", verdicts(w.sweep(Options{Grace: grace})), "=interrupted(destroyed)")
+		want(t, "sweep", verdicts(w.sweep(Options{Grace: grace})), "half=interrupted(destroyed)")
 		want(t, "left", w.cloud.left(), "")
 		want(t, "sweep again", verdicts(w.sweep(Options{Grace: grace})), "")
 	})
@@ -300,10 +300,26 @@ func TestWhatFailsIsReportedAndTheRestIsSwept(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want(t, "sweep", verdicts(report), "=interrupted! =interrupted(destroyed) orphan=orphan(destroyed) stuck=orphan!")
+		want(t, "sweep", verdicts(report), "=interrupted! =interrupted(nothing) orphan=orphan(destroyed) stuck=orphan!")
 		if report.Failures["silent"] == nil || report.Err() == nil {
 			t.Errorf("failures: %v, error: %v", report.Failures, report.Err())
 		}
+	})
+}
+
+func TestASweepOfOneProviderLeavesWhatWasInterruptedOnOthers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.write(session.Record{Session: "s1", Attempt: "a1", State: session.StateCreating}, false).End()
+		w.cloud.listError = provider.Errorf(provider.CodeDenied, "it must not be asked")
+		good := newCloud()
+		connectors := map[string]*connect.Connector{"good": connect.New(good, "good", owner, []byte("secret"), w.store)}
+		report, err := Sweep(t.Context(), w.store, connectors, Options{Grace: grace, Provider: "good"}, nil)
+		if err != nil || report.Err() != nil {
+			t.Errorf("%v, %v", err, report.Err())
+		}
+		want(t, "sweep", verdicts(report), "")
 	})
 }
 

@@ -541,3 +541,9 @@ func TestAUsersTokenGoesWithItsOrganizationAndAKeyWithout(t *testing.T) {
 		}
 	}
 }
+
+func TestAListingOfAllOwnersShowsThoseOfOthers(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{})
+	cloudtest.CheckOwners(t, newProvider(t, cloud, nil), owner, func(labels map[string]string) error { return cloud.Plant(1, labels) })
+}

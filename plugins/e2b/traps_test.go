@@ -401,3 +401,37 @@ func TestTrapTheWireNamesOfACreateAreE2Bs(t *testing.T) {
 		t.Error("secure is not known to the second generation")
 	}
 }
+
+func TestAListingOfAllOwnersShowsThoseOfOthers(t *testing.T) {
+	t.Parallel()
+	cloud, p := setup(t)
+	cloudtest.CheckOwners(t, p, owner, func(labels map[string]string) error {
+		_, err := cloud.Seed(labels)
+		return err
+	})
+}
+
+func TestASandboxKnownByItsIDIsAttachedBeforeTheListingShowsIt(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{ListLag: time.Hour})
+	sandbox := create(t, newProvider(t, cloud), "s1")
+	p := newProvider(t, cloud)
+	_, err := p.Attach(t.Context(), attachRequest("s1"))
+	wantCode(t, err, provider.CodeNotFound)
+	request := attachRequest("s1")
+	request.SandboxID = sandbox.ID
+	found, err := p.Attach(t.Context(), request)
+	if err != nil || found.ID != sandbox.ID || found.Origin != provider.OriginAttached {
+		t.Errorf("%+v, %v", found, err)
+	}
+	request.Session = "s2"
+	_, err = p.Attach(t.Context(), request)
+	wantCode(t, err, provider.CodeConflict)
+	request.Session, request.Owner = "s1", "somebody else"
+	_, err = p.Attach(t.Context(), request)
+	wantCode(t, err, provider.CodeConflict)
+	request = attachRequest("s1")
+	request.SandboxID = "nosuch"
+	_, err = p.Attach(t.Context(), request)
+	wantCode(t, err, provider.CodeNotFound)
+}

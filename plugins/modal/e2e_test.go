@@ -45,6 +45,9 @@ func TestBerthCreatesThenAttachesThenRefusesToSuspendThenFindsNothingThenCreates
 	if o := m.Run("disconnect", "s1", "--action", "suspend"); o.Code == 0 || !strings.Contains(o.Stderr+o.Stdout, "suspend") {
 		t.Errorf("suspend: exit code %d\n%s\n%s", o.Code, o.Stdout, o.Stderr)
 	}
+	if o := m.Run("hold", "s1", "-o", "json"); o.Code != 1 || !strings.Contains(o.Stdout, `"unsupported"`) {
+		t.Errorf("hold, which Modal cannot: exit code %d\n%s\n%s", o.Code, o.Stdout, o.Stderr)
+	}
 	if there := cloud.Sandboxes(); len(there) != 1 || there[0].ID != first.Sandbox.ID {
 		t.Errorf("after the refusal: %+v", there)
 	}

@@ -488,3 +488,11 @@ func TestTheWaysThatAreRememberedAreBounded(t *testing.T) {
 		t.Errorf("%d ways are remembered", len(d.held))
 	}
 }
+
+func TestAListingOfAllOwnersShowsThoseOfOthers(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{})
+	cloudtest.CheckOwners(t, newProvider(t, cloud, nil), owner, func(labels map[string]string) error {
+		return cloud.Plant("berth", 1, labels)
+	})
+}

@@ -885,3 +885,36 @@ func TestTheKeyIsInNoProcess(t *testing.T) {
 		t.Errorf("exit code %d, the plugin was seen %d times\n%s\n%s", o.Code, plugins, o.Stdout, o.Stderr)
 	}
 }
+
+func TestAListingOfAllOwnersShowsThoseOfOthers(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{})
+	cloudtest.CheckOwners(t, newRunloop(t, cloud, nil), owner, func(labels map[string]string) error {
+		cloud.Seed(1, "running", labels)
+		return nil
+	})
+}
+
+func TestADevboxKnownByItsIDIsAttachedWithoutAListing(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{})
+	sandbox := create(t, newRunloop(t, cloud, nil), "s1")
+	r := newRunloop(t, cloud, nil)
+	listings := len(cloud.Calls("list"))
+	request := provider.AttachRequest{Session: "s1", Owner: owner, SandboxID: sandbox.ID, Server: actionServer()}
+	found, err := r.Attach(t.Context(), request)
+	if err != nil || found.ID != sandbox.ID || found.Origin != provider.OriginAttached {
+		t.Errorf("%+v, %v", found, err)
+	}
+	for name, other := range map[string]provider.AttachRequest{
+		"another session": {Session: "s2", Owner: owner, SandboxID: sandbox.ID, Server: actionServer()},
+		"another owner":   {Session: "s1", Owner: "somebody else", SandboxID: sandbox.ID, Server: actionServer()},
+	} {
+		if _, err := r.Attach(t.Context(), other); provider.CodeOf(err) != provider.CodeConflict {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if now := len(cloud.Calls("list")); now != listings {
+		t.Errorf("%d listings, which may lag", now-listings)
+	}
+}

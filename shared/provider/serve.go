@@ -49,6 +49,7 @@ func Serve[C any, P Provider](info Info, open func(ctx context.Context, config C
 		explain(info)
 		os.Exit(2)
 	}
+	refuseOtherProtocols(info)
 	log := hclog.New(&hclog.LoggerOptions{Name: info.Name, Level: hclog.Trace, Output: os.Stderr, JSONFormat: !debug})
 	server := newServer(info, log, open)
 	guard := &callGuard{log: log}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -67,6 +68,10 @@ func main() {
 		serveHugeReplies()
 	case "child":
 		startChild(argument == "detached")
+	case "protocol": // the versions of the contract it speaks: "2" or "1,2"
+		if argument == "2" || slices.Contains(strings.Split(os.Getenv("PLUGIN_PROTOCOL_VERSIONS"), ","), "2") {
+			serveProtocol2()
+		}
 	}
 	provider.Serve(provider.Info{Name: "stub", Version: "1.2.3", Summary: "Misbehaves on request."}, open)
 }
@@ -115,6 +120,17 @@ func serveHugeReplies() {
 		GRPCServer: func(options []grpc.ServerOption) *grpc.Server {
 			return grpc.NewServer(append(options, grpc.UnknownServiceHandler(answer))...)
 		},
+	})
+	os.Exit(0)
+}
+
+// serveProtocol2 is a plugin of a later time: a set of services of its own, under version 2.
+func serveProtocol2() {
+	fmt.Fprintln(os.Stderr, "serving protocol 2")
+	plugin.Serve(&plugin.ServeConfig{
+		HandshakeConfig:  provider.Handshake(),
+		VersionedPlugins: map[int]plugin.PluginSet{2: {provider.PluginName: noServices{}}},
+		GRPCServer:       plugin.DefaultGRPCServer,
 	})
 	os.Exit(0)
 }

@@ -1,0 +1,35 @@
+package config
+
+import (
+	"net/url"
+	"strings"
+	"time"
+)
+
+// State is where berth keeps the records of who owns which sandbox.
+type State struct {
+	// URL is that of a PostgreSQL database, with a password perhaps, or empty for SQLite in Host.StateDir.
+	URL string
+	// Lease is how long a host may go unheard of before others take over its sessions.
+	Lease time.Duration
+}
+
+func (c *Config) stateArguments() []argument {
+	return []argument{
+		secret(text("url", &c.State.URL, databaseURL)).then(func() {
+			// The password is a secret also where it stands alone.
+			if parsed, err := url.Parse(c.State.URL); err == nil && parsed.User != nil {
+				password, _ := parsed.User.Password()
+				c.Secrets.Add(password)
+			}
+		}),
+		duration("lease", &c.State.Lease, 5*time.Second, 10*time.Minute),
+	}
+}
+
+func databaseURL(s string) (problem string) {
+	if s == "" || strings.HasPrefix(s, "postgres://") || strings.HasPrefix(s, "postgresql://") {
+		return ""
+	}
+	return "must be a URL that begins with postgres://, or be left out for a file in state_dir"
+}
