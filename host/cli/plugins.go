@@ -77,6 +77,7 @@ as in the plugin directory, or by the path of its executable.`,
 				return nil
 			}),
 		},
+		a.pluginNewCommand(),
 	)
 	return c
 }

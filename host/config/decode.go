@@ -260,7 +260,7 @@ func (c *Config) hostArguments() []argument {
 
 func (p *Provider) arguments() []argument {
 	return []argument{
-		text("plugin", &p.Plugin, matching(nameForm, `1 to 63 of a-z, 0-9, "-" and "_", beginning with a letter`)),
+		text("plugin", &p.Plugin, matching(nameForm, NameRule)),
 		p.config.path("path", &p.Path),
 		text("sha256", &p.SHA256, matching(sha256Form, "64 lower-case hex digits; sha256sum prints them")),
 		secret(textMap("env", &p.Env, envName)),
@@ -294,6 +294,12 @@ func (t *Timeouts) arguments() []argument {
 		duration("undo", &t.Undo, least, most),
 	}
 }
+
+// NameRule says what a plugin may be called.
+const NameRule = `1 to 63 of a-z, 0-9, "-" and "_", beginning with a letter`
+
+// ValidName says whether a plugin may be called so.
+func ValidName(name string) bool { return nameForm.MatchString(name) }
 
 var (
 	nameForm   = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,62}$`)
