@@ -149,7 +149,7 @@ our credentials. Nothing is created. The exit code is that of the first check th
 			if err := a.load(); err != nil {
 				return err
 			}
-			findings := []finding{a.configFinding(), a.stateFinding()}
+			findings := []finding{a.configFinding(), a.stateFinding(), a.lockFinding()}
 			findings = append(findings, a.providerFindings(c.Context())...)
 			return a.printFindings(findings)
 		}),

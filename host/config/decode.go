@@ -115,7 +115,7 @@ func (c *Config) decodeProvider(block *hcl.Block) (*Provider, hcl.Diagnostics) {
 		}
 	}
 	if p.Path == "" {
-		p.Path = filepath.Join(c.Host.PluginDir, PluginPrefix+p.Plugin)
+		p.Path, p.found = c.FindPlugin(p.Plugin), true
 	}
 
 	blocks := content.Blocks.ByType()
