@@ -99,7 +99,7 @@ provider. Exit codes: 0 done, 1 other failure, 2 usage or configuration, 3 denie
 	}
 	flags := root.PersistentFlags()
 	flags.StringVarP(&a.flags.config, "config", "c", "", "configuration file (default: $BERTH_CONFIG, ./config.hcl, built-in)")
-	flags.StringVarP(&a.flags.output, "output", "o", "text", "output: text, json, or env (connect only)")
+	flags.StringVarP(&a.flags.output, "output", "o", "text", "output: text, json, env (connect only) or markdown (plugin describe only)")
 	flags.StringVar(&a.flags.logLevel, "log-level", "", "off, error, warn, info, debug or trace (default: $BERTH_LOG, then the configuration)")
 	root.AddCommand(
 		a.connectCommand(), a.pingCommand(), a.sessionsCommand(), a.disconnectCommand(), a.providersCommand(),
@@ -128,8 +128,12 @@ func (a *app) checkFlags(c *cobra.Command) error {
 		if c.Name() != "connect" {
 			return usagef("-o env is for berth connect only")
 		}
+	case "markdown":
+		if c.Name() != "describe" {
+			return usagef("-o markdown is for berth plugin describe only")
+		}
 	default:
-		return usagef("-o %s: the outputs are text, json and env", a.flags.output)
+		return usagef("-o %s: the outputs are text, json and env; berth plugin describe has markdown too", a.flags.output)
 	}
 	return nil
 }

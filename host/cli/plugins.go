@@ -67,7 +67,8 @@ counts. With a lock file beside the configuration, what is not locked is listed 
 			Use:   "describe NAME|PATH",
 			Short: "Show what a plugin is, can do, and can be told",
 			Long: `Start the plugin, ask what it is, and stop it. It needs neither credentials nor configuration. The plugin is named
-as in the plugin directory, or by the path of its executable.`,
+as in the plugin directories, or by the path of its executable. -o markdown gives the table of settings for its
+documentation.`,
 			Args: cobra.ExactArgs(1),
 			RunE: run(func(c *cobra.Command, args []string) error {
 				if err := a.load(); err != nil {
@@ -81,7 +82,7 @@ as in the plugin directory, or by the path of its executable.`,
 				return nil
 			}),
 		},
-		a.pluginNewCommand(), a.pluginLockCommand(),
+		a.pluginCallCommand(), a.pluginNewCommand(), a.pluginLockCommand(),
 	)
 	return c
 }
@@ -210,8 +211,13 @@ func checksum(path string) (string, error) {
 }
 
 func (a *app) printDescription(d provider.Description) {
-	if a.flags.output == "json" {
+	switch a.flags.output {
+	case "json":
 		a.printJSON(newDescription(d))
+		return
+	case "markdown":
+		fmt.Fprintf(a.stdout, "%s %s: %s Protocol %d. Can: %s.\n\n%s", d.Name, d.Version, d.Summary, provider.ProtocolVersion,
+			strings.ReplaceAll(words(d.Capabilities), ",", ", "), provider.MarkdownTable(d.Attributes))
 		return
 	}
 	fmt.Fprintf(a.stdout, "%s %s (protocol %d)\n%s\n\ncan: %s\n\n", d.Name, d.Version, provider.ProtocolVersion, d.Summary, words(d.Capabilities))

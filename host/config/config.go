@@ -90,6 +90,7 @@ type Provider struct {
 
 	config    *Config
 	found     bool      // Path was looked for in the plugin directories, not configured
+	stranger  bool      // no block of the configuration names it
 	def       hcl.Range // the block's header
 	named     hcl.Range // what names the plugin: the path, the plugin attribute or the label
 	body      *hclsyntax.Body
@@ -193,7 +194,7 @@ func (c *Config) Provider(label string) (*Provider, error) {
 			"configuration with host { provider = ... }", strings.Join(labels, ", "))
 	}
 	return nil, fmt.Errorf("there is no provider %q in the configuration.%s Configured: %s",
-		label, didYouMean(label, labels), strings.Join(labels, ", "))
+		label, DidYouMean(label, labels), strings.Join(labels, ", "))
 }
 
 // Write prints diagnostics with their source lines. Comments, and literal values that are or might be secret, are

@@ -87,7 +87,7 @@ func (c *Config) settleHost(blocks hcl.Blocks) hcl.Diagnostics {
 	case c.Host.DefaultProvider != "" && !slices.Contains(labels, c.Host.DefaultProvider):
 		diagnostics = append(diagnostics, mistake("Unknown provider", at("provider"),
 			"There is no provider block with this label.%s Configured: %s.",
-			didYouMean(c.Host.DefaultProvider, labels), strings.Join(labels, ", ")))
+			DidYouMean(c.Host.DefaultProvider, labels), strings.Join(labels, ", ")))
 	}
 	return diagnostics
 }
@@ -433,15 +433,15 @@ func oneOf(allowed ...string) func(string) string {
 			return ""
 		}
 		problem := "must be one of " + strings.Join(allowed, ", ")
-		if hint := didYouMean(s, allowed); hint != "" {
+		if hint := DidYouMean(s, allowed); hint != "" {
 			problem += "." + hint
 		}
 		return problem
 	}
 }
 
-// didYouMean is a question to append to a sentence, or "" when nothing is close.
-func didYouMean(given string, candidates []string) string {
+// DidYouMean is a question to append to a sentence, or "" when nothing is close.
+func DidYouMean(given string, candidates []string) string {
 	for _, candidate := range candidates {
 		if levenshtein.Distance(given, candidate, nil) < 3 {
 			return fmt.Sprintf(" Did you mean %q?", candidate)

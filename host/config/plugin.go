@@ -44,7 +44,7 @@ func (p *Provider) CheckPlugin() hcl.Diagnostics {
 		found = fmt.Sprintf("Plugins %s: %s.", where, strings.Join(installed, ", "))
 	}
 	if usual {
-		found += didYouMean(wanted, installed)
+		found += DidYouMean(wanted, installed)
 	}
 	return p.config.finish(hcl.Diagnostics{mistake("Unknown plugin", p.named, "%s %s", missing, found)})
 }
