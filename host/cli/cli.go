@@ -99,7 +99,8 @@ provider. Exit codes: 0 done, 1 other failure, 2 usage or configuration, 3 denie
 	}
 	flags := root.PersistentFlags()
 	flags.StringVarP(&a.flags.config, "config", "c", "", "configuration file (default: $BERTH_CONFIG, ./config.hcl, built-in)")
-	flags.StringVarP(&a.flags.output, "output", "o", "text", "output: text, json, env (connect only) or markdown (plugin describe only)")
+	flags.StringVarP(&a.flags.output, "output", "o", "text", "output: text, json, or one that a single command has: env (connect), markdown (plugin describe), junit (plugin check)")
+	flags.StringVarP(&a.flags.output, "output", "o", "text", "output: text, json, or one that a single command has: env (connect), markdown (plugin describe), junit (plugin check)")
 	flags.StringVar(&a.flags.logLevel, "log-level", "", "off, error, warn, info, debug or trace (default: $BERTH_LOG, then the configuration)")
 	root.AddCommand(
 		a.connectCommand(), a.pingCommand(), a.sessionsCommand(), a.disconnectCommand(), a.providersCommand(),
@@ -131,6 +132,10 @@ func (a *app) checkFlags(c *cobra.Command) error {
 	case "markdown":
 		if c.Name() != "describe" {
 			return usagef("-o markdown is for berth plugin describe only")
+		}
+	case "junit":
+		if c.CommandPath() != "berth plugin check" {
+			return usagef("-o junit is for berth plugin check only")
 		}
 	default:
 		return usagef("-o %s: the outputs are text, json and env; berth plugin describe has markdown too", a.flags.output)

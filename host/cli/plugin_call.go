@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"time"
@@ -190,7 +191,8 @@ func (a *app) call(ctx context.Context, nameOrPath string, m method, data map[st
 func (a *app) called(nameOrPath string) (*config.Provider, error) {
 	p, err := a.conf.Provider(nameOrPath)
 	if err != nil {
-		p = a.conf.Unconfigured(nameOrPath)
+		name := strings.TrimPrefix(filepath.Base(nameOrPath), config.PluginPrefix)
+		p = a.conf.Unlisted(name, a.bareSpec(nameOrPath).Path)
 		if p.CheckPlugin().HasErrors() {
 			return nil, usagef("%s: no provider block has this label, and there is no executable %s", nameOrPath, p.Path)
 		}

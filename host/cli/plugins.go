@@ -82,7 +82,7 @@ documentation.`,
 				return nil
 			}),
 		},
-		a.pluginCallCommand(), a.pluginNewCommand(), a.pluginLockCommand(),
+		a.pluginCallCommand(), a.pluginCheckCommand(), a.pluginNewCommand(), a.pluginLockCommand(),
 	)
 	return c
 }

@@ -81,19 +81,3 @@ func executable(path string) bool {
 	info, err := os.Stat(path)
 	return err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o111 != 0
 }
-
-// Unconfigured gives a provider as an empty block would, for a plugin that no block names: by its name in the plugin
-// directories or by its path. Its settings come from the environment alone.
-func (c *Config) Unconfigured(nameOrPath string) *Provider {
-	body, _ := c.parse("(no provider block)", []byte("provider \"plugin\" {}\n"))
-	p, _ := c.decodeProvider(body.Blocks[0].AsHCLBlock())
-	p.stranger = true
-	if strings.ContainsRune(nameOrPath, filepath.Separator) {
-		p.Path, p.found = nameOrPath, false
-		p.Plugin = strings.TrimPrefix(filepath.Base(nameOrPath), PluginPrefix)
-	} else {
-		p.Path, p.Plugin = c.FindPlugin(nameOrPath), nameOrPath
-	}
-	p.Label = p.Plugin
-	return p
-}

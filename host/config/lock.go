@@ -137,10 +137,10 @@ type Trust struct {
 func (p *Provider) Trust() Trust {
 	trust := p.config.Trust(p.Plugin)
 	switch {
-	case p.stranger && !p.found: // whoever names a file means it
-		return Trust{}
-	case p.stranger:
+	case p.stranger && p.Path == p.config.FindPlugin(p.Plugin):
 		return trust
+	case p.stranger: // whoever names a file means it
+		return Trust{}
 	case p.SHA256 == "":
 		if p.config.Lock != nil && trust.SHA256 == "" {
 			trust.Refusal = fmt.Sprintf("the plugin %q is not in %s for this platform (%s), and nothing else is run",

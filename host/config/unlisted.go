@@ -1,0 +1,19 @@
+package config
+
+import (
+	"time"
+
+	"github.com/hashicorp/hcl/v2/hclsyntax"
+)
+
+// Unlisted is a provider for a plugin that the configuration does not mention: everything is as in an empty block. Its
+// attributes come from the environment variables it names, and from its defaults. It is not among c.Providers.
+func (c *Config) Unlisted(plugin, path string) *Provider {
+	return &Provider{
+		Label: plugin, Plugin: plugin, Path: path,
+		MTLS: true, StartTimeout: 10 * time.Second, Lifetime: time.Hour,
+		Server: resolveServer(c.server, serverSettings{}), Health: c.health, Timeouts: c.timeouts,
+		config: c, stranger: true, def: c.fallback, named: c.fallback,
+		body: &hclsyntax.Body{SrcRange: c.fallback, EndRange: c.fallback}, bodyRange: c.fallback,
+	}
+}

@@ -1,0 +1,535 @@
+package providertest
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// Housekeeping, cancelling, and what a plugin must be able to take.
+
+func destroyTwice(_ context.Context, t *trial) error {
+	e := t.ended()
+	if e.err != nil {
+		return e.err
+	}
+	for n, err := range []error{e.destroyErr, e.againErr} {
+		if err != nil {
+			return fmt.Errorf("destroy number %d answers %s", n+1, describeError(err))
+		}
+	}
+	return nil
+}
+
+func destroyForeign(ctx context.Context, t *trial) error {
+	strange, err := t.stranded()
+	if err != nil {
+		return err
+	}
+	if err := t.shared.client.Destroy(ctx, ref(t.owner, strange)); provider.CodeOf(err) != provider.CodeConflict {
+		return fmt.Errorf("%s", describeError(err))
+	}
+	req := t.attachRequest(strange)
+	req.Owner = t.stranger
+	if _, err := t.shared.client.Attach(ctx, req); err != nil {
+		return fmt.Errorf("afterwards its owner's Attach answers %s", describeError(err))
+	}
+	return nil
+}
+
+func listAfterDestroy(ctx context.Context, t *trial) error {
+	e := t.ended()
+	if err := e.ready(); err != nil {
+		return err
+	}
+	state := provider.StateGone
+	left, err := eventually(ctx, t.pace.settled, func() (bool, error) {
+		listed, found, err := t.listed(ctx, e.sandbox)
+		state = listed.State
+		return err == nil && !found, err
+	})
+	if err == nil && !left {
+		err = fmt.Errorf("it is still listed as %s", state)
+	}
+	return err
+}
+
+func listComplete(ctx context.Context, t *trial) error {
+	c := t.crowd()
+	if c.err != nil {
+		return c.err
+	}
+	if len(c.sandboxes) == 0 {
+		return needed(errors.New("none was made"), "Create")
+	}
+	missing := ""
+	complete, err := eventually(ctx, t.pace.settled, func() (bool, error) {
+		there, err := t.list(ctx, t.owner, "")
+		missing = ""
+		for _, sandbox := range c.sandboxes {
+			if !slices.ContainsFunc(there, func(one provider.Sandbox) bool { return one.ID == sandbox.ID }) {
+				missing = sandbox.ID
+			}
+		}
+		return err == nil && missing == "", err
+	})
+	if err == nil && !complete {
+		err = fmt.Errorf("the list lacks %s", missing)
+	}
+	return err
+}
+
+func renewMovesTheEnd(ctx context.Context, t *trial) error {
+	r := t.running()
+	if err := r.ready(); err != nil {
+		return err
+	}
+	const longer = 2 * lifetime
+	want := time.Now().Add(longer)
+	end, err := t.shared.client.Renew(ctx, provider.RenewRequest{SandboxRef: ref(t.owner, r.sandbox), Lifetime: longer})
+	if err != nil {
+		return fmt.Errorf("%s", describeError(err))
+	}
+	if err := endsAround(end, want); err != nil {
+		return fmt.Errorf("the answer: %w", err)
+	}
+	listed, err := t.lookAt(ctx, r.sandbox)
+	if err == nil && listed.ID != "" {
+		err = endsAround(listed.ExpiresAt, want)
+	}
+	if err != nil {
+		return fmt.Errorf("listed: %w", err)
+	}
+	return nil
+}
+
+func suspendSuspends(_ context.Context, t *trial) error {
+	n := t.nap()
+	switch {
+	case n.sandbox.ID == "":
+		return n.err
+	case n.suspendErr != nil:
+		return fmt.Errorf("%s", describeError(n.suspendErr))
+	case n.listErr != nil:
+		return n.listErr
+	case n.listed.ID != "" && n.listed.State != provider.StateSuspended:
+		return fmt.Errorf("it is listed as %s", n.listed.State)
+	}
+	return nil
+}
+
+func suspendTwice(_ context.Context, t *trial) error {
+	n := t.nap()
+	if n.suspendErr != nil {
+		return needed(n.suspendErr, "Suspend")
+	}
+	if n.againErr != nil {
+		return fmt.Errorf("%s", describeError(n.againErr))
+	}
+	return n.err
+}
+
+func logsInOrder(ctx context.Context, t *trial) error {
+	talker := t.talker()
+	if err := talker.ready(); err != nil {
+		return err
+	}
+	lines, err := t.lines(ctx, talker.sandbox, 3)
+	for i := range lines {
+		lines[i] = strings.TrimSpace(lines[i])
+	}
+	if err == nil && !slices.Equal(lines, []string{"two", "three", "four"}) {
+		err = fmt.Errorf("the last three of the lines one, two, three, four are %q", lines)
+	}
+	return err
+}
+
+// cuts is how often a Create is cut before what it leaves counts: it may be done just when it is cut.
+const cuts = 4
+
+// cut lets Creates be cut in the middle until one was: at half of the usual time, then earlier and earlier.
+func (t *trial) cut(ctx context.Context, one func(ctx context.Context, after time.Duration) (done bool, _ error)) error {
+	r := t.running()
+	if r.createErr != nil {
+		return needed(r.createErr, "Create")
+	}
+	var last error
+	for after, n := r.creation/2, 0; n < cuts && after >= t.pace.quick/2; after, n = after*2/3, n+1 {
+		done, err := one(ctx, after)
+		if done && err == nil {
+			last = nil
+			continue // it was too quick
+		}
+		if last = err; err == nil {
+			t.saw("cut after %s", after.Round(time.Millisecond))
+			return nil
+		}
+		if errors.Is(err, errOvertime) {
+			break
+		}
+	}
+	if last == nil {
+		return skipf("Create takes %s: it was always done before it could be cut", r.creation.Round(time.Millisecond))
+	}
+	return last
+}
+
+// leavesNothing waits until a session has no sandbox, except the one that was named.
+func (t *trial) leavesNothing(ctx context.Context, session, named string, usual time.Duration) error {
+	wait(ctx, usual) // a Create that goes on unnoticed comes to its end
+	var there []provider.Sandbox
+	none, err := eventually(ctx, t.pace.settled, func() (bool, error) {
+		var err error
+		there, err = t.list(ctx, t.owner, session)
+		there = slices.DeleteFunc(there, func(s provider.Sandbox) bool { return s.ID == named })
+		return err == nil && len(there) == 0, err
+	})
+	if err == nil && !none {
+		err = fmt.Errorf("%s later there is still %s", t.pace.settled, idsOf(there))
+	}
+	return err
+}
+
+func cancelCreate(ctx context.Context, t *trial) error {
+	usual := t.running().creation
+	return t.cut(ctx, func(ctx context.Context, after time.Duration) (bool, error) {
+		session := t.session()
+		cancelled, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer time.AfterFunc(after, cancel).Stop()
+		_, err := t.create(cancelled, t.shared.client, t.createRequest(t.owner, session, t.server()))
+		if err == nil {
+			return true, nil
+		}
+		return false, t.leavesNothing(ctx, session, "", usual)
+	})
+}
+
+func createDeadline(ctx context.Context, t *trial) error {
+	usual := t.running().creation
+	return t.cut(ctx, func(ctx context.Context, after time.Duration) (bool, error) {
+		session := t.session()
+		limited, cancel := context.WithTimeout(ctx, after)
+		defer cancel()
+		began := time.Now()
+		_, err := t.create(limited, t.shared.deadlines, t.createRequest(t.owner, session, t.server()))
+		switch {
+		case err == nil:
+			return true, nil
+		case errors.Is(err, errOvertime):
+			return false, fmt.Errorf("%w: with a deadline of %s it still runs %s later", err, after, time.Since(began))
+		}
+		return false, t.leavesNothing(ctx, session, provider.AsError(err).SandboxID, usual/2)
+	})
+}
+
+func cancelAttach(_ context.Context, t *trial) error {
+	n := t.nap()
+	if err := n.ready(); err != nil {
+		return err
+	}
+	if n.wakeErr != nil {
+		return needed(n.wakeErr, "Attach")
+	}
+	return n.cancelled
+}
+
+func cancelStart(ctx context.Context, t *trial) error {
+	r := t.running()
+	if err := r.ready(); err != nil {
+		return err
+	}
+	sandbox, err := t.newSandbox(ctx, t.server())
+	if err != nil {
+		return err
+	}
+	if r.aliveErr != nil {
+		return needed(r.aliveErr, "the health wait")
+	}
+	cut, cancel := context.WithTimeout(ctx, r.start/2)
+	defer cancel()
+	_, cutErr := t.shared.client.StartServer(cut, t.startRequest(sandbox, t.server()))
+	endpoints, err := t.shared.client.StartServer(ctx, t.startRequest(sandbox, t.server()))
+	if err == nil {
+		err = t.awaitAlive(ctx, sandbox, endpoints)
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("after one that was cancelled: %s", describeError(err))
+	case cutErr == nil:
+		return skipf("StartServer takes %s: it was done before it could be cancelled", r.start.Round(time.Millisecond))
+	}
+	return nil
+}
+
+func cancelPing(ctx context.Context, t *trial) error {
+	asked, over := make(chan struct{}, 1), make(chan struct{}, 1)
+	endpoint := t.web.endpoint(func(_ http.ResponseWriter, r *http.Request) {
+		select {
+		case asked <- struct{}{}:
+		default: // a second request of the Ping
+		}
+		<-r.Context().Done()
+		select {
+		case over <- struct{}{}:
+		default:
+		}
+	})
+	cancelled, cancel := context.WithCancel(ctx)
+	var call sync.WaitGroup
+	defer call.Wait()
+	defer cancel()
+	var err error
+	call.Go(func() {
+		defer cancel()
+		err = t.pings(cancelled, endpoint, provider.HealthCheck{Timeout: t.pace.check}, provider.PingNotYet)
+	})
+	if !arrived(cancelled, asked, t.pace.verdict) {
+		cancel()
+		call.Wait()
+		return needed(err, "a Ping")
+	}
+	cancel()
+	if !arrived(ctx, over, t.pace.overtime) {
+		return fmt.Errorf("%s after it was cancelled its request still waits for the server", t.pace.overtime)
+	}
+	return nil
+}
+
+func pingDeadline(ctx context.Context, t *trial) error {
+	r := t.running()
+	if err := r.ready(); err != nil {
+		return err
+	}
+	const deadline = 300 * time.Millisecond
+	limited, cancel := context.WithTimeout(ctx, deadline)
+	defer cancel()
+	req := t.pingRequest(r.sandbox, t.web.hanging(nil))
+	req.Health.Timeout = t.pace.check
+	began := time.Now()
+	_, err := t.shared.deadlines.Ping(limited, req)
+	if errors.Is(err, errOvertime) {
+		return fmt.Errorf("with a deadline of %s it still runs %s later", deadline, time.Since(began).Round(time.Millisecond))
+	}
+	t.saw("it ended %s after a start with a deadline of %s", time.Since(began).Round(time.Millisecond), deadline)
+	return nil
+}
+
+func manyCalls(_ context.Context, t *trial) error {
+	c := t.crowd()
+	switch {
+	case c.err != nil:
+		return c.err
+	case c.exhausted:
+		return skipf("the account does not allow it: %s", c.failures[0])
+	case len(c.failures) > 0:
+		return fmt.Errorf("%d of %d calls fail; the first: %s", len(c.failures), many, c.failures[0])
+	}
+	return nil
+}
+
+func sideBySide(ctx context.Context, t *trial) error {
+	r := t.running()
+	if err := r.ready(); err != nil {
+		return err
+	}
+	// The server answers nobody before all have asked.
+	asked, all := make(chan struct{}, many), make(chan struct{})
+	endpoint := t.web.endpoint(func(_ http.ResponseWriter, r *http.Request) {
+		select {
+		case asked <- struct{}{}:
+		default: // a second request of a Ping
+		}
+		select {
+		case <-all:
+		case <-r.Context().Done():
+		}
+	})
+	var calls sync.WaitGroup
+	for range many {
+		calls.Go(func() {
+			_ = t.pings(ctx, endpoint, provider.HealthCheck{Timeout: t.pace.verdict}, provider.PingAlive)
+		})
+	}
+	defer calls.Wait()
+	defer close(all)
+	limit := time.Now().Add(t.pace.verdict / 2)
+	for n := range many {
+		if !arrived(ctx, asked, time.Until(limit)) {
+			return fmt.Errorf("%d of %d Pings are under way, and the others wait for them", n, many)
+		}
+	}
+	return nil
+}
+
+// methods are all there are.
+var methods = []string{
+	"Setup/Describe", "Setup/Configure", "Provider/Create", "Provider/Attach", "Provider/StartServer", "Provider/Ping",
+	"Housekeeping/List", "Housekeeping/Renew", "Housekeeping/Suspend", "Housekeeping/Destroy", "Housekeeping/Logs",
+}
+
+const service = "/berth.provider.v1."
+
+// stands sends requests and sees that each is refused and that the plugin answers others as before.
+func (t *trial) stands(ctx context.Context, send func(i *instance) error) error {
+	return t.withSpare(ctx, func(i *instance) (bool, error) {
+		if err := send(i); err != nil {
+			return false, err
+		}
+		if _, err := i.client.Describe(ctx); err != nil {
+			return false, fmt.Errorf("afterwards Describe answers %s%s", describeError(err), i.lastWords())
+		}
+		return false, nil
+	})
+}
+
+func garbage(ctx context.Context, t *trial) error {
+	noise := make([]byte, 4096)
+	_, _ = rand.Read(noise) // it never fails
+	wrong := [][]byte{
+		append([]byte{0x0f}, noise...),       // a wire type that does not exist
+		{0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f}, // a field that is longer than the message
+		{0x0a, 0x02, 0xff, 0xfe},             // a string that is not UTF-8, where there is a string
+		{0x0a},                               // a field that breaks off
+	}
+	return t.stands(ctx, func(i *instance) error {
+		for _, method := range methods {
+			for n, message := range wrong {
+				if _, err := i.send(ctx, service+method, message); err == nil && n != 2 {
+					return fmt.Errorf("%s answers % .6x… as if it were a request", method, message)
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// padding is a field that no message has, of a size in bytes.
+func padding(size int) []byte {
+	const unused = 500
+	return protowire.AppendBytes(protowire.AppendTag(nil, unused, protowire.BytesType), make([]byte, size))
+}
+
+func oversized(ctx context.Context, t *trial) error {
+	return t.stands(ctx, func(i *instance) error {
+		if _, err := i.send(ctx, service+"Setup/Describe", padding(provider.MaxMessageBytes+1)); err == nil {
+			return fmt.Errorf("a request of more than %d MiB is served", provider.MaxMessageBytes>>20)
+		}
+		return nil
+	})
+}
+
+func large(ctx context.Context, t *trial) error {
+	return t.withSpare(ctx, func(i *instance) (bool, error) {
+		answer, err := i.send(ctx, service+"Setup/Describe", padding(provider.MaxMessageBytes/2))
+		if err == nil && len(answer) == 0 {
+			err = errors.New("the answer is empty")
+		}
+		return false, err
+	})
+}
+
+func unknownMethod(ctx context.Context, t *trial) error {
+	return t.stands(ctx, func(i *instance) error {
+		for _, method := range []string{service + "Provider/BerthCheck", "/berth.check.v1.Nothing/Nothing"} {
+			if _, err := i.send(ctx, method, nil); status.Code(err) != codes.Unimplemented {
+				return fmt.Errorf("%s answers %s", method, status.Code(err))
+			}
+		}
+		return nil
+	})
+}
+
+// nothingLeft removes what the run made.
+func nothingLeft(ctx context.Context, t *trial) error {
+	if t.shared == nil || t.shared.client == nil {
+		return skipf("it was not started")
+	}
+	i := t.shared
+	if !i.alive() {
+		var err error
+		if i, err = t.open(ctx, nil); err != nil {
+			return fmt.Errorf("what the run made could not be removed: %s", describeError(err))
+		}
+	}
+	t.mutex.Lock()
+	made := slices.Clone(t.made)
+	t.mutex.Unlock()
+	if !t.description.Can(destroys) {
+		if len(made) > 0 {
+			return skipf("the plugin cannot destroy. Remove %s by hand", namesOf(made))
+		}
+		return nil
+	}
+	var left []provider.SandboxRef
+	_, err := eventually(ctx, t.pace.settled, func() (bool, error) {
+		var err error
+		if left, err = t.remaining(ctx, i, made); err != nil {
+			return false, err
+		}
+		err = destroyAll(ctx, i.client, left)
+		if t.description.Can(lists) {
+			return len(left) == 0, err // those destroyed just now show at the next look
+		}
+		return err == nil, err
+	})
+	switch {
+	case err != nil:
+		return fmt.Errorf("some of it cannot be destroyed: %s; left: %s", describeError(err), namesOf(left))
+	case t.description.Can(lists) && len(left) > 0:
+		return fmt.Errorf("left: %s", namesOf(left))
+	}
+	t.saw("%d sandboxes were made and destroyed", len(made))
+	return nil
+}
+
+// remaining are the sandboxes that are there, or that were made when the plugin cannot list.
+func (t *trial) remaining(ctx context.Context, i *instance, made []provider.SandboxRef) ([]provider.SandboxRef, error) {
+	if !t.description.Can(lists) {
+		return made, nil
+	}
+	var left []provider.SandboxRef
+	for _, owner := range []string{t.owner, t.stranger} {
+		there, err := i.client.List(ctx, provider.ListRequest{Owner: owner})
+		if err != nil {
+			return nil, fmt.Errorf("List: %w", err)
+		}
+		for _, sandbox := range there {
+			if sandbox.State != provider.StateGone {
+				left = append(left, ref(owner, sandbox))
+			}
+		}
+	}
+	return left, nil
+}
+
+func destroyAll(ctx context.Context, client *provider.Client, sandboxes []provider.SandboxRef) error {
+	var all sync.WaitGroup
+	failures := make([]error, len(sandboxes))
+	for n, sandbox := range sandboxes {
+		all.Go(func() { failures[n] = client.Destroy(ctx, sandbox) })
+	}
+	all.Wait()
+	return errors.Join(failures...)
+}
+
+func namesOf(refs []provider.SandboxRef) string {
+	var names []string
+	for _, one := range refs {
+		names = append(names, one.SandboxID)
+	}
+	slices.Sort(names)
+	return strings.Join(slices.Compact(names), ", ")
+}

@@ -1,0 +1,368 @@
+package providertest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// Create and Attach.
+
+func createAnswers(_ context.Context, t *trial) error {
+	r := t.running()
+	if r.createErr != nil {
+		return fmt.Errorf("%s", describeError(r.createErr))
+	}
+	switch s := r.sandbox; { // the client has looked at id, state and session
+	case s.Origin != provider.OriginCreated:
+		return fmt.Errorf("the origin is %s", s.Origin)
+	case s.Owner != t.owner:
+		return fmt.Errorf("the owner is %q instead of %q", s.Owner, t.owner)
+	case s.Attempt == "":
+		return errors.New("the attempt is missing")
+	}
+	t.saw("%s in %s", r.sandbox.ID, r.creation.Round(time.Millisecond))
+	return nil
+}
+
+func createLabels(ctx context.Context, t *trial) error {
+	r := t.running()
+	if r.createErr != nil {
+		return needed(r.createErr, "Create")
+	}
+	var listed provider.Sandbox
+	found, err := eventually(ctx, t.pace.settled, func() (found bool, err error) {
+		listed, found, err = t.listed(ctx, r.sandbox)
+		return found, err
+	})
+	switch {
+	case err != nil:
+		return err
+	case !found:
+		return fmt.Errorf("List does not show %s", r.sandbox.ID)
+	case listed.Session != r.sandbox.Session, listed.Owner != t.owner, listed.Attempt != r.sandbox.Attempt:
+		return fmt.Errorf("List shows it with session %q, owner %q, attempt %q", listed.Session, listed.Owner, listed.Attempt)
+	case listed.Labels["check"] != t.id:
+		return fmt.Errorf("the label check=%s is missing: %v", t.id, listed.Labels)
+	}
+	return nil
+}
+
+// slack is how far an end of life may be off: clouds count in minutes.
+const slack = 3 * time.Minute
+
+func createLifetime(_ context.Context, t *trial) error {
+	r := t.running()
+	if r.createErr != nil {
+		return needed(r.createErr, "Create")
+	}
+	return endsAround(r.sandbox.ExpiresAt, r.before.Add(lifetime))
+}
+
+func endsAround(end, want time.Time) error {
+	switch off := end.Sub(want); {
+	case end.IsZero():
+		return errors.New("expires_at is not set: it would never end")
+	case off < -slack || off > slack:
+		return fmt.Errorf("expires_at is %s instead of about %s", end.UTC().Format(time.TimeOnly), want.UTC().Format(time.TimeOnly))
+	}
+	return nil
+}
+
+func createOnce(ctx context.Context, t *trial) error {
+	r := t.running()
+	if err := r.ready(); err != nil {
+		return err
+	}
+	again, err := t.create(ctx, t.shared.client, t.createRequest(t.owner, r.sandbox.Session, t.server()))
+	return sameSandbox(again, err, r.sandbox, provider.OriginAttached)
+}
+
+func sameSandbox(got provider.Sandbox, err error, want provider.Sandbox, origin provider.Origin) error {
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s", describeError(err))
+	case got.ID != want.ID:
+		return fmt.Errorf("the sandbox is %s instead of %s", got.ID, want.ID)
+	case got.Origin != origin:
+		return fmt.Errorf("the origin is %s instead of %s", got.Origin, origin)
+	}
+	return nil
+}
+
+func createOnceAtOnce(ctx context.Context, t *trial) error {
+	const creators = 4
+	session := t.session()
+	var all sync.WaitGroup
+	var sandboxes [creators]provider.Sandbox
+	var failures [creators]error
+	for n := range creators {
+		all.Go(func() {
+			sandboxes[n], failures[n] = t.create(ctx, t.shared.client, t.createRequest(t.owner, session, t.server()))
+		})
+	}
+	all.Wait()
+	ids := map[string]bool{}
+	for n, err := range failures {
+		if err != nil {
+			return fmt.Errorf("one of them fails: %s", describeError(err))
+		}
+		ids[sandboxes[n].ID] = true
+	}
+	if len(ids) != 1 {
+		return fmt.Errorf("%d answers name %d sandboxes", creators, len(ids))
+	}
+	if !t.description.Can(lists) {
+		return nil
+	}
+	there, err := t.list(ctx, t.owner, session)
+	if err == nil && len(there) != 1 {
+		err = fmt.Errorf("List shows %d: %s", len(there), idsOf(there))
+	}
+	return err
+}
+
+func createAdopts(ctx context.Context, t *trial) error {
+	r := t.running()
+	if err := r.ready(); err != nil {
+		return err
+	}
+	other, err := t.open(ctx, nil)
+	if err != nil {
+		return needed(err, "starting another process of the plugin")
+	}
+	found, err := other.client.Attach(ctx, t.attachRequest(provider.Sandbox{Session: r.sandbox.Session}))
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s", describeError(err))
+	case found.ID != r.sandbox.ID:
+		return fmt.Errorf("it finds %s instead of %s", found.ID, r.sandbox.ID)
+	}
+	return nil
+}
+
+func createSeparatesOwners(ctx context.Context, t *trial) error {
+	own := t.running().sandbox
+	strange, err := t.stranded()
+	if err != nil {
+		var unprepared unpreparedError
+		if errors.As(err, &unprepared) && t.running().createErr == nil {
+			return unprepared.cause
+		}
+		return err
+	}
+	if strange.ID == own.ID || strange.Origin != provider.OriginCreated {
+		return fmt.Errorf("the other owner gets %s (%s) while ours is %s", strange.ID, strange.Origin, own.ID)
+	}
+	if !t.description.Can(lists) {
+		return nil
+	}
+	for owner, foreign := range map[string]string{t.owner: strange.ID, t.stranger: own.ID} {
+		there, err := t.list(ctx, owner, "")
+		if err != nil {
+			return err
+		}
+		for _, sandbox := range there {
+			if sandbox.ID == foreign {
+				return fmt.Errorf("List of one owner shows %s of the other", foreign)
+			}
+		}
+	}
+	return nil
+}
+
+// attachFails says what an Attach that must fail with a code does instead.
+func (t *trial) attachFails(ctx context.Context, req provider.AttachRequest, want provider.Code) error {
+	found, err := t.shared.client.Attach(ctx, req)
+	switch {
+	case err == nil:
+		return fmt.Errorf("it finds %s", found.ID)
+	case provider.CodeOf(err) != want:
+		return fmt.Errorf("%s", describeError(err))
+	}
+	return nil
+}
+
+func attachMissing(ctx context.Context, t *trial) error {
+	return t.attachFails(ctx, t.attachRequest(provider.Sandbox{Session: t.session()}), provider.CodeNotFound)
+}
+
+func attachCreatesNothing(ctx context.Context, t *trial) error {
+	session := t.session()
+	sandbox, err := t.shared.client.Attach(ctx, t.attachRequest(provider.Sandbox{Session: session}))
+	t.remember(t.owner, sandbox, err)
+	there, err := t.list(ctx, t.owner, session)
+	if err == nil && len(there) > 0 {
+		err = fmt.Errorf("afterwards there is %s", idsOf(there))
+	}
+	return err
+}
+
+func attachRunning(ctx context.Context, t *trial) error {
+	r := t.running()
+	if err := r.ready(); err != nil {
+		return err
+	}
+	for what, sandbox := range map[string]provider.Sandbox{"with its id": r.sandbox, "without its id": {Session: r.sandbox.Session}} {
+		found, err := t.shared.client.Attach(ctx, t.attachRequest(sandbox))
+		if err := sameSandbox(found, err, r.sandbox, provider.OriginAttached); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+	}
+	return nil
+}
+
+func attachWakes(_ context.Context, t *trial) error {
+	n := t.nap()
+	if err := n.ready(); err != nil {
+		return err
+	}
+	return sameSandbox(n.woken, n.wakeErr, n.sandbox, provider.OriginWoken)
+}
+
+// ready says whether the sandbox did sleep.
+func (n nap) ready() error {
+	if n.suspendErr != nil {
+		return needed(n.suspendErr, "Suspend")
+	}
+	return n.err
+}
+
+// ready says whether the sandbox was destroyed.
+func (e ended) ready() error {
+	if e.destroyErr != nil {
+		return needed(e.destroyErr, "Destroy")
+	}
+	return e.err
+}
+
+func attachGone(ctx context.Context, t *trial) error {
+	e := t.ended()
+	if err := e.ready(); err != nil {
+		return err
+	}
+	for what, sandbox := range map[string]provider.Sandbox{"with its id": e.sandbox, "without its id": {Session: e.sandbox.Session}} {
+		if err := t.attachFails(ctx, t.attachRequest(sandbox), provider.CodeNotFound); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+	}
+	return nil
+}
+
+func attachForeign(ctx context.Context, t *trial) error {
+	strange, err := t.stranded()
+	if err != nil {
+		return err
+	}
+	found, err := t.shared.client.Attach(ctx, t.attachRequest(provider.Sandbox{ID: strange.ID, Session: t.session()}))
+	switch code := provider.CodeOf(err); {
+	case err == nil:
+		return fmt.Errorf("it gives out %s", found.ID)
+	case code != provider.CodeConflict && code != provider.CodeNotFound:
+		return fmt.Errorf("%s", describeError(err))
+	}
+	return nil
+}
+
+func attachDenied(ctx context.Context, t *trial) error {
+	altered := map[string]string{}
+	for _, a := range t.description.Attributes {
+		if text, ok := t.config[a.Name].(string); ok && a.Sensitive && text != "" {
+			altered[a.Name] = alter(text)
+		}
+	}
+	if len(altered) == 0 {
+		return skipf("the configuration holds no secret, so there are no credentials to get wrong")
+	}
+	return t.attachWith(ctx, altered, provider.CodeDenied, "wrong credentials open the cloud as well: they are none")
+}
+
+// alter changes the end of a credential and keeps its form.
+func alter(text string) string {
+	rotate := func(r, first rune, count rune) rune { return first + (r-first+count/2)%count }
+	letters := []rune(text)
+	for i := max(0, len(letters)-6); i < len(letters); i++ {
+		switch r := letters[i]; {
+		case r >= '0' && r <= '9':
+			letters[i] = rotate(r, '0', 10)
+		case r >= 'a' && r <= 'f': // it may be hexadecimal
+			letters[i] = rotate(r, 'a', 6)
+		case r >= 'g' && r <= 'z':
+			letters[i] = rotate(r, 'g', 20)
+		case r >= 'A' && r <= 'Z':
+			letters[i] = rotate(r, 'A', 26)
+		}
+	}
+	return string(letters)
+}
+
+func attachUnreachable(ctx context.Context, t *trial) error {
+	dead, err := deadAddress(ctx)
+	if err != nil {
+		return needed(err, "finding a port at which nothing listens")
+	}
+	altered := map[string]string{}
+	for _, a := range t.description.Attributes {
+		text, ok := t.config[a.Name].(string)
+		if raw, isDefault := t.config[a.Name].(json.RawMessage); isDefault {
+			ok = json.Unmarshal(raw, &text) == nil
+		}
+		if u, err := url.Parse(text); ok && err == nil && u.Host != "" && (u.Scheme == "http" || u.Scheme == "https") {
+			u.Scheme, u.Host = "http", dead
+			altered[a.Name] = strings.ReplaceAll(strings.ReplaceAll(u.String(), "%7B", "{"), "%7D", "}")
+		}
+	}
+	if len(altered) == 0 {
+		return skipf("the configuration holds no URL, so there is no address of a cloud to get wrong")
+	}
+	return t.attachWith(ctx, altered, provider.CodeUnreachable, "another address leads to the cloud as well: it is none")
+}
+
+// attachTime is enough to give a cloud up that does not answer.
+const attachTime = 30 * time.Second
+
+// attachWith attaches to a sandbox that exists, with altered values in the configuration.
+func (t *trial) attachWith(ctx context.Context, altered map[string]string, want provider.Code, harmless string) error {
+	r := t.running()
+	if err := r.ready(); err != nil {
+		return err
+	}
+	i, err := t.open(ctx, func(values map[string]any) {
+		for name, value := range altered {
+			values[name] = value
+		}
+	})
+	names := strings.Join(slices.Sorted(maps.Keys(altered)), ", ")
+	switch code := provider.CodeOf(err); {
+	case err != nil && code == want:
+		t.saw("Configure says so already")
+		return nil
+	case err != nil && code == provider.CodeInvalid:
+		return skipf("Configure refuses another %s by its form: %v", names, err)
+	case err != nil:
+		return needed(err, "configuring with another "+names)
+	}
+	limited, cancel := context.WithTimeout(ctx, attachTime)
+	defer cancel()
+	_, err = i.client.Attach(limited, t.attachRequest(r.sandbox))
+	switch code := provider.CodeOf(err); {
+	case err == nil:
+		return skipf("%s: %s", names, harmless)
+	case code == want:
+		t.saw("with another %s: %s", names, describeError(err))
+		return nil
+	case code == provider.CodeTimeout && want == provider.CodeUnreachable:
+		t.saw("with another %s it was still trying after %s", names, attachTime)
+		return nil
+	}
+	return fmt.Errorf("with another %s: %s", names, describeError(err))
+}

@@ -1,0 +1,8 @@
+//go:build !linux
+
+package providertest
+
+import "syscall"
+
+// processAttributes give the plugin a process group.
+func processAttributes() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }

@@ -1,0 +1,352 @@
+package providertest
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// A scene is something that several checks look at. It plays once, for the first check that asks; what fails in it is
+// the failure of the one check that is about it, and keeps the others from beginning.
+
+// running is a session as it should be: a sandbox whose server is alive. Checks may use it in any way that leaves it so.
+type running struct {
+	sandbox   provider.Sandbox
+	before    time.Time // when Create was called
+	creation  time.Duration
+	createErr error
+
+	endpoints provider.Endpoints
+	start     time.Duration
+	startErr  error
+
+	aliveErr error
+}
+
+// ready says whether the scene can be used.
+func (r running) ready() error {
+	switch {
+	case r.createErr != nil:
+		return needed(r.createErr, "Create")
+	case r.startErr != nil:
+		return needed(r.startErr, "StartServer")
+	}
+	return nil
+}
+
+// ended is a sandbox that had a server and was destroyed.
+type ended struct {
+	sandbox    provider.Sandbox
+	endpoints  provider.Endpoints
+	err        error // of a preparation
+	destroyErr error
+	againErr   error // of destroying it again
+}
+
+// nap is a sandbox that was suspended and woken.
+type nap struct {
+	sandbox    provider.Sandbox
+	err        error // of a preparation
+	suspendErr error
+	listed     provider.Sandbox // while it was suspended, where the plugin lists
+	listErr    error
+	againErr   error // of suspending it again
+	ping       provider.PingResult
+	pingErr    error
+	pinged     provider.Sandbox // as listed after the pings
+	startErr   error            // of starting a server while it was suspended
+	woken      provider.Sandbox
+	wakeErr    error
+	cancelled  error // of a call that woke it and was cancelled: what is wrong afterwards
+}
+
+// deaths is a sandbox whose servers die.
+type deaths struct {
+	err       error // of a preparation
+	atOnce    error // what StartServer says of a server that dies at once
+	noCommand error // and of one that is not there
+	startErr  error // of starting one that dies later
+	ping      provider.PingResult
+	pingErr   error
+}
+
+// talker is a sandbox whose server only writes.
+type talker struct {
+	err       error // of a preparation
+	sandbox   provider.Sandbox
+	endpoints provider.Endpoints
+	startErr  error
+}
+
+// crowd is many calls at once.
+type crowd struct {
+	err       error // of a preparation
+	failures  []string
+	sandboxes []provider.Sandbox
+	exhausted bool // the account allows no more sandboxes
+}
+
+func (s *suite) prepareScenes(ctx context.Context) {
+	s.running = sync.OnceValue(func() running { return s.playRunning(ctx) })
+	s.ended = sync.OnceValue(func() ended { return s.playEnded(ctx) })
+	s.nap = sync.OnceValue(func() nap { return s.playNap(ctx) })
+	s.deaths = sync.OnceValue(func() deaths { return s.playDeaths(ctx) })
+	s.talker = sync.OnceValue(func() talker { return s.playTalker(ctx) })
+	s.crowd = sync.OnceValue(func() crowd { return s.playCrowd(ctx) })
+	s.stranded = sync.OnceValues(func() (provider.Sandbox, error) {
+		r := s.running()
+		if r.createErr != nil {
+			return provider.Sandbox{}, needed(r.createErr, "Create")
+		}
+		sandbox, err := s.create(ctx, s.shared.client, s.createRequest(s.stranger, r.sandbox.Session, s.server()))
+		return sandbox, needed(err, "Create for another owner")
+	})
+}
+
+func (s *suite) playRunning(ctx context.Context) (r running) {
+	r.before = time.Now()
+	r.sandbox, r.createErr = s.create(ctx, s.shared.client, s.createRequest(s.owner, s.session(), s.server()))
+	r.creation = time.Since(r.before)
+	if r.createErr != nil {
+		return r
+	}
+	began := time.Now()
+	r.endpoints, r.startErr = s.shared.client.StartServer(ctx, s.startRequest(r.sandbox, s.server()))
+	r.start = time.Since(began)
+	if r.startErr != nil {
+		return r
+	}
+	s.keepHeaders(r.endpoints)
+	r.aliveErr = s.awaitAlive(ctx, r.sandbox, r.endpoints)
+	return r
+}
+
+// keepHeaders takes what opens endpoints to the secrets.
+func (s *suite) keepHeaders(endpoints provider.Endpoints) {
+	for name, value := range endpoints.Server.Headers {
+		s.keepSecret(value, "the header "+name+" of an endpoint")
+	}
+}
+
+// awaitAlive pings until the server is alive.
+func (s *suite) awaitAlive(ctx context.Context, sandbox provider.Sandbox, endpoints provider.Endpoints) error {
+	var last provider.PingResult
+	alive, err := eventually(ctx, s.pace.verdict, func() (bool, error) {
+		var err error
+		last, err = s.shared.client.Ping(ctx, s.pingRequest(sandbox, endpoints.Server))
+		return last.Status == provider.PingAlive, err
+	})
+	switch {
+	case alive:
+		return nil
+	case err != nil:
+		return fmt.Errorf("Ping: %s", describeError(err))
+	}
+	return fmt.Errorf("after %s Ping still says %s: %s", s.pace.verdict, last.Status, last.Reason)
+}
+
+func (s *suite) playEnded(ctx context.Context) (e ended) {
+	if e.sandbox, e.err = s.newSandbox(ctx, s.server()); e.err != nil {
+		return e
+	}
+	if e.endpoints, e.err = s.shared.client.StartServer(ctx, s.startRequest(e.sandbox, s.server())); e.err != nil {
+		e.err = needed(e.err, "StartServer")
+		return e
+	}
+	e.destroyErr = s.shared.client.Destroy(ctx, ref(s.owner, e.sandbox))
+	if e.destroyErr == nil {
+		e.againErr = s.shared.client.Destroy(ctx, ref(s.owner, e.sandbox))
+	}
+	return e
+}
+
+func (s *suite) playNap(ctx context.Context) (n nap) {
+	client := s.shared.client
+	if n.sandbox, n.err = s.newSandbox(ctx, s.server()); n.err != nil {
+		return n
+	}
+	endpoints, err := client.StartServer(ctx, s.startRequest(n.sandbox, s.server()))
+	if err != nil {
+		n.err = needed(err, "StartServer")
+		return n
+	}
+	if n.suspendErr = client.Suspend(ctx, ref(s.owner, n.sandbox)); n.suspendErr != nil {
+		return n
+	}
+	n.listed, n.listErr = s.lookAt(ctx, n.sandbox)
+	n.againErr = client.Suspend(ctx, ref(s.owner, n.sandbox))
+	_, _ = eventually(ctx, s.pace.verdict, func() (bool, error) {
+		n.ping, n.pingErr = client.Ping(ctx, s.pingRequest(n.sandbox, endpoints.Server))
+		return n.pingErr == nil && n.ping.Status != provider.PingNotYet, nil
+	})
+	n.pinged, _ = s.lookAt(ctx, n.sandbox)
+	_, n.startErr = client.StartServer(ctx, s.startRequest(n.sandbox, s.server()))
+
+	if n.startErr == nil { // it may have been woken
+		if n.err = needed(client.Suspend(ctx, ref(s.owner, n.sandbox)), "Suspend"); n.err != nil {
+			return n
+		}
+	}
+	began := time.Now()
+	if n.woken, n.wakeErr = client.Attach(ctx, s.attachRequest(n.sandbox)); n.wakeErr == nil {
+		n.cancelled = s.cancelWaking(ctx, n.sandbox, time.Since(began))
+	}
+	return n
+}
+
+// lookAt gives a sandbox as the plugin lists it; without listing, nothing.
+func (s *suite) lookAt(ctx context.Context, sandbox provider.Sandbox) (provider.Sandbox, error) {
+	if !s.description.Can(provider.CapabilityList) {
+		return provider.Sandbox{}, nil
+	}
+	listed, found, err := s.listed(ctx, sandbox)
+	if err == nil && !found {
+		err = fmt.Errorf("List does not show the sandbox %s", sandbox.ID)
+	}
+	return listed, err
+}
+
+// cancelWaking cancels an Attach in the middle. Afterwards the sandbox must be there, and another Attach find it.
+func (s *suite) cancelWaking(ctx context.Context, sandbox provider.Sandbox, usual time.Duration) error {
+	if usual < s.pace.quick {
+		return skipf("Attach wakes the sandbox in %s: there is no middle in which to cancel it", usual)
+	}
+	if err := s.shared.client.Suspend(ctx, ref(s.owner, sandbox)); err != nil {
+		return needed(err, "Suspend")
+	}
+	cut, cancel := context.WithTimeout(ctx, usual/2)
+	defer cancel()
+	_, err := s.shared.client.Attach(cut, s.attachRequest(sandbox))
+	if err == nil {
+		return skipf("Attach was done before it could be cancelled")
+	}
+	after, err := s.shared.client.Attach(ctx, s.attachRequest(sandbox))
+	switch {
+	case err != nil:
+		return fmt.Errorf("after an Attach that was cancelled another one fails: %s", describeError(err))
+	case after.ID != sandbox.ID:
+		return fmt.Errorf("after an Attach that was cancelled another one finds the sandbox %s instead of %s", after.ID, sandbox.ID)
+	}
+	return nil
+}
+
+// lastWords is what the dying server writes.
+const lastWords = "berth check: last words"
+
+func (s *suite) playDeaths(ctx context.Context) (d deaths) {
+	client := s.shared.client
+	sandbox, err := s.newSandbox(ctx, s.server())
+	if err != nil {
+		d.err = err
+		return d
+	}
+	start := func(server provider.Server) (provider.Endpoints, error) {
+		return client.StartServer(ctx, s.startRequest(sandbox, server))
+	}
+	_, d.atOnce = start(s.script("echo " + lastWords + "; exit 7"))
+	missing := s.server()
+	missing.Command = []string{"/nonexistent/berth-check-server"}
+	_, d.noCommand = start(missing)
+
+	// How soon is "at once"? A plugin that looks for longer gets a server that lives for longer.
+	var endpoints provider.Endpoints
+	for life := 2; life <= 8; life *= 2 {
+		endpoints, d.startErr = start(s.script(fmt.Sprintf("echo %s; sleep %d; exit 9", lastWords, life)))
+		if d.startErr == nil || provider.AsError(d.startErr).Reason != provider.ReasonServerExited {
+			break
+		}
+	}
+	if d.startErr != nil {
+		return d
+	}
+	_, _ = eventually(ctx, s.pace.verdict, func() (bool, error) {
+		d.ping, d.pingErr = client.Ping(ctx, s.pingRequest(sandbox, endpoints.Server))
+		return d.pingErr == nil && d.ping.Status != provider.PingNotYet, nil
+	})
+	return d
+}
+
+func (s *suite) playTalker(ctx context.Context) (t talker) {
+	if t.sandbox, t.err = s.newSandbox(ctx, s.talk()); t.err == nil {
+		t.endpoints, t.startErr = s.shared.client.StartServer(ctx, s.startRequest(t.sandbox, s.talk()))
+	}
+	return t
+}
+
+// talk is what the talker runs: it writes its process number, the ports it was told of, a few lines, and nothing more.
+func (s *suite) talk() provider.Server {
+	server := s.script(`echo "process $$"; echo "ports {port} $PORT $NOTE {port.extra}"; ` +
+		`echo one; echo two; echo three; echo four; exec sleep 600`)
+	server.ExtraPorts = map[string]int{"extra": s.plugin.Server.Port + 1}
+	server.Env["NOTE"] = "{port}"
+	return server
+}
+
+// lines reads the talker's log until it is complete.
+func (s *suite) lines(ctx context.Context, sandbox provider.Sandbox, count int) ([]string, error) {
+	var lines []string
+	_, err := eventually(ctx, s.pace.settled, func() (bool, error) {
+		var err error
+		lines, err = s.shared.client.Logs(ctx, provider.LogsRequest{SandboxRef: ref(s.owner, sandbox), Lines: count})
+		return len(lines) > 0 && strings.TrimSpace(lines[len(lines)-1]) == "four", err
+	})
+	return lines, err
+}
+
+const (
+	// many is how many calls come at once.
+	many = 32
+	// newcomers is how many of them create.
+	newcomers = 6
+)
+
+func (s *suite) playCrowd(ctx context.Context) (c crowd) {
+	r := s.running()
+	if c.err = r.ready(); c.err != nil {
+		return c
+	}
+	client := s.shared.client
+	var mutex sync.Mutex
+	var all sync.WaitGroup
+	failed := func(method string, err error) {
+		mutex.Lock()
+		defer mutex.Unlock()
+		if provider.CodeOf(err) == provider.CodeExhausted {
+			c.exhausted = true
+		}
+		c.failures = append(c.failures, method+": "+describeError(err))
+	}
+	for i := range many {
+		all.Go(func() {
+			switch {
+			case i < newcomers:
+				sandbox, err := s.create(ctx, client, s.createRequest(s.owner, s.session(), s.server()))
+				if err != nil {
+					failed("Create", err)
+					return
+				}
+				mutex.Lock()
+				defer mutex.Unlock()
+				c.sandboxes = append(c.sandboxes, sandbox)
+			case i%3 == 0 && s.description.Can(provider.CapabilityList):
+				if _, err := client.List(ctx, provider.ListRequest{Owner: s.owner}); err != nil {
+					failed("List", err)
+				}
+			case i%3 == 1:
+				if _, err := client.Attach(ctx, s.attachRequest(r.sandbox)); err != nil {
+					failed("Attach", err)
+				}
+			default:
+				if _, err := client.Ping(ctx, s.pingRequest(r.sandbox, r.endpoints.Server)); err != nil {
+					failed("Ping", err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	return c
+}
