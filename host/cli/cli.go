@@ -100,7 +100,6 @@ provider. Exit codes: 0 done, 1 other failure, 2 usage or configuration, 3 denie
 	flags := root.PersistentFlags()
 	flags.StringVarP(&a.flags.config, "config", "c", "", "configuration file (default: $BERTH_CONFIG, ./config.hcl, built-in)")
 	flags.StringVarP(&a.flags.output, "output", "o", "text", "output: text, json, or one that a single command has: env (connect), markdown (plugin describe), junit (plugin check)")
-	flags.StringVarP(&a.flags.output, "output", "o", "text", "output: text, json, or one that a single command has: env (connect), markdown (plugin describe), junit (plugin check)")
 	flags.StringVar(&a.flags.logLevel, "log-level", "", "off, error, warn, info, debug or trace (default: $BERTH_LOG, then the configuration)")
 	root.AddCommand(
 		a.connectCommand(), a.pingCommand(), a.sessionsCommand(), a.disconnectCommand(), a.providersCommand(),

@@ -107,7 +107,8 @@ func endsInACall(ctx context.Context, t *trial) error {
 	}
 	return t.ends(ctx, i, "it was told to", func(i *instance) error { // as a host does
 		_ = i.shutdown(ctx) // an exit may well cut its answer off
-		return i.stdin.Close()
+		_ = i.stdin.Close() // and close this end first
+		return nil
 	})
 }
 

@@ -116,15 +116,19 @@ func TestAFailedLookUpIsNotTakenForNothing(t *testing.T) {
 	t.Parallel()
 	simulated, c := setup(t)
 	name := provider.SandboxName(owner, "s1")
+	attach := func() error {
+		_, err := c.Attach(t.Context(), provider.AttachRequest{Session: "s1", Owner: owner})
+		return err
+	}
 	for status, want := range map[int]provider.Code{
-		0: provider.CodeUnreachable, http.StatusServiceUnavailable: provider.CodeUnreachable, http.StatusForbidden: provider.CodeDenied,
+		http.StatusServiceUnavailable: provider.CodeUnreachable, http.StatusForbidden: provider.CodeDenied,
 	} {
 		simulated.Fault("GET /v1/boxes/"+name, status)
-		_, err := c.Attach(t.Context(), provider.AttachRequest{Session: "s1", Owner: owner})
-		wantCode(t, err, want)
+		wantCode(t, attach(), want)
 	}
-	_, err := c.Attach(t.Context(), provider.AttachRequest{Session: "s1", Owner: owner})
-	wantCode(t, err, provider.CodeNotFound)
+	wantCode(t, attach(), provider.CodeNotFound)
+	simulated.Close()
+	wantCode(t, attach(), provider.CodeUnreachable)
 }
 
 func TestAServerThatEndsSaysWhy(t *testing.T) {
