@@ -52,7 +52,7 @@ reason, 8 a check failed.`,
 		}),
 	}
 	c.Flags().StringVar(&label, "provider", "", "the provider block to configure the plugin by (default: the one that names it)")
-	c.Flags().StringVar(&only, "only", "", "run only the checks whose GROUP/NAME matches, such as create/* or ping/redirect")
+	c.Flags().StringVar(&only, "only", "", "run only the checks whose GROUP/NAME matches, such as create/* or ping/redirect,ping/slow")
 	c.Flags().BoolVar(&noMTLS, "no-mtls", false, "connect without mTLS, for plugins whose gRPC library cannot")
 	return c
 }

@@ -30,6 +30,8 @@ type effect struct {
 	before func(ctx context.Context, c *call) error
 	// after comes after the honest call, if that succeeded. It may change the reply or fail.
 	after func(ctx context.Context, c *call) error
+	// failed comes after a call that failed, and gives the error to fail with; nil makes it succeed with what is in reply.
+	failed func(ctx context.Context, c *call, err error) error
 }
 
 // call is one call under way.
@@ -180,11 +182,13 @@ type faulty struct {
 	stdout, stderr *os.File
 	exit           func(code int)
 	children       sync.WaitGroup
+	// memory is for breaches.
+	memory *memory
 }
 
 // open makes the provider of a configuration.
 func open(ctx context.Context, config Config, log hclog.Logger) (*faulty, error) {
-	f := &faulty{cloud: newCloud(config), log: log, stdout: processStdout, stderr: processStderr, exit: os.Exit}
+	f := &faulty{cloud: newCloud(config), log: log, stdout: processStdout, stderr: processStderr, exit: os.Exit, memory: newMemory()}
 	refused := f.cloud.problems(ctx)
 	for _, text := range config.Faults {
 		fault, err := parseFault(text, append([]string{anyMethod}, methods...))
@@ -193,9 +197,19 @@ func open(ctx context.Context, config Config, log hclog.Logger) (*faulty, error)
 		}
 		f.faults = append(f.faults, fault)
 	}
+	for _, check := range config.Breaches {
+		breach, err := parseBreach(check)
+		if err != nil {
+			refused = append(refused, provider.FieldError{Field: "breaches", Message: err.Error()})
+		}
+		if breach.method != "" {
+			f.faults = append(f.faults, fault{method: breach.method, effect: breach.effect})
+		}
+	}
 	if len(refused) > 0 {
 		return nil, &provider.Error{Code: provider.CodeInvalid, Message: "the configuration was refused", Fields: refused}
 	}
+	f.cloud.login()
 	_, err := inject(ctx, f, "configure", config, func(ctx context.Context, _ Config) (struct{}, error) {
 		return struct{}{}, f.cloud.open(ctx)
 	})
@@ -236,7 +250,12 @@ func launchFaults(list string) error {
 }
 
 // Close ends what the provider runs. Children forked on request are left alone: that is what they are for.
-func (f *faulty) Close() error { return f.cloud.Close() }
+func (f *faulty) Close() error {
+	if now.close != nil {
+		now.close(f)
+	}
+	return f.cloud.Close()
+}
 
 func (f *faulty) Create(ctx context.Context, req provider.CreateRequest) (provider.Sandbox, error) {
 	return inject(ctx, f, "create", req, f.cloud.Create)
@@ -297,26 +316,47 @@ func inject[Request, Reply any](
 			defer cancel()
 		}
 	}
+	err = c.run(ctx, effects, func() (err error) {
+		reply, err = honest(ctx, request)
+		return err
+	})
+	if err != nil {
+		return none, err
+	}
+	return reply, nil
+}
+
+// run makes the honest call with what comes before and after it.
+func (c *call) run(ctx context.Context, effects []effect, honest func() error) error {
 	for _, e := range effects {
 		if e.before != nil {
 			if err := e.before(ctx, c); err != nil {
-				return none, err
+				return err
 			}
 		}
 	}
 	if !c.answered {
-		if reply, err = honest(ctx, request); err != nil {
-			return none, err
+		if err := honest(); err != nil {
+			return c.fail(ctx, effects, err)
 		}
 	}
 	for _, e := range effects {
 		if e.after != nil {
 			if err := e.after(ctx, c); err != nil {
-				return none, err
+				return err
 			}
 		}
 	}
-	return reply, nil
+	return nil
+}
+
+func (c *call) fail(ctx context.Context, effects []effect, err error) error {
+	for _, e := range effects {
+		if e.failed != nil && err != nil {
+			err = e.failed(ctx, c, err)
+		}
+	}
+	return err
 }
 
 // hits counts the call and gives the effects meant for it, in the order of the configuration.
@@ -325,7 +365,7 @@ func (f *faulty) hits(ctx context.Context, method string) ([]effect, error) {
 		return nil, nil
 	}
 	var own, all int
-	err := f.cloud.store.do(ctx, func(w *world) error {
+	err := f.cloud.store.doAnyway(ctx, func(w *world) error {
 		w.Calls[method]++
 		own = w.Calls[method]
 		if method != "configure" {

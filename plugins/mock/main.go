@@ -18,6 +18,10 @@ func main() {
 		fmt.Fprintln(processStderr, err)
 		os.Exit(2)
 	}
+	if err := launchBreaches(os.Getenv(breachVariable)); err != nil {
+		fmt.Fprintln(processStderr, err)
+		os.Exit(2)
+	}
 	provider.Serve(provider.Info{
 		Name: "mock", Version: "0.1.0", Summary: "Sandboxes that do not exist, and fail on request.",
 	}, open)

@@ -4,8 +4,11 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -29,8 +32,10 @@ type Config struct {
 	PingLatency   time.Duration `berth:"ping_latency" default:"0s" doc:"How long Ping takes."`
 	Quota         int           `berth:"quota" default:"0" doc:"How many sandboxes there may be at a time. 0 is no limit."`
 	Size          string        `berth:"size" default:"small" oneof:"small,medium,large" doc:"Only shows in a sandbox's detail."`
-	APIKey        string        `berth:"api_key,sensitive" env:"MOCK_API_KEY" doc:"A secret that opens nothing."`
+	APIKey        string        `berth:"api_key,sensitive" env:"MOCK_API_KEY" doc:"The cloud belongs to the first key it is used with; another one is denied."`
+	APIURL        string        `berth:"api_url" default:"https://mock.invalid" doc:"Where the cloud is. It does not answer at any other address."`
 	Faults        []string      `berth:"faults" doc:"What goes wrong: METHOD[:N]=FAULT[:ARGUMENT...] each."`
+	Breaches      []string      `berth:"breaches" doc:"Which checks of the conformance suite fail: GROUP/NAME each."`
 }
 
 // tokenHeader carries a sandbox's token, as a cloud's own proxy would want it.
@@ -43,6 +48,8 @@ type cloud struct {
 	client *http.Client
 	// web answers for every server of this process; nil with serve = "none".
 	web *web
+	// public lets web answer without a token.
+	public bool
 }
 
 func newCloud(config Config) *cloud {
@@ -54,9 +61,6 @@ func (c *cloud) problems(ctx context.Context) (refused []provider.FieldError) {
 	refuse := func(field, format string, args ...any) {
 		refused = append(refused, provider.FieldError{Field: field, Message: fmt.Sprintf(format, args...)})
 	}
-	if c.config.State != "" && c.config.Serve == "http" {
-		refuse("serve", `"http" does not go with state: the URLs would end with the plugin process`)
-	}
 	if c.config.Quota < 0 {
 		refuse("quota", "must not be negative")
 	}
@@ -66,9 +70,23 @@ func (c *cloud) problems(ctx context.Context) (refused []provider.FieldError) {
 	return refused
 }
 
+// defaultURL is the address of the cloud.
+const defaultURL = "https://mock.invalid"
+
+// login makes the credentials and the address count from here on.
+func (c *cloud) login() {
+	if c.config.APIKey != "" {
+		sum := sha256.Sum256([]byte(c.config.APIKey))
+		c.store.account = hex.EncodeToString(sum[:])
+	}
+	if url := c.config.APIURL; url != "" && url != defaultURL {
+		c.store.unreachable = url
+	}
+}
+
 // open starts the web server, where there is to be one.
 func (c *cloud) open(ctx context.Context) error {
-	if c.config.State != "" || c.config.Serve == "none" {
+	if c.config.Serve == "none" || c.config.State != "" && c.config.Serve != "http" {
 		return nil
 	}
 	var config net.ListenConfig
@@ -125,6 +143,10 @@ func (c *cloud) Create(ctx context.Context, req provider.CreateRequest) (made pr
 		made.Origin = provider.OriginCreated
 		return nil
 	})
+	if err == nil && ctx.Err() != nil && made.Origin == provider.OriginCreated { // nobody will hear of it
+		undo := c.Destroy(context.WithoutCancel(ctx), provider.SandboxRef{Owner: req.Owner, SandboxID: made.ID})
+		return provider.Sandbox{}, errors.Join(ctx.Err(), undo)
+	}
 	return made, err
 }
 
@@ -191,15 +213,37 @@ func (c *cloud) StartServer(ctx context.Context, req provider.StartServerRequest
 			return err
 		}
 		if s.Server == nil || s.Server.diedBy(now) {
-			s.Server = &server{
-				Port: req.Server.Port, StartedAt: now, ReadyAt: now.Add(c.config.ReadyAfter),
-				Fields: req.Server.Health.JSONFields,
+			if s.Server, err = c.start(req.Server, now); err != nil {
+				return err
 			}
+		}
+		if s.Server.diedBy(now) {
+			err := provider.ServerExited(&s.Server.ExitCode, s.Server.log(now))
+			err.SandboxID = s.ID
+			return err
 		}
 		endpoints = c.endpoints(s, req.Server)
 		return nil
 	})
 	return endpoints, err
+}
+
+// start makes a server. It may be dead already.
+func (c *cloud) start(asked provider.Server, now time.Time) (*server, error) {
+	command, env := asked.Expand(asked.Port, asked.ExtraPorts)
+	if len(command) > 0 && strings.HasPrefix(command[0], "/nonexistent/") {
+		return nil, provider.Errorf(provider.CodeFailed, "the server cannot be started: there is no %s", command[0])
+	}
+	started := &server{
+		Port: asked.Port, StartedAt: now, ReadyAt: now.Add(c.config.ReadyAfter), Fields: asked.Health.JSONFields,
+	}
+	if script, ok := readScript(command, env); ok {
+		started.Lines = script.lines
+		if script.ends {
+			started.DiesAt, started.ExitCode = now.Add(script.lives), script.code
+		}
+	}
+	return started, nil
 }
 
 func (c *cloud) Ping(ctx context.Context, req provider.PingRequest) (result provider.PingResult, err error) {
@@ -387,7 +431,7 @@ func (c *cloud) answer(w http.ResponseWriter, r *http.Request) {
 		}
 		token := r.Header.Get(tokenHeader)
 		switch result := health(s, now); {
-		case subtle.ConstantTimeCompare([]byte(token), []byte(s.Token)) != 1:
+		case !c.public && subtle.ConstantTimeCompare([]byte(token), []byte(s.Token)) != 1:
 			status, body = http.StatusUnauthorized, map[string]string{"status": tokenHeader + " is missing or wrong"}
 		case result.Status == provider.PingAlive:
 			status, body = http.StatusOK, map[string]string{"status": "ok"}

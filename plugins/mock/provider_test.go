@@ -609,14 +609,13 @@ func TestAWrongConfigurationIsRefusedFieldByField(t *testing.T) {
 		attributes
 		fields []string
 	}{
-		"serve with state":      {attributes{"state": filepath.Join(t.TempDir(), "c"), "serve": "http"}, []string{"serve"}},
 		"negative quota":        {attributes{"quota": -1}, []string{"quota"}},
 		"broken state":          {attributes{"state": broken}, []string{"state"}},
 		"state in no directory": {attributes{"state": filepath.Join(broken, "x")}, []string{"state"}},
 		"unknown size":          {attributes{"size": "huge"}, []string{"size"}},
 		"everything": {
-			attributes{"state": broken, "serve": "http", "quota": -1, "faults": []string{"a", "b"}},
-			[]string{"serve", "quota", "state", "faults", "faults"},
+			attributes{"state": broken, "quota": -1, "faults": []string{"a", "b"}},
+			[]string{"quota", "state", "faults", "faults"},
 		},
 	} {
 		_, err := configure(t, c.attributes)

@@ -26,6 +26,8 @@ type world struct {
 	Names map[string]string `json:"names"`
 	// Calls counts the calls of each method, for faults that hit only one of them.
 	Calls map[string]int `json:"calls"`
+	// Account is a hash of the key the cloud belongs to; empty until one is used.
+	Account string `json:"account,omitempty"`
 }
 
 type sandbox struct {
@@ -54,6 +56,8 @@ type server struct {
 	ExitCode int       `json:"exit_code"`
 	// Fields is what its health path answers.
 	Fields map[string]string `json:"fields"`
+	// Lines is what it writes, if its command tells.
+	Lines []string `json:"lines,omitempty"`
 }
 
 func (s *sandbox) liveAt(t time.Time) bool {
@@ -71,6 +75,9 @@ func (s *server) readyBy(t time.Time) bool { return !t.Before(s.ReadyAt) }
 
 // log is what the server has written until t.
 func (s *server) log(t time.Time) []string {
+	if s.Lines != nil {
+		return s.Lines
+	}
 	lines := []string{fmt.Sprintf("mock server: starting on port %d", s.Port)}
 	if s.readyBy(t) && (s.DiesAt.IsZero() || s.ReadyAt.Before(s.DiesAt)) {
 		lines = append(lines, "mock server: ready")
@@ -142,6 +149,8 @@ func (w *world) sweep(now time.Time) {
 type store struct {
 	// path is empty for memory.
 	path string
+	// account is a hash of the key in use, and unreachable the address that leads nowhere. Both may be empty.
+	account, unreachable string
 
 	mutex     sync.Mutex
 	world     world
@@ -152,11 +161,38 @@ func newWorld() world {
 	return world{Sandboxes: map[string]*sandbox{}, Names: map[string]string{}, Calls: map[string]int{}}
 }
 
+// admit lets nobody in who is at the wrong address or has the wrong key.
+func (s *store) admit(w *world) error {
+	switch {
+	case s.unreachable != "":
+		err := provider.Errorf(provider.CodeUnreachable, "the cloud does not answer at %s", s.unreachable)
+		err.Retryable = true
+		return err
+	case s.account == "":
+		return nil
+	case w.Account == "":
+		w.Account = s.account
+	case w.Account != s.account:
+		return provider.Errorf(provider.CodeDenied, "the cloud belongs to another api_key")
+	}
+	return nil
+}
+
 func newStore(path string) *store { return &store{path: path, world: newWorld()} }
 
-// do runs f with the world to itself. In a file, what f changed is kept only if f succeeds; with memory, f must not
-// fail after it changed something. ctx bounds the wait for other processes.
+// do runs f with the world to itself, if this process is admitted to it.
 func (s *store) do(ctx context.Context, f func(w *world) error) error {
+	return s.doAnyway(ctx, func(w *world) error {
+		if err := s.admit(w); err != nil {
+			return err
+		}
+		return f(w)
+	})
+}
+
+// doAnyway runs f with the world to itself. In a file, what f changed is kept only if f succeeds; with memory, f must not
+// fail after it changed something. ctx bounds the wait for other processes.
+func (s *store) doAnyway(ctx context.Context, f func(w *world) error) error {
 	if s.path != "" {
 		return s.doInFile(ctx, f)
 	}

@@ -110,7 +110,7 @@ func renewMovesTheEnd(ctx context.Context, t *trial) error {
 		err = endsAround(listed.ExpiresAt, want)
 	}
 	if err != nil {
-		return fmt.Errorf("listed: %w", err)
+		return fmt.Errorf("listing: %w", err)
 	}
 	return nil
 }
@@ -156,34 +156,33 @@ func logsInOrder(ctx context.Context, t *trial) error {
 	return err
 }
 
-// cuts is how often a Create is cut before what it leaves counts: it may be done just when it is cut.
-const cuts = 4
+// cuts is how often a call may be done before it could be cut, and strikes how often something must be wrong afterwards:
+// it may have been done just when it was cut.
+const (
+	cuts    = 6
+	strikes = 2
+)
 
-// cut lets Creates be cut in the middle until one was: at half of the usual time, then earlier and earlier.
-func (t *trial) cut(ctx context.Context, one func(ctx context.Context, after time.Duration) (done bool, _ error)) error {
-	r := t.running()
-	if r.createErr != nil {
-		return needed(r.createErr, "Create")
-	}
-	var last error
-	for after, n := r.creation/2, 0; n < cuts && after >= t.pace.quick/2; after, n = after*2/3, n+1 {
-		done, err := one(ctx, after)
-		if done && err == nil {
-			last = nil
-			continue // it was too quick
-		}
-		if last = err; err == nil {
-			t.saw("cut after %s", after.Round(time.Millisecond))
-			return nil
-		}
-		if errors.Is(err, errOvertime) {
+// cut lets calls be cut in the middle: after half of the usual time, or earlier if they were done by then.
+func (s *suite) cut(usual time.Duration, one func(after time.Duration) (done bool, _ error)) error {
+	after, failures := usual/2, 0
+	for range cuts {
+		if after < s.pace.quick/2 {
 			break
 		}
+		done, err := one(after)
+		switch {
+		case done && err == nil:
+			after = after * 2 / 3
+		case err == nil:
+			return nil
+		default:
+			if failures++; failures == strikes {
+				return err
+			}
+		}
 	}
-	if last == nil {
-		return skipf("Create takes %s: it was always done before it could be cut", r.creation.Round(time.Millisecond))
-	}
-	return last
+	return skipf("the call takes %s: it was always done before it could be cut", usual.Round(time.Millisecond))
 }
 
 // leavesNothing waits until a session has no sandbox, except the one that was named.
@@ -203,35 +202,32 @@ func (t *trial) leavesNothing(ctx context.Context, session, named string, usual 
 }
 
 func cancelCreate(ctx context.Context, t *trial) error {
-	usual := t.running().creation
-	return t.cut(ctx, func(ctx context.Context, after time.Duration) (bool, error) {
-		session := t.session()
-		cancelled, cancel := context.WithCancel(ctx)
-		defer cancel()
-		defer time.AfterFunc(after, cancel).Stop()
-		_, err := t.create(cancelled, t.shared.client, t.createRequest(t.owner, session, t.server()))
-		if err == nil {
-			return true, nil
-		}
-		return false, t.leavesNothing(ctx, session, "", usual)
+	return t.cutCreate(ctx, func(ctx context.Context, after time.Duration) (context.Context, context.CancelFunc) {
+		ctx, cancel := context.WithCancel(ctx)
+		timer := time.AfterFunc(after, cancel)
+		return ctx, func() { timer.Stop(); cancel() }
 	})
 }
 
 func createDeadline(ctx context.Context, t *trial) error {
-	usual := t.running().creation
-	return t.cut(ctx, func(ctx context.Context, after time.Duration) (bool, error) {
+	return t.cutCreate(ctx, context.WithTimeout)
+}
+
+func (t *trial) cutCreate(ctx context.Context, limit func(context.Context, time.Duration) (context.Context, context.CancelFunc)) error {
+	r := t.running()
+	if r.createErr != nil {
+		return needed(r.createErr, "Create")
+	}
+	return t.cut(r.creation, func(after time.Duration) (done bool, _ error) {
 		session := t.session()
-		limited, cancel := context.WithTimeout(ctx, after)
+		limited, cancel := limit(ctx, after)
 		defer cancel()
-		began := time.Now()
-		_, err := t.create(limited, t.shared.deadlines, t.createRequest(t.owner, session, t.server()))
-		switch {
-		case err == nil:
+		_, err := t.create(limited, t.shared.client, t.createRequest(t.owner, session, t.server()))
+		if err == nil {
 			return true, nil
-		case errors.Is(err, errOvertime):
-			return false, fmt.Errorf("%w: with a deadline of %s it still runs %s later", err, after, time.Since(began))
 		}
-		return false, t.leavesNothing(ctx, session, provider.AsError(err).SandboxID, usual/2)
+		t.saw("cut after %s: %s", after.Round(time.Millisecond), describeError(err))
+		return false, t.leavesNothing(ctx, session, provider.AsError(err).SandboxID, r.creation)
 	})
 }
 
@@ -251,79 +247,75 @@ func cancelStart(ctx context.Context, t *trial) error {
 	if err := r.ready(); err != nil {
 		return err
 	}
-	sandbox, err := t.newSandbox(ctx, t.server())
-	if err != nil {
-		return err
-	}
 	if r.aliveErr != nil {
 		return needed(r.aliveErr, "the health wait")
 	}
-	cut, cancel := context.WithTimeout(ctx, r.start/2)
-	defer cancel()
-	_, cutErr := t.shared.client.StartServer(cut, t.startRequest(sandbox, t.server()))
-	endpoints, err := t.shared.client.StartServer(ctx, t.startRequest(sandbox, t.server()))
-	if err == nil {
-		err = t.awaitAlive(ctx, sandbox, endpoints)
-	}
-	switch {
-	case err != nil:
-		return fmt.Errorf("after one that was cancelled: %s", describeError(err))
-	case cutErr == nil:
-		return skipf("StartServer takes %s: it was done before it could be cancelled", r.start.Round(time.Millisecond))
-	}
-	return nil
+	return t.cut(r.start, func(after time.Duration) (done bool, _ error) {
+		sandbox, err := t.newSandbox(ctx, t.server())
+		if err != nil {
+			return false, err
+		}
+		limited, cancel := context.WithTimeout(ctx, after)
+		defer cancel()
+		_, cutErr := t.shared.client.StartServer(limited, t.startRequest(sandbox, t.server()))
+		endpoints, err := t.shared.client.StartServer(ctx, t.startRequest(sandbox, t.server()))
+		if err == nil {
+			err = t.awaitAlive(ctx, sandbox, endpoints)
+		}
+		if err != nil {
+			err = fmt.Errorf("after one that was cancelled: %s", describeError(err))
+		}
+		return cutErr == nil, err
+	})
 }
 
 func cancelPing(ctx context.Context, t *trial) error {
-	asked, over := make(chan struct{}, 1), make(chan struct{}, 1)
-	endpoint := t.web.endpoint(func(_ http.ResponseWriter, r *http.Request) {
-		select {
-		case asked <- struct{}{}:
-		default: // a second request of the Ping
-		}
-		<-r.Context().Done()
-		select {
-		case over <- struct{}{}:
-		default:
-		}
-	})
-	cancelled, cancel := context.WithCancel(ctx)
-	var call sync.WaitGroup
-	defer call.Wait()
-	defer cancel()
-	var err error
-	call.Go(func() {
-		defer cancel()
-		err = t.pings(cancelled, endpoint, provider.HealthCheck{Timeout: t.pace.check}, provider.PingNotYet)
-	})
-	if !arrived(cancelled, asked, t.pace.verdict) {
-		cancel()
-		call.Wait()
-		return needed(err, "a Ping")
-	}
-	cancel()
-	if !arrived(ctx, over, t.pace.overtime) {
-		return fmt.Errorf("%s after it was cancelled its request still waits for the server", t.pace.overtime)
-	}
-	return nil
+	return t.endsPing(ctx, func(ctx context.Context) (context.Context, context.CancelFunc) { return context.WithCancel(ctx) }, true)
 }
 
 func pingDeadline(ctx context.Context, t *trial) error {
-	r := t.running()
-	if err := r.ready(); err != nil {
+	return t.endsPing(ctx, func(ctx context.Context) (context.Context, context.CancelFunc) {
+		return context.WithTimeout(ctx, pingTime)
+	}, false)
+}
+
+// pingTime is the deadline of a Ping that will not be answered.
+const pingTime = 500 * time.Millisecond
+
+// endsPing makes a Ping to a server that does not answer, ends it by cancelling or by its deadline, and waits until the
+// server sees that its caller has given up.
+func (t *trial) endsPing(ctx context.Context, limit func(context.Context) (context.Context, context.CancelFunc), cancels bool) error {
+	if err := t.running().ready(); err != nil {
 		return err
 	}
-	const deadline = 300 * time.Millisecond
-	limited, cancel := context.WithTimeout(ctx, deadline)
+	asked, over := make(chan struct{}, 1), make(chan struct{}, 1)
+	endpoint := t.web.endpoint(func(_ http.ResponseWriter, r *http.Request) {
+		tell(asked)
+		<-r.Context().Done()
+		tell(over)
+	})
+	limited, cancel := limit(ctx)
 	defer cancel()
-	req := t.pingRequest(r.sandbox, t.web.hanging(nil))
-	req.Health.Timeout = t.pace.check
-	began := time.Now()
-	_, err := t.shared.deadlines.Ping(limited, req)
-	if errors.Is(err, errOvertime) {
-		return fmt.Errorf("with a deadline of %s it still runs %s later", deadline, time.Since(began).Round(time.Millisecond))
+	var call sync.WaitGroup
+	defer call.Wait()
+	ended, end := context.WithCancel(ctx)
+	var err error
+	call.Go(func() {
+		defer end()
+		err = t.pings(limited, endpoint, provider.HealthCheck{Timeout: t.pace.check}, provider.PingNotYet)
+	})
+	if !arrived(ended, asked, t.pace.verdict) {
+		cancel()
+		call.Wait()
+		return needed(fmt.Errorf("it did not ask the server: %w", err), "a Ping")
 	}
-	t.saw("it ended %s after a start with a deadline of %s", time.Since(began).Round(time.Millisecond), deadline)
+	if cancels {
+		cancel()
+	}
+	<-ended.Done()
+	if !arrived(ctx, over, t.pace.overtime) {
+		return fmt.Errorf("%s after the call its request still waits for the server", t.pace.overtime)
+	}
 	return nil
 }
 
@@ -348,10 +340,7 @@ func sideBySide(ctx context.Context, t *trial) error {
 	// The server answers nobody before all have asked.
 	asked, all := make(chan struct{}, many), make(chan struct{})
 	endpoint := t.web.endpoint(func(_ http.ResponseWriter, r *http.Request) {
-		select {
-		case asked <- struct{}{}:
-		default: // a second request of a Ping
-		}
+		tell(asked)
 		select {
 		case <-all:
 		case <-r.Context().Done():
@@ -384,14 +373,14 @@ const service = "/berth.provider.v1."
 
 // stands sends requests and sees that each is refused and that the plugin answers others as before.
 func (t *trial) stands(ctx context.Context, send func(i *instance) error) error {
-	return t.withSpare(ctx, func(i *instance) (bool, error) {
+	return t.withSpare(ctx, func(i *instance) error {
 		if err := send(i); err != nil {
-			return false, err
+			return err
 		}
 		if _, err := i.client.Describe(ctx); err != nil {
-			return false, fmt.Errorf("afterwards Describe answers %s%s", describeError(err), i.lastWords())
+			return fmt.Errorf("afterwards Describe answers %s%s", describeError(err), i.lastWords())
 		}
-		return false, nil
+		return nil
 	})
 }
 
@@ -401,13 +390,12 @@ func garbage(ctx context.Context, t *trial) error {
 	wrong := [][]byte{
 		append([]byte{0x0f}, noise...),       // a wire type that does not exist
 		{0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f}, // a field that is longer than the message
-		{0x0a, 0x02, 0xff, 0xfe},             // a string that is not UTF-8, where there is a string
 		{0x0a},                               // a field that breaks off
 	}
 	return t.stands(ctx, func(i *instance) error {
 		for _, method := range methods {
-			for n, message := range wrong {
-				if _, err := i.send(ctx, service+method, message); err == nil && n != 2 {
+			for _, message := range wrong {
+				if _, err := i.send(ctx, service+method, message); err == nil {
 					return fmt.Errorf("%s answers % .6x… as if it were a request", method, message)
 				}
 			}
@@ -432,12 +420,12 @@ func oversized(ctx context.Context, t *trial) error {
 }
 
 func large(ctx context.Context, t *trial) error {
-	return t.withSpare(ctx, func(i *instance) (bool, error) {
+	return t.withSpare(ctx, func(i *instance) error {
 		answer, err := i.send(ctx, service+"Setup/Describe", padding(provider.MaxMessageBytes/2))
 		if err == nil && len(answer) == 0 {
 			err = errors.New("the answer is empty")
 		}
-		return false, err
+		return err
 	})
 }
 
@@ -454,8 +442,8 @@ func unknownMethod(ctx context.Context, t *trial) error {
 
 // nothingLeft removes what the run made.
 func nothingLeft(ctx context.Context, t *trial) error {
-	if t.shared == nil || t.shared.client == nil {
-		return skipf("it was not started")
+	if !t.configured {
+		return skipf("it was not configured, so nothing was made")
 	}
 	i := t.shared
 	if !i.alive() {
@@ -473,26 +461,33 @@ func nothingLeft(ctx context.Context, t *trial) error {
 		}
 		return nil
 	}
-	var left []provider.SandboxRef
-	_, err := eventually(ctx, t.pace.settled, func() (bool, error) {
-		var err error
-		if left, err = t.remaining(ctx, i, made); err != nil {
-			return false, err
-		}
-		err = destroyAll(ctx, i.client, left)
-		if t.description.Can(lists) {
-			return len(left) == 0, err // those destroyed just now show at the next look
-		}
-		return err == nil, err
-	})
+	left, err := t.clean(ctx, i, made)
 	switch {
 	case err != nil:
 		return fmt.Errorf("some of it cannot be destroyed: %s; left: %s", describeError(err), namesOf(left))
-	case t.description.Can(lists) && len(left) > 0:
+	case len(left) > 0:
 		return fmt.Errorf("left: %s", namesOf(left))
 	}
 	t.saw("%d sandboxes were made and destroyed", len(made))
 	return nil
+}
+
+// clean destroys what is there, again and again until nothing is, or nothing changes any more.
+func (t *trial) clean(ctx context.Context, i *instance, made []provider.SandboxRef) (left []provider.SandboxRef, err error) {
+	before, changed := "", time.Now()
+	for ctx.Err() == nil && time.Since(changed) < t.pace.settled {
+		if left, err = t.remaining(ctx, i, made); err == nil {
+			err = destroyAll(ctx, i.client, left)
+		}
+		switch now := namesOf(left); {
+		case err == nil && (len(left) == 0 || !t.description.Can(lists)):
+			return nil, nil
+		case now != before:
+			before, changed = now, time.Now()
+		}
+		wait(ctx, 20*time.Millisecond) // what was destroyed just now is not there at the next look
+	}
+	return left, err
 }
 
 // remaining are the sandboxes that are there, or that were made when the plugin cannot list.
@@ -504,7 +499,7 @@ func (t *trial) remaining(ctx context.Context, i *instance, made []provider.Sand
 	for _, owner := range []string{t.owner, t.stranger} {
 		there, err := i.client.List(ctx, provider.ListRequest{Owner: owner})
 		if err != nil {
-			return nil, fmt.Errorf("List: %w", err)
+			return nil, fmt.Errorf("listing: %w", err)
 		}
 		for _, sandbox := range there {
 			if sandbox.State != provider.StateGone {

@@ -48,9 +48,9 @@ func createLabels(ctx context.Context, t *trial) error {
 	case err != nil:
 		return err
 	case !found:
-		return fmt.Errorf("List does not show %s", r.sandbox.ID)
+		return fmt.Errorf("it is not listed: %s", r.sandbox.ID)
 	case listed.Session != r.sandbox.Session, listed.Owner != t.owner, listed.Attempt != r.sandbox.Attempt:
-		return fmt.Errorf("List shows it with session %q, owner %q, attempt %q", listed.Session, listed.Owner, listed.Attempt)
+		return fmt.Errorf("it is listed with session %q, owner %q, attempt %q", listed.Session, listed.Owner, listed.Attempt)
 	case listed.Labels["check"] != t.id:
 		return fmt.Errorf("the label check=%s is missing: %v", t.id, listed.Labels)
 	}
@@ -126,7 +126,7 @@ func createOnceAtOnce(ctx context.Context, t *trial) error {
 	}
 	there, err := t.list(ctx, t.owner, session)
 	if err == nil && len(there) != 1 {
-		err = fmt.Errorf("List shows %d: %s", len(there), idsOf(there))
+		err = fmt.Errorf("%d are listed: %s", len(there), idsOf(there))
 	}
 	return err
 }
@@ -173,7 +173,7 @@ func createSeparatesOwners(ctx context.Context, t *trial) error {
 		}
 		for _, sandbox := range there {
 			if sandbox.ID == foreign {
-				return fmt.Errorf("List of one owner shows %s of the other", foreign)
+				return fmt.Errorf("one owner is shown %s of the other", foreign)
 			}
 		}
 	}

@@ -374,6 +374,9 @@ func deadAddress(ctx context.Context) (string, error) {
 }
 
 func pingSlow(ctx context.Context, t *trial) error {
+	if err := t.running().ready(); err != nil {
+		return err
+	}
 	const timeout = 100 * time.Millisecond
 	ctx, cancel := context.WithTimeout(ctx, timeout+t.pace.overtime)
 	defer cancel()

@@ -40,6 +40,7 @@ func configureAccepts(ctx context.Context, t *trial) error {
 	if err != nil {
 		return fmt.Errorf("%s", describeError(err))
 	}
+	t.configured = true
 	return nil
 }
 
@@ -135,19 +136,19 @@ func capabilitiesMatch(ctx context.Context, t *trial) error {
 
 // refusal is what Configure must answer to a configuration: INVALID_ARGUMENT that names the attribute.
 func (t *trial) refusal(ctx context.Context, attribute string, values []byte) error {
-	return t.withSpare(ctx, func(i *instance) (bool, error) {
+	return t.withSpare(ctx, func(i *instance) error {
 		err := i.client.Configure(ctx, values)
 		if err == nil {
-			return true, fmt.Errorf("%sit is accepted", about(attribute))
+			return fmt.Errorf("%sit is accepted", about(attribute))
 		}
 		e := provider.AsError(err)
 		if e.Code != provider.CodeInvalid {
-			return false, fmt.Errorf("%sit is refused with %s", about(attribute), describeError(err))
+			return fmt.Errorf("%sit is refused with %s", about(attribute), describeError(err))
 		}
 		if attribute != "" && !slices.ContainsFunc(e.Fields, func(f provider.FieldError) bool { return f.Field == attribute }) {
-			return false, fmt.Errorf("%sthe refusal does not name it: %s", about(attribute), describeError(err))
+			return fmt.Errorf("%sthe refusal does not name it: %s", about(attribute), describeError(err))
 		}
-		return false, nil
+		return nil
 	})
 }
 
@@ -224,7 +225,7 @@ func configuresOnce(ctx context.Context, t *trial) error {
 }
 
 func refusesBeforeConfigure(ctx context.Context, t *trial) error {
-	return t.withSpare(ctx, func(i *instance) (bool, error) {
+	return t.withSpare(ctx, func(i *instance) error {
 		sandbox := provider.Sandbox{ID: "berth-check-no-such-sandbox", Session: t.session()}
 		_, create := t.create(ctx, i.client, t.createRequest(t.owner, sandbox.Session, t.server()))
 		_, attach := i.client.Attach(ctx, t.attachRequest(sandbox))
@@ -232,13 +233,13 @@ func refusesBeforeConfigure(ctx context.Context, t *trial) error {
 		_, ping := i.client.Ping(ctx, t.pingRequest(sandbox, t.web.endpoint(answering(200))))
 		for method, err := range map[string]error{"Create": create, "Attach": attach, "StartServer": start, "Ping": ping} {
 			if err == nil {
-				return false, fmt.Errorf("%s succeeds", method)
+				return fmt.Errorf("%s succeeds", method)
 			}
 		}
 		_, err := i.client.Describe(ctx)
 		if err != nil {
-			return false, fmt.Errorf("afterwards Describe answers %s", describeError(err))
+			return fmt.Errorf("afterwards Describe answers %s", describeError(err))
 		}
-		return false, nil
+		return nil
 	})
 }

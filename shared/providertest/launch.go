@@ -39,12 +39,9 @@ type instance struct {
 	done chan struct{} // closed when the process has ended and its output is read
 	end  *os.ProcessState
 
-	conn   *grpc.ClientConn
-	client *provider.Client
-	// deadlines is a client whose deadlines only the plugin keeps: see rawConn.
-	deadlines *provider.Client
-	raw       *rawConn
-	printing  sync.WaitGroup
+	conn     *grpc.ClientConn
+	client   *provider.Client
+	printing sync.WaitGroup
 }
 
 // inherited are the variables that a host lets plugins see.
@@ -136,11 +133,11 @@ func (i *instance) wait(running *os.Process, stdout, stderr io.ReadCloser, first
 }
 
 // connect reads the handshake and connects as it says.
-func (i *instance) connect(ctx context.Context, stdout *bufio.Reader, pace pace, id *identity) error {
+func (i *instance) connect(ctx context.Context, stdout *bufio.Reader, limit time.Duration, id *identity) error {
 	stop := context.AfterFunc(ctx, i.kill) // ends the read below
 	line, err := stdout.ReadString('\n')
 	if !stop() {
-		return fmt.Errorf("it printed no handshake within %s", pace.start)
+		return fmt.Errorf("it printed no handshake within %s", limit)
 	}
 	if err != nil && line == "" {
 		<-i.done
@@ -151,13 +148,10 @@ func (i *instance) connect(ctx context.Context, stdout *bufio.Reader, pace pace,
 	if err != nil {
 		return err
 	}
-	if i.raw, err = newRawConn(network, address, certificate, id, pace.overtime, &i.errors); err != nil {
+	if i.conn, err = i.dial(network, address, certificate, id); err != nil {
 		return err
 	}
-	if i.conn, err = i.raw.dial(); err != nil {
-		return err
-	}
-	i.client, i.deadlines = provider.NewClient(i.conn), provider.NewClient(i.raw)
+	i.client = provider.NewClient(i.conn)
 	i.printing.Go(i.readPrinted)
 	return nil
 }
@@ -232,9 +226,6 @@ func (i *instance) close() {
 		i.conn.Close()
 	}
 	i.printing.Wait()
-	if i.raw != nil {
-		i.raw.close()
-	}
 }
 
 // alive says whether the process still runs.

@@ -13,6 +13,7 @@ import (
 	"context"
 	"fmt"
 	"path"
+	"strings"
 	"testing"
 	"time"
 
@@ -36,7 +37,8 @@ type Plugin struct {
 	Headers map[string]string
 	// NoMTLS is for plugins whose gRPC library cannot do mTLS.
 	NoMTLS bool
-	// Only restricts the run to the checks whose GROUP/NAME matches the pattern (see path.Match). Empty is all.
+	// Only restricts the run to the checks whose GROUP/NAME matches one of these patterns (see path.Match), separated by
+	// commas. Empty is all.
 	Only string
 }
 
@@ -103,18 +105,23 @@ func Checks() []Info {
 	return all
 }
 
-// CheckOnly says what is wrong with a pattern for Plugin.Only: it is malformed, or matches no check.
-func CheckOnly(pattern string) error {
-	found := pattern == ""
-	for _, c := range checks {
-		match, err := path.Match(pattern, c.id())
-		if err != nil {
-			return fmt.Errorf("%q is not a pattern: %w", pattern, err)
-		}
-		found = found || match
+// CheckOnly says what is wrong with Plugin.Only: a pattern is malformed, or matches no check.
+func CheckOnly(only string) error {
+	if only == "" {
+		return nil
 	}
-	if !found {
-		return fmt.Errorf("no check matches %q: a pattern is GROUP/NAME, such as create/* or ping/redirect", pattern)
+	for pattern := range strings.SplitSeq(only, ",") {
+		found := false
+		for _, c := range checks {
+			match, err := path.Match(pattern, c.id())
+			if err != nil {
+				return fmt.Errorf("%q is not a pattern: %w", pattern, err)
+			}
+			found = found || match
+		}
+		if !found {
+			return fmt.Errorf("no check matches %q: a pattern is GROUP/NAME, such as create/* or ping/redirect", pattern)
+		}
 	}
 	return nil
 }

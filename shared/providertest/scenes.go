@@ -205,33 +205,30 @@ func (s *suite) lookAt(ctx context.Context, sandbox provider.Sandbox) (provider.
 	}
 	listed, found, err := s.listed(ctx, sandbox)
 	if err == nil && !found {
-		err = fmt.Errorf("List does not show the sandbox %s", sandbox.ID)
+		err = fmt.Errorf("the sandbox %s is not listed", sandbox.ID)
 	}
 	return listed, err
 }
 
 // cancelWaking cancels an Attach in the middle. Afterwards the sandbox must be there, and another Attach find it.
 func (s *suite) cancelWaking(ctx context.Context, sandbox provider.Sandbox, usual time.Duration) error {
-	if usual < s.pace.quick {
-		return skipf("Attach wakes the sandbox in %s: there is no middle in which to cancel it", usual)
-	}
-	if err := s.shared.client.Suspend(ctx, ref(s.owner, sandbox)); err != nil {
-		return needed(err, "Suspend")
-	}
-	cut, cancel := context.WithTimeout(ctx, usual/2)
-	defer cancel()
-	_, err := s.shared.client.Attach(cut, s.attachRequest(sandbox))
-	if err == nil {
-		return skipf("Attach was done before it could be cancelled")
-	}
-	after, err := s.shared.client.Attach(ctx, s.attachRequest(sandbox))
-	switch {
-	case err != nil:
-		return fmt.Errorf("after an Attach that was cancelled another one fails: %s", describeError(err))
-	case after.ID != sandbox.ID:
-		return fmt.Errorf("after an Attach that was cancelled another one finds the sandbox %s instead of %s", after.ID, sandbox.ID)
-	}
-	return nil
+	client := s.shared.client
+	return s.cut(usual, func(after time.Duration) (done bool, _ error) {
+		if err := client.Suspend(ctx, ref(s.owner, sandbox)); err != nil {
+			return false, fmt.Errorf("after an Attach that was cancelled Suspend fails: %s", describeError(err))
+		}
+		limited, cancel := context.WithTimeout(ctx, after)
+		defer cancel()
+		_, cutErr := client.Attach(limited, s.attachRequest(sandbox))
+		found, err := client.Attach(ctx, s.attachRequest(sandbox))
+		switch {
+		case err != nil:
+			err = fmt.Errorf("after an Attach that was cancelled another one fails: %s", describeError(err))
+		case found.ID != sandbox.ID:
+			err = fmt.Errorf("after an Attach that was cancelled another one finds the sandbox %s instead of %s", found.ID, sandbox.ID)
+		}
+		return cutErr == nil, err
+	})
 }
 
 // lastWords is what the dying server writes.
@@ -265,7 +262,7 @@ func (s *suite) playDeaths(ctx context.Context) (d deaths) {
 	}
 	_, _ = eventually(ctx, s.pace.verdict, func() (bool, error) {
 		d.ping, d.pingErr = client.Ping(ctx, s.pingRequest(sandbox, endpoints.Server))
-		return d.pingErr == nil && d.ping.Status != provider.PingNotYet, nil
+		return d.pingErr == nil && d.ping.Status != provider.PingNotYet && d.ping.Status != provider.PingAlive, nil
 	})
 	return d
 }
@@ -309,6 +306,11 @@ func (s *suite) playCrowd(ctx context.Context) (c crowd) {
 	if c.err = r.ready(); c.err != nil {
 		return c
 	}
+	meeting, err := s.newSandbox(ctx, s.server()) // many attach to it
+	if err != nil {
+		c.err = err
+		return c
+	}
 	client := s.shared.client
 	var mutex sync.Mutex
 	var all sync.WaitGroup
@@ -337,7 +339,7 @@ func (s *suite) playCrowd(ctx context.Context) (c crowd) {
 					failed("List", err)
 				}
 			case i%3 == 1:
-				if _, err := client.Attach(ctx, s.attachRequest(r.sandbox)); err != nil {
+				if _, err := client.Attach(ctx, s.attachRequest(meeting)); err != nil {
 					failed("Attach", err)
 				}
 			default:

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,7 +25,7 @@ type pace struct {
 	start    time.Duration // until a plugin that was started is configured
 	check    time.Duration // for one check, with everything it must prepare
 	exit     time.Duration // until a process that was told to exit must have done so
-	overtime time.Duration // how long after its deadline, or its cancellation, a call may still go on
+	overtime time.Duration // how long after its end a call may still be at work
 	verdict  time.Duration // until pings know what a server does
 	settled  time.Duration // until a listing shows what is
 	quick    time.Duration // a call that takes less cannot be cut in the middle
@@ -60,6 +61,7 @@ type suite struct {
 	identity    func() (*identity, error)
 	numbers     atomic.Int64
 	shared      *instance // configured; what most checks use
+	configured  bool
 	description provider.Description
 	config      map[string]any
 
@@ -181,11 +183,10 @@ func (s *suite) run(ctx context.Context, on func(Result)) Report {
 }
 
 func (s *suite) wanted(c check) bool {
-	if s.plugin.Only == "" {
-		return true
-	}
-	match, _ := path.Match(s.plugin.Only, c.id()) // see CheckOnly
-	return match
+	return s.plugin.Only == "" || slices.ContainsFunc(strings.Split(s.plugin.Only, ","), func(pattern string) bool {
+		match, _ := path.Match(pattern, c.id()) // see CheckOnly
+		return match
+	})
 }
 
 // runInTurn runs the checks of a stage one after the other, whether they are asked for or not, and says whether all is
@@ -350,7 +351,7 @@ func (s *suite) launch(ctx context.Context) (*instance, error) {
 	s.mutex.Lock()
 	s.instances = append(s.instances, i)
 	s.mutex.Unlock()
-	if err := i.connect(ctx, stdout, s.pace, id); err != nil {
+	if err := i.connect(ctx, stdout, s.pace.start, id); err != nil {
 		i.kill()
 		return nil, err
 	}
@@ -413,21 +414,21 @@ func (s *suite) keepSecret(text, what string) {
 	}
 }
 
-// withSpare lends a process that is not configured to one check at a time. One that got configured or died in it is
-// replaced by the next.
-func (s *suite) withSpare(ctx context.Context, use func(*instance) (configured bool, _ error)) error {
+// withSpare lends a process that is not configured to one check at a time. After a failure the next check gets another.
+func (s *suite) withSpare(ctx context.Context, use func(*instance) error) error {
 	s.spareMutex.Lock()
 	defer s.spareMutex.Unlock()
-	if s.spare == nil || !s.spare.alive() {
+	if s.spare == nil {
 		i, err := s.launch(ctx)
 		if err != nil {
 			return needed(err, "starting another process of the plugin")
 		}
 		s.spare = i
 	}
-	configured, err := use(s.spare)
-	if configured {
+	err := use(s.spare)
+	if err != nil {
 		s.spare.kill()
+		s.spare = nil
 	}
 	return err
 }

@@ -61,12 +61,17 @@ func answering(status int) http.HandlerFunc {
 // hanging gives a new URL that answers when the client gives up. asked, which may be nil, gets word of every request.
 func (w *web) hanging(asked chan<- struct{}) provider.Endpoint {
 	return w.endpoint(func(_ http.ResponseWriter, r *http.Request) {
-		select {
-		case asked <- struct{}{}: // never without a channel
-		default:
-		}
+		tell(asked)
 		<-r.Context().Done()
 	})
+}
+
+// tell leaves word, unless there is some already: a Ping may ask more often than it should.
+func tell(word chan<- struct{}) {
+	select {
+	case word <- struct{}{}: // never without a channel
+	default:
+	}
 }
 
 // arrived waits for word.

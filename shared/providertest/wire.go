@@ -1,0 +1,129 @@
+package providertest
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// identity is the certificate with which the suite shows itself to plugins: of the same kind as go-plugin's, because
+// not every TLS library takes its curve.
+type identity struct {
+	pem         string
+	certificate tls.Certificate
+}
+
+func newIdentity() (*identity, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.Certificate{
+		Subject:      pkix.Name{CommonName: "localhost"},
+		DNSNames:     []string{"localhost"},
+		SerialNumber: big.NewInt(time.Now().UnixNano()),
+		NotBefore:    time.Now().Add(-time.Minute),
+		NotAfter:     time.Now().AddDate(1, 0, 0),
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment | x509.KeyUsageKeyAgreement |
+			x509.KeyUsageCertSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return nil, err
+	}
+	return &identity{
+		pem:         string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
+		certificate: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key},
+	}, nil
+}
+
+// trusting gives the TLS configuration for a plugin with the certificate of its handshake.
+func (id *identity) trusting(certificate string) (*tls.Config, error) {
+	der, err := base64.RawStdEncoding.DecodeString(certificate)
+	if err != nil {
+		return nil, fmt.Errorf("the certificate of its handshake is not base64 without padding: %w", err)
+	}
+	parsed, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("the certificate of its handshake cannot be read: %w", err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(parsed)
+	return &tls.Config{
+		Certificates: []tls.Certificate{id.certificate}, RootCAs: pool, ServerName: "localhost", MinVersion: tls.VersionTLS12,
+	}, nil
+}
+
+// dial connects to the address of the handshake, and keeps what the plugin says in words: errors, and the reasons of
+// pings.
+func (i *instance) dial(network, address, certificate string, id *identity) (*grpc.ClientConn, error) {
+	target := "unix:" + address
+	if network == "tcp" {
+		target = "passthrough:///" + address
+	}
+	security := insecure.NewCredentials()
+	if id != nil {
+		config, err := id.trusting(certificate)
+		if err != nil {
+			return nil, err
+		}
+		security = credentials.NewTLS(config)
+	}
+	return grpc.NewClient(target, grpc.WithTransportCredentials(security),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(provider.MaxMessageBytes), grpc.MaxCallSendMsgSize(2*provider.MaxMessageBytes)),
+		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, args, reply any, conn *grpc.ClientConn,
+			invoke grpc.UnaryInvoker, options ...grpc.CallOption) error {
+			err := invoke(ctx, method, args, reply, conn, options...)
+			i.record(method, reply, err)
+			return err
+		}))
+}
+
+func (i *instance) record(method string, reply any, err error) {
+	message, ok := reply.(proto.Message)
+	if err != nil {
+		message, ok = status.Convert(err).Proto(), true
+	} else if !strings.HasSuffix(method, "/Ping") {
+		return
+	}
+	if ok {
+		text, _ := proto.Marshal(message) // what came over the wire can go back
+		_, _ = i.errors.Write(text)
+	}
+}
+
+// bytesCodec sends and receives bytes as they are.
+type bytesCodec struct{}
+
+func (bytesCodec) Name() string                       { return "proto" }
+func (bytesCodec) Marshal(v any) ([]byte, error)      { return *v.(*[]byte), nil }
+func (bytesCodec) Unmarshal(data []byte, v any) error { *v.(*[]byte) = bytes.Clone(data); return nil }
+
+// send makes a unary call with any bytes, and gives the answer's.
+func (i *instance) send(ctx context.Context, method string, message []byte) ([]byte, error) {
+	var answer []byte
+	err := i.conn.Invoke(ctx, method, &message, &answer, grpc.ForceCodec(bytesCodec{}))
+	return answer, err
+}
