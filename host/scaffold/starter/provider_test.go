@@ -166,7 +166,7 @@ func TestASandboxEndsWithItsLifetime(t *testing.T) {
 	t.Parallel()
 	_, c := setup(t)
 	request := createRequest("s1")
-	request.Lifetime = 500 * time.Millisecond
+	request.Lifetime = 3 * time.Second
 	sandbox, err := c.Create(t.Context(), request)
 	if err != nil {
 		t.Fatal(err)
