@@ -30,7 +30,7 @@ check: ## everything a change must pass: format, vet, lint, wire contract, gener
 	$(MAKE) test
 
 .PHONY: e2e
-e2e: ## the slow suite: a fresh clone with an empty module cache, twice
+e2e: ## the slow suite, in a fresh clone with empty caches: the main job twice, the plugin author's tutorial
 	scripts/e2e
 
 .PHONY: bench

@@ -210,8 +210,9 @@ func (a *app) plugin(p *config.Provider) *supervise.Plugin {
 
 // spec says how to run a provider's plugin, without a configuration for it.
 func (a *app) spec(p *config.Provider) supervise.Spec {
+	trust := p.Trust()
 	return supervise.Spec{
-		Name: p.Label, Path: p.Path, SHA256: p.SHA256, Env: p.Env, MTLS: p.MTLS, StartTimeout: p.StartTimeout,
+		Name: p.Label, Path: p.Path, SHA256: trust.SHA256, Remedy: trust.Remedy, Refusal: trust.Refusal, Env: p.Env, MTLS: p.MTLS, StartTimeout: p.StartTimeout,
 		Reattach: a.reattach(p.Label), Log: a.log,
 	}
 }

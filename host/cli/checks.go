@@ -149,7 +149,7 @@ provider accepts our credentials. Nothing is created. The exit code is that of t
 			if err := a.load(); err != nil {
 				return err
 			}
-			findings := []finding{a.configFinding(), a.stateFinding(), a.recordsFinding(c.Context())}
+			findings := []finding{a.configFinding(), a.stateFinding(), a.recordsFinding(c.Context()), a.lockFinding()}
 			findings = append(findings, a.providerFindings(c.Context())...)
 			return a.printFindings(findings)
 		}),

@@ -107,7 +107,7 @@ provider. Exit codes: 0 done, 1 other failure, 2 usage or configuration, 3 denie
 	}
 	flags := root.PersistentFlags()
 	flags.StringVarP(&a.flags.config, "config", "c", "", "configuration file (default: $BERTH_CONFIG, ./config.hcl, built-in)")
-	flags.StringVarP(&a.flags.output, "output", "o", "text", "output: text, json, env (connect only) or junit (plugin check only)")
+	flags.StringVarP(&a.flags.output, "output", "o", "text", "output: text, json, or one that a single command has: env (connect), markdown (plugin describe), junit (plugin check)")
 	flags.StringVar(&a.flags.logLevel, "log-level", "", "off, error, warn, info, debug or trace (default: $BERTH_LOG, then the configuration)")
 	root.AddCommand(
 		a.connectCommand(), a.pingCommand(), a.sessionsCommand(), a.disconnectCommand(), a.holdCommand(),
@@ -137,12 +137,16 @@ func (a *app) checkFlags(c *cobra.Command) error {
 		if c.Name() != "connect" {
 			return usagef("-o env is for berth connect only")
 		}
+	case "markdown":
+		if c.Name() != "describe" {
+			return usagef("-o markdown is for berth plugin describe only")
+		}
 	case "junit":
 		if c.CommandPath() != "berth plugin check" {
 			return usagef("-o junit is for berth plugin check only")
 		}
 	default:
-		return usagef("-o %s: the outputs are text, json and env", a.flags.output)
+		return usagef("-o %s: the outputs are text, json and env; berth plugin describe has markdown too", a.flags.output)
 	}
 	return nil
 }

@@ -13,7 +13,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -27,11 +26,11 @@ func (a *app) providersCommand() *cobra.Command {
 			if err := a.load(); err != nil {
 				return err
 			}
-			var paths []pluginFile
+			var files []pluginFile
 			for _, p := range a.conf.Providers {
-				paths = append(paths, pluginFile{name: p.Label, spec: a.spec(p)})
+				files = append(files, pluginFile{name: p.Label, spec: a.spec(p)})
 			}
-			return a.printPlugins(c.Context(), [2]string{"PROVIDER", "PLUGIN"}, paths)
+			return a.printPlugins(c.Context(), [2]string{"PROVIDER", "PLUGIN"}, files)
 		}),
 	}
 }
@@ -46,15 +45,20 @@ func (a *app) pluginCommand() *cobra.Command {
 	c.AddCommand(
 		&cobra.Command{
 			Use:   "list",
-			Short: "List the plugins in the plugin directory",
-			Args:  cobra.NoArgs,
+			Short: "List the plugins in the plugin directories",
+			Long: `List the plugins in the plugin directory and in those of BERTH_PLUGIN_PATH. Of two with the same name the first one
+counts. With a lock file beside the configuration, what is not locked is listed but not run.`,
+			Args: cobra.NoArgs,
 			RunE: run(func(c *cobra.Command, _ []string) error {
 				if err := a.load(); err != nil {
 					return err
 				}
 				var files []pluginFile
-				for _, name := range config.InstalledPlugins(a.conf.Host.PluginDir) {
-					files = append(files, pluginFile{name: name, spec: a.bareSpec(name)})
+				for _, plugin := range a.conf.InstalledPlugins() {
+					file := pluginFile{name: plugin.Name, spec: a.bareSpec(plugin.Name), shadowedBy: plugin.ShadowedBy}
+					file.spec.Path = plugin.Path
+					file.unknown = a.conf.Lock != nil && file.spec.SHA256 == ""
+					files = append(files, file)
 				}
 				return a.printPlugins(c.Context(), [2]string{"PLUGIN", "PROVIDER"}, files)
 			}),
@@ -63,7 +67,8 @@ func (a *app) pluginCommand() *cobra.Command {
 			Use:   "describe NAME|PATH",
 			Short: "Show what a plugin is, can do, and can be told",
 			Long: `Start the plugin, ask what it is, and stop it. It needs neither credentials nor configuration. The plugin is named
-as in the plugin directory, or by the path of its executable.`,
+as in the plugin directories, or by the path of its executable. -o markdown gives the table of settings for its
+documentation.`,
 			Args: cobra.ExactArgs(1),
 			RunE: run(func(c *cobra.Command, args []string) error {
 				if err := a.load(); err != nil {
@@ -77,7 +82,7 @@ as in the plugin directory, or by the path of its executable.`,
 				return nil
 			}),
 		},
-		a.pluginCheckCommand(),
+		a.pluginCallCommand(), a.pluginCheckCommand(), a.pluginNewCommand(), a.pluginLockCommand(),
 	)
 	return c
 }
@@ -86,15 +91,21 @@ as in the plugin directory, or by the path of its executable.`,
 type pluginFile struct {
 	name string
 	spec supervise.Spec
+	// shadowedBy is the executable that is run instead, if any; unknown is one that is not in the lock file. Neither is
+	// run.
+	shadowedBy string
+	unknown    bool
 }
 
-// bareSpec runs a plugin that need not be configured: by name from the plugin directory, or by path.
+// bareSpec runs a plugin that need not be configured: by path, or by name from the plugin directories. By name it must be
+// the one in the lock file, if it is there.
 func (a *app) bareSpec(nameOrPath string) supervise.Spec {
-	path := nameOrPath
+	spec := supervise.Spec{Name: nameOrPath, Path: nameOrPath, MTLS: true, Log: a.log}
 	if !strings.ContainsRune(nameOrPath, filepath.Separator) {
-		path = filepath.Join(a.conf.Host.PluginDir, config.PluginPrefix+nameOrPath)
+		trust := a.conf.Trust(nameOrPath)
+		spec.Path, spec.SHA256, spec.Remedy = a.conf.FindPlugin(nameOrPath), trust.SHA256, trust.Remedy
 	}
-	return supervise.Spec{Name: nameOrPath, Path: path, MTLS: true, Log: a.log}
+	return spec
 }
 
 // describe starts a plugin, asks what it is, and stops it.
@@ -117,6 +128,8 @@ func (a *app) printPlugins(ctx context.Context, headings [2]string, files []plug
 		Protocol     int                   `json:"protocol,omitempty"`
 		Path         string                `json:"path"`
 		SHA256       string                `json:"sha256,omitempty"`
+		Checksum     string                `json:"checksum,omitempty"`
+		ShadowedBy   string                `json:"shadowed_by,omitempty"`
 		Capabilities []provider.Capability `json:"capabilities,omitempty"`
 		Error        *failure              `json:"error,omitempty"`
 	}
@@ -128,6 +141,12 @@ func (a *app) printPlugins(ctx context.Context, headings [2]string, files []plug
 			e := &entries[i]
 			e.Name, e.Path = file.name, file.spec.Path
 			e.SHA256, _ = checksum(file.spec.Path)
+			if e.ShadowedBy = file.shadowedBy; e.ShadowedBy != "" {
+				return
+			}
+			if e.Checksum = a.checksumState(file.spec, e.SHA256); file.unknown {
+				return
+			}
 			d, err := a.describe(ctx, file.spec)
 			if err != nil {
 				f, code := a.failure(commandError{err})
@@ -142,18 +161,23 @@ func (a *app) printPlugins(ctx context.Context, headings [2]string, files []plug
 	if a.flags.output == "json" {
 		a.printJSON(map[string][]entry{"plugins": entries})
 	} else {
-		rows := [][]string{{headings[0], headings[1], "VERSION", "PROTOCOL", "CAN", "SHA256", "PATH"}}
+		rows := [][]string{{headings[0], headings[1], "VERSION", "PROTOCOL", "CAN", "CHECKSUM", "SHA256", "PATH"}}
 		for _, e := range entries {
-			if e.Error != nil {
+			row := []string{e.Name, orDash(e.Plugin), orDash(e.Version), "-", "", orDash(e.Checksum), orDash(prefix(e.SHA256)), e.Path}
+			switch {
+			case e.Error != nil:
 				a.say("berth: %s: %s", e.Name, e.Error.Message)
-				rows = append(rows, []string{e.Name, "-", "-", "-", "does not start", orDash(prefix(e.SHA256)), e.Path})
-				continue
+				row[4] = "does not start"
+			case e.ShadowedBy != "":
+				row[4] = "shadowed by " + e.ShadowedBy
+			case e.Plugin == "":
+				row[4] = "not run"
+			default:
+				row[3], row[4] = fmt.Sprint(e.Protocol), words(e.Capabilities)
 			}
-			rows = append(rows, []string{
-				e.Name, e.Plugin, e.Version, fmt.Sprint(e.Protocol), words(e.Capabilities), prefix(e.SHA256), e.Path,
-			})
+			rows = append(rows, row)
 		}
-		a.printTable("no plugins in "+a.conf.Host.PluginDir, rows)
+		a.printTable("no plugins in "+strings.Join(a.conf.PluginDirs(), ", "), rows)
 	}
 	for _, code := range codes {
 		if code != 0 {
@@ -187,8 +211,13 @@ func checksum(path string) (string, error) {
 }
 
 func (a *app) printDescription(d provider.Description) {
-	if a.flags.output == "json" {
+	switch a.flags.output {
+	case "json":
 		a.printJSON(newDescription(d))
+		return
+	case "markdown":
+		fmt.Fprintf(a.stdout, "%s %s: %s Protocol %d. Can: %s.\n\n%s", d.Name, d.Version, d.Summary, provider.ProtocolVersion,
+			strings.ReplaceAll(words(d.Capabilities), ",", ", "), provider.MarkdownTable(d.Attributes))
 		return
 	}
 	fmt.Fprintf(a.stdout, "%s %s (protocol %d)\n%s\n\ncan: %s\n\n", d.Name, d.Version, provider.ProtocolVersion, d.Summary, words(d.Capabilities))

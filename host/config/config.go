@@ -9,7 +9,6 @@ package config
 import (
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -33,6 +32,8 @@ type Config struct {
 	Providers []*Provider
 	// Secrets takes in the secret values that are met, in Load and in PluginConfig. Whatever berth prints goes through it.
 	Secrets *redact.Set
+	// Lock is what the lock file beside the configuration says, and nil when there is none.
+	Lock *Lock
 
 	dir       string // what relative paths are relative to; absolute
 	getenv    func(string) (string, bool)
@@ -48,7 +49,7 @@ type Config struct {
 
 // Host is what concerns this installation of berth.
 type Host struct {
-	// PluginDir is where plugin binaries are. Absolute.
+	// PluginDir is where plugin binaries are, before all other directories of Config.PluginDirs. Absolute.
 	PluginDir string
 	// StateDir is where berth keeps what it must remember. Absolute; need not exist.
 	StateDir string
@@ -90,6 +91,8 @@ type Provider struct {
 	Labels map[string]string
 
 	config    *Config
+	found     bool      // Path was looked for in the plugin directories, not configured
+	stranger  bool      // no block of the configuration names it
 	def       hcl.Range // the block's header
 	named     hcl.Range // what names the plugin: the path, the plugin attribute or the label
 	body      *hclsyntax.Body
@@ -164,7 +167,8 @@ func Load(
 	if err != nil {
 		return c, hcl.Diagnostics{unreadable(path, err)}
 	}
-	return c, c.finish(c.read(path, source))
+	diagnostics := c.read(path, source)
+	return c, c.finish(append(diagnostics, c.readLock()...))
 }
 
 // Default is the configuration without a file: the local provider and nothing else. It reports errors only when the
@@ -192,7 +196,7 @@ func (c *Config) Provider(label string) (*Provider, error) {
 			"configuration with host { provider = ... }", strings.Join(labels, ", "))
 	}
 	return nil, fmt.Errorf("there is no provider %q in the configuration.%s Configured: %s",
-		label, didYouMean(label, labels), strings.Join(labels, ", "))
+		label, DidYouMean(label, labels), strings.Join(labels, ", "))
 }
 
 // Has says that there is a provider with the label.
@@ -209,31 +213,6 @@ func (c *Config) Write(w io.Writer, diagnostics hcl.Diagnostics, color bool) err
 	}
 	_, err := io.WriteString(w, c.Secrets.String(text.String()))
 	return err
-}
-
-// InstalledPlugins gives the names of the plugins in a directory, sorted. A directory that cannot be read has none.
-func InstalledPlugins(dir string) []string {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil
-	}
-	var names []string
-	for _, entry := range entries {
-		name, isPlugin := strings.CutPrefix(entry.Name(), PluginPrefix)
-		if isPlugin && executable(filepath.Join(dir, entry.Name())) {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return names
-}
-
-// PluginPrefix begins the file name of every plugin; the plugin's name follows.
-const PluginPrefix = "berth-provider-"
-
-func executable(path string) bool {
-	info, err := os.Stat(path)
-	return err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o111 != 0
 }
 
 func newConfig(pluginDir string, getenv func(string) (string, bool), secrets *redact.Set) *Config {

@@ -88,7 +88,7 @@ func (c *Config) settleHost(blocks hcl.Blocks) hcl.Diagnostics {
 	case c.Host.DefaultProvider != "" && !slices.Contains(labels, c.Host.DefaultProvider):
 		diagnostics = append(diagnostics, mistake("Unknown provider", at("provider"),
 			"There is no provider block with this label.%s Configured: %s.",
-			didYouMean(c.Host.DefaultProvider, labels), strings.Join(labels, ", ")))
+			DidYouMean(c.Host.DefaultProvider, labels), strings.Join(labels, ", ")))
 	}
 	return diagnostics
 }
@@ -116,7 +116,7 @@ func (c *Config) decodeProvider(block *hcl.Block) (*Provider, hcl.Diagnostics) {
 		}
 	}
 	if p.Path == "" {
-		p.Path = filepath.Join(c.Host.PluginDir, PluginPrefix+p.Plugin)
+		p.Path, p.found = c.FindPlugin(p.Plugin), true
 	}
 
 	blocks := content.Blocks.ByType()
@@ -261,7 +261,7 @@ func (c *Config) hostArguments() []argument {
 
 func (p *Provider) arguments() []argument {
 	return []argument{
-		text("plugin", &p.Plugin, matching(nameForm, `1 to 63 of a-z, 0-9, "-" and "_", beginning with a letter`)),
+		text("plugin", &p.Plugin, matching(nameForm, NameRule)),
 		p.config.path("path", &p.Path),
 		text("sha256", &p.SHA256, matching(sha256Form, "64 lower-case hex digits; sha256sum prints them")),
 		secret(textMap("env", &p.Env, envName)),
@@ -295,6 +295,12 @@ func (t *Timeouts) arguments() []argument {
 		duration("undo", &t.Undo, least, most),
 	}
 }
+
+// NameRule says what a plugin may be called.
+const NameRule = `1 to 63 of a-z, 0-9, "-" and "_", beginning with a letter`
+
+// ValidName says whether a plugin may be called so.
+func ValidName(name string) bool { return nameForm.MatchString(name) }
 
 var (
 	nameForm   = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,62}$`)
@@ -428,15 +434,15 @@ func oneOf(allowed ...string) func(string) string {
 			return ""
 		}
 		problem := "must be one of " + strings.Join(allowed, ", ")
-		if hint := didYouMean(s, allowed); hint != "" {
+		if hint := DidYouMean(s, allowed); hint != "" {
 			problem += "." + hint
 		}
 		return problem
 	}
 }
 
-// didYouMean is a question to append to a sentence, or "" when nothing is close.
-func didYouMean(given string, candidates []string) string {
+// DidYouMean is a question to append to a sentence, or "" when nothing is close.
+func DidYouMean(given string, candidates []string) string {
 	for _, candidate := range candidates {
 		if levenshtein.Distance(given, candidate, nil) < 3 {
 			return fmt.Sprintf(" Did you mean %q?", candidate)

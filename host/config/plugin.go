@@ -20,19 +20,33 @@ func (p *Provider) CheckPlugin() hcl.Diagnostics {
 	if executable(p.Path) {
 		return nil
 	}
-	dir, file := filepath.Split(p.Path)
-	wanted, usual := strings.CutPrefix(file, PluginPrefix)
-	installed := InstalledPlugins(dir)
-	found := "There are no plugins in this directory."
+	dirs := []string{filepath.Dir(p.Path)}
+	if p.found {
+		dirs = p.config.PluginDirs()
+	}
+	wanted, usual := strings.CutPrefix(filepath.Base(p.Path), PluginPrefix)
+	missing := fmt.Sprintf("There is no executable file %s.", p.Path)
+	if len(dirs) > 1 {
+		missing = fmt.Sprintf("There is no executable file %s%s in %s.", PluginPrefix, wanted, strings.Join(dirs, ", "))
+	}
+	var installed []string
+	for _, plugin := range installedIn(dirs) {
+		if plugin.ShadowedBy == "" {
+			installed = append(installed, plugin.Name)
+		}
+	}
+	where := "in this directory"
+	if len(dirs) > 1 {
+		where = "in these directories"
+	}
+	found := fmt.Sprintf("There are no plugins %s.", where)
 	if len(installed) > 0 {
-		found = fmt.Sprintf("Plugins in this directory: %s.", strings.Join(installed, ", "))
+		found = fmt.Sprintf("Plugins %s: %s.", where, strings.Join(installed, ", "))
 	}
 	if usual {
-		found += didYouMean(wanted, installed)
+		found += DidYouMean(wanted, installed)
 	}
-	return p.config.finish(hcl.Diagnostics{
-		mistake("Unknown plugin", p.named, "There is no executable file %s. %s", p.Path, found),
-	})
+	return p.config.finish(hcl.Diagnostics{mistake("Unknown plugin", p.named, "%s %s", missing, found)})
 }
 
 // PluginConfig reads the config block against what the plugin described, and gives the JSON for its Configure call:

@@ -13,7 +13,7 @@ func (c *Config) Unlisted(plugin, path string) *Provider {
 		Label: plugin, Plugin: plugin, Path: path,
 		MTLS: true, StartTimeout: 10 * time.Second, Lifetime: time.Hour,
 		Server: resolveServer(c.server, serverSettings{}), Health: c.health, Timeouts: c.timeouts,
-		config: c, def: c.fallback, named: c.fallback,
+		config: c, stranger: true, def: c.fallback, named: c.fallback,
 		body: &hclsyntax.Body{SrcRange: c.fallback, EndRange: c.fallback}, bodyRange: c.fallback,
 	}
 }

@@ -24,6 +24,11 @@ type Spec struct {
 	Path string
 	// SHA256 is the executable's checksum in hex. Empty accepts any.
 	SHA256 string
+	// Remedy is how users have a binary with another checksum accepted: "run ...". Empty is a change of their
+	// configuration.
+	Remedy string
+	// Refusal says why the executable must not be run, whatever its checksum. Empty normally.
+	Refusal string
 	// Env is added to the few variables that plugins inherit, and wins over them. No place for secrets: those go
 	// through Configure.
 	Env map[string]string

@@ -11,8 +11,15 @@ import (
 )
 
 // executable checks the file that is to be run and returns its absolute path.
-func executable(path, sum string) (string, error) {
-	path, err := filepath.Abs(path)
+func executable(spec Spec) (string, error) {
+	remedy := spec.Remedy
+	if remedy == "" {
+		remedy = "put the new sum into sha256 of the provider block"
+	}
+	if spec.Refusal != "" {
+		return "", fmt.Errorf("%s: to have it accepted, %s", spec.Refusal, remedy)
+	}
+	path, err := filepath.Abs(spec.Path)
 	if err != nil {
 		return "", err
 	}
@@ -27,16 +34,16 @@ func executable(path, sum string) (string, error) {
 		return "", err
 	case !info.Mode().IsRegular() || info.Mode().Perm()&0o111 == 0:
 		return "", fmt.Errorf("%s is not an executable file", path)
-	case sum == "":
+	case spec.SHA256 == "":
 		return path, nil
 	}
 	hash := sha256.New()
 	if _, err := io.Copy(hash, file); err != nil {
 		return "", fmt.Errorf("reading %s: %w", path, err)
 	}
-	if found := hex.EncodeToString(hash.Sum(nil)); !strings.EqualFold(found, sum) {
+	if found := hex.EncodeToString(hash.Sum(nil)); !strings.EqualFold(found, spec.SHA256) {
 		return "", fmt.Errorf("%s is not the binary that the configuration trusts: its SHA-256 is %s, expected %s. "+
-			"If it was replaced on purpose, put the new sum into sha256 of the provider block", path, found, sum)
+			"If it was replaced on purpose, %s", path, found, spec.SHA256, remedy)
 	}
 	return path, nil
 }

@@ -80,7 +80,7 @@ func (r *run) attach(context.Context) error {
 // launch starts the executable and connects to it.
 func (r *run) launch(ctx context.Context) error {
 	var err error
-	if r.process.path, err = executable(r.spec.Path, r.spec.SHA256); err != nil {
+	if r.process.path, err = executable(r.spec); err != nil {
 		return err
 	}
 	if r.process.dir, err = socketDir(); err != nil {

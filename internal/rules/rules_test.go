@@ -99,20 +99,3 @@ func TestTheWireIsKnownInFewFilesOnly(t *testing.T) {
 		t.Errorf("the wire's types are known in %v, want %v", got, want)
 	}
 }
-
-func TestPluginAuthorsInheritLittle(t *testing.T) {
-	t.Parallel()
-	heavy := []string{"github.com/hashicorp/hcl", "github.com/zclconf/go-cty", "database/sql", "github.com/spf13/cobra", module + "host"}
-	for _, p := range packages(t) {
-		if p.ImportPath != "shared/provider" {
-			continue
-		}
-		for _, dependency := range p.Deps {
-			if under(dependency, heavy...) {
-				t.Errorf("shared/provider pulls in %s", dependency)
-			}
-		}
-		return
-	}
-	t.Error("shared/provider was not found")
-}

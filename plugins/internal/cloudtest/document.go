@@ -16,30 +16,8 @@ var update = flag.Bool("update", false, "write the table of attributes into the 
 // CheckAttributes compares the table of attributes in a plugin's documentation with its schema, or makes it anew.
 func CheckAttributes(t *testing.T, plugin string, attributes []provider.Attribute) {
 	t.Helper()
-	var table strings.Builder
-	table.WriteString("| attribute | type | default | environment | what it does |\n|---|---|---|---|---|\n")
-	for _, a := range attributes {
-		kind, value, variables := string(a.Type), "", ""
-		if len(a.OneOf) > 0 {
-			kind = "`" + strings.Join(a.OneOf, "`, `") + "`"
-		}
-		if a.Required {
-			kind += ", required"
-		}
-		if a.Sensitive {
-			kind += ", sensitive"
-		}
-		if a.Default != "" {
-			value = "`" + a.Default + "`"
-		}
-		if len(a.Env) > 0 {
-			variables = "`" + strings.Join(a.Env, "`, `") + "`"
-		}
-		row := fmt.Sprintf("| `%s` | %s | %s | %s | %s |", a.Name, kind, value, variables, a.Doc)
-		table.WriteString(strings.Join(strings.Fields(row), " ") + "\n")
-	}
 	begin := fmt.Sprintf("<!-- The table is made from the plugin's schema: go test ./plugins/%s -run Documentation -update -->\n", plugin)
-	CheckTable(t, plugin, begin, "<!-- End of the table. -->\n", table.String())
+	CheckTable(t, plugin, begin, "<!-- End of the table. -->\n", provider.MarkdownTable(attributes))
 }
 
 // CheckTable compares what is between two marks in a plugin's documentation with what is wanted there, or writes it there.

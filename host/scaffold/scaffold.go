@@ -1,0 +1,203 @@
+// Package scaffold writes the beginning of a plugin: a complete module with a provider on a toy cloud, a simulator of
+// that cloud, and tests. The folder starter holds it as it is written, but for the names; it is part of this module, so
+// that it is compiled and tested with it.
+package scaffold
+
+import (
+	"bytes"
+	"context"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"go/format"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/mod/modfile"
+	"golang.org/x/mod/module"
+)
+
+//go:embed all:starter
+var starter embed.FS
+
+// The names in the starter that give way to the plugin's own.
+const (
+	starterPath = sdkModule + "/host/scaffold/starter"
+	starterName = "acme"
+	starterEnv  = "ACME"
+)
+
+// sdkModule is the module that holds the SDK.
+const sdkModule = "github.com/berth-dev/berth"
+
+// Plugin says what to write.
+type Plugin struct {
+	// Name is the provider's, as users write it. The caller has checked it.
+	Name string
+	// Dir is where the module goes. It must not exist, or be empty.
+	Dir string
+	// Module is the module's path.
+	Module string
+	// SDK is a checkout of the SDK's module: see FindSDK.
+	SDK string
+}
+
+// Write writes the plugin's module. When it fails it leaves nothing behind. It runs the go command in the checkout, to
+// learn what the SDK needs; nothing is downloaded.
+func Write(ctx context.Context, p Plugin) error {
+	if err := module.CheckImportPath(p.Module); err != nil {
+		return fmt.Errorf("the module path: %w", err)
+	}
+	if err := mustBeFree(p.Dir); err != nil {
+		return err
+	}
+	files, err := p.sources()
+	if err != nil {
+		return err
+	}
+	if files["go.mod"], files["go.sum"], err = p.requirements(ctx); err != nil {
+		return err
+	}
+	return writeAll(p.Dir, files)
+}
+
+func mustBeFree(dir string) error {
+	switch entries, err := os.ReadDir(dir); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case len(entries) > 0:
+		return fmt.Errorf("%s is not empty: name a directory that is, or one that does not exist", dir)
+	}
+	return nil
+}
+
+// sources are the files of the starter with the plugin's names in them.
+func (p Plugin) sources() (map[string][]byte, error) {
+	names := strings.NewReplacer(starterPath, p.Module, starterName, p.Name, starterEnv, EnvPrefix(p.Name))
+	files := map[string][]byte{}
+	err := fs.WalkDir(starter, "starter", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		text, err := starter.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		text = []byte(names.Replace(string(text)))
+		if strings.HasSuffix(path, ".go") {
+			if text, err = format.Source(text); err != nil {
+				return fmt.Errorf("%s: %w", path, err)
+			}
+		}
+		files[strings.TrimPrefix(path, "starter/")] = text
+		return nil
+	})
+	return files, err
+}
+
+// EnvPrefix begins the names of the plugin's environment variables: ACME_API_KEY.
+func EnvPrefix(name string) string { return strings.ToUpper(strings.ReplaceAll(name, "-", "_")) }
+
+// needed are the packages outside the standard library that the starter imports.
+var needed = []string{sdkModule + "/shared/provider", sdkModule + "/shared/providertest", "github.com/hashicorp/go-hclog", "go.uber.org/goleak"}
+
+// requirements makes go.mod and go.sum from those of the checkout, so that the versions are the ones the SDK is tested
+// with and everything is in the module cache that was there when the SDK was built.
+func (p Plugin) requirements(ctx context.Context) (mod, sum []byte, err error) {
+	checkout, err := readMod(p.SDK)
+	if err != nil {
+		return nil, nil, err
+	}
+	modules, err := modulesOf(ctx, p.SDK, needed)
+	if err != nil {
+		return nil, nil, err
+	}
+	file := &modfile.File{}
+	steps := []error{
+		file.AddModuleStmt(p.Module),
+		file.AddGoStmt(checkout.Go.Version),
+		file.AddReplace(sdkModule, "", p.SDK, ""),
+	}
+	requirements := []*modfile.Require{{Mod: module.Version{Path: sdkModule, Version: "v0.0.0"}}}
+	for _, m := range modules {
+		direct := slices.ContainsFunc(needed, func(pkg string) bool { return pkg == m.Path || strings.HasPrefix(pkg, m.Path+"/") })
+		requirements = append(requirements, &modfile.Require{Mod: m, Indirect: !direct})
+	}
+	file.SetRequireSeparateIndirect(requirements)
+	if err := errors.Join(steps...); err != nil {
+		return nil, nil, err
+	}
+	if mod, err = file.Format(); err != nil {
+		return nil, nil, err
+	}
+	sums, err := os.ReadFile(filepath.Join(p.SDK, "go.sum"))
+	return mod, sums, err
+}
+
+// modulesOf gives the modules that packages are made of, without the SDK's own.
+func modulesOf(ctx context.Context, sdk string, packages []string) ([]module.Version, error) {
+	command := exec.CommandContext(ctx, "go", append([]string{"list", "-deps", "-json=Module"}, packages...)...)
+	command.Dir = sdk
+	var problems bytes.Buffer
+	command.Stderr = &problems
+	output, err := command.Output()
+	if err != nil {
+		return nil, fmt.Errorf("asking the go command what the SDK in %s needs: %w\n%s", sdk, err, problems.String())
+	}
+	var modules []module.Version
+	for decoder := json.NewDecoder(bytes.NewReader(output)); ; {
+		var pkg struct {
+			Module *struct {
+				Path, Version string
+				Main          bool
+			}
+		}
+		switch err := decoder.Decode(&pkg); {
+		case errors.Is(err, io.EOF):
+			return modules, nil
+		case err != nil:
+			return nil, err
+		case pkg.Module == nil || pkg.Module.Main: // the standard library, the SDK
+			continue
+		}
+		m := module.Version{Path: pkg.Module.Path, Version: pkg.Module.Version}
+		if !slices.Contains(modules, m) {
+			modules = append(modules, m)
+		}
+	}
+}
+
+// writeAll writes all files or none.
+func writeAll(dir string, files map[string][]byte) (err error) {
+	_, statErr := os.Stat(dir)
+	defer func() {
+		if err == nil {
+			return
+		}
+		for name := range files { // the directory was empty: whatever is there is from here
+			top, _, _ := strings.Cut(name, "/")
+			os.RemoveAll(filepath.Join(dir, top))
+		}
+		if errors.Is(statErr, fs.ErrNotExist) {
+			os.Remove(dir)
+		}
+	}()
+	for name, text := range files {
+		path := filepath.Join(dir, filepath.FromSlash(name))
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(path, text, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
