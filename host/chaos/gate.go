@@ -23,8 +23,9 @@ const (
 	roleVariable  = "BERTH_CHAOS_ROLE"
 	stepVariable  = "BERTH_CHAOS_STEP"  // at which moment to wait, such as provider.Create#1:after; empty: at none
 	leaseVariable = "BERTH_CHAOS_LEASE" // how long a lease is
-	urlVariable   = "BERTH_CHAOS_URL"   // where the records are, if not in the state directory
-	dirVariable   = "BERTH_CHAOS_DIR"   // the state directory
+	// Of the records:
+	urlVariable   = "BERTH_CHAOS_URL"
+	dirVariable   = "BERTH_CHAOS_DIR"
 	ownerVariable = "BERTH_CHAOS_OWNER"
 )
 
@@ -53,18 +54,16 @@ func runHost() int {
 	return cli.MainWithHooks(os.Args[1:], os.Stdout, os.Stderr, os.LookupEnv, hooks)
 }
 
-// reopened opens the records once more where the harness wants other options than a configuration can give.
+// reopened opens the records once more where the harness wants a shorter lease than a configuration may have.
 func reopened(s session.Store) session.Store {
-	lease, url := os.Getenv(leaseVariable), os.Getenv(urlVariable)
-	if lease == "" && url == "" {
+	lease := os.Getenv(leaseVariable)
+	if lease == "" {
 		return s
 	}
 	s.Close()
-	o := session.Options{Dir: os.Getenv(dirVariable), Owner: os.Getenv(ownerVariable), URL: url}
-	if lease != "" {
-		o.Lease = must(time.ParseDuration(lease))
-	}
-	return must(session.Open(context.Background(), o))
+	return must(session.Open(context.Background(), session.Options{
+		Dir: os.Getenv(dirVariable), Owner: os.Getenv(ownerVariable), URL: os.Getenv(urlVariable), Lease: must(time.ParseDuration(lease)),
+	}))
 }
 
 // must is for hosts, whose end the harness notices.

@@ -93,7 +93,10 @@ func (w *worker) close() {
 
 // configuration is a configuration file. Plugins carry the environment, so that they can be told apart.
 func (w *worker) configuration(c *cloud, state, owner string, env map[string]string) string {
-	variables := ""
+	variables, database := "", ""
+	if w.database != "" {
+		database = fmt.Sprintf("state {\nurl = %q\n}\n", w.database)
+	}
 	for name, value := range env {
 		variables += fmt.Sprintf("%s = %q\n", name, value)
 	}
@@ -104,11 +107,12 @@ func (w *worker) configuration(c *cloud, state, owner string, env map[string]str
 			state_dir  = %q
 			plugin_dir = %q
 		}
+		%s
 		provider %q {
 			lifetime = "2h"
 			env      = { %s }
 			%s
-		}`, owner, state, filepath.Join(w.bin, "plugins"), c.provider, variables, c.block)
+		}`, owner, state, filepath.Join(w.bin, "plugins"), database, c.provider, variables, c.block)
 }
 
 // world is where one case takes place: an installation of berth with records of its own, and an owner's part of a cloud.
@@ -256,7 +260,7 @@ const commandLimit = 2 * time.Minute
 func (n *world) start(ctx context.Context, waitAt string, env []string, args ...string) (*host, error) {
 	h := &host{ended: make(chan struct{}), heard: make(chan moment, 10_000)}
 	program := filepath.Join(n.bin, "berth")
-	if waitAt != "" || n.database != "" {
+	if waitAt != "" {
 		program = must(os.Executable())
 	}
 	ctx, cancel := context.WithTimeout(ctx, commandLimit)

@@ -37,7 +37,7 @@ const (
 // cannot do the action answers CodeUnsupported and nothing has changed. It waits while another host works on the session,
 // and tells waiting, which may be nil, for whom. Errors are *Error.
 func (c *Connector) Disconnect(ctx context.Context, id string, action Action, waiting func(holder string)) (sandboxID string, err error) {
-	err = c.underLease(ctx, id, waiting, func(cl *claim) error {
+	err = c.underLease(ctx, id, waiting, func(ctx context.Context, cl *claim) error {
 		sandboxID, err = c.disconnect(ctx, cl, action)
 		return err
 	})
@@ -45,7 +45,7 @@ func (c *Connector) Disconnect(ctx context.Context, id string, action Action, wa
 }
 
 // underLease works on a session under its lease and records what became of it. Errors are *Error.
-func (c *Connector) underLease(ctx context.Context, id string, waiting func(holder string), work func(*claim) error) error {
+func (c *Connector) underLease(ctx context.Context, id string, waiting func(holder string), work func(context.Context, *claim) error) error {
 	if waiting == nil {
 		waiting = func(string) {}
 	}
@@ -55,7 +55,7 @@ func (c *Connector) underLease(ctx context.Context, id string, waiting func(hold
 	}
 	err = c.elsewhere(cl.record)
 	if err == nil {
-		err = work(cl)
+		err = work(cl.fenced(ctx), cl)
 	}
 	if released := cl.release(ctx); err == nil {
 		err = released
@@ -171,7 +171,7 @@ func (c *Connector) end(ctx context.Context, cl *claim, sandboxID string, action
 // Renew moves the end of the sandbox's life to now plus lifetime and returns that end. The record says that the sandbox
 // is held until then. Without a sandbox it is CodeNotFound. Errors are *Error.
 func (c *Connector) Renew(ctx context.Context, id string, lifetime time.Duration) (sandboxID string, end time.Time, err error) {
-	err = c.underLease(ctx, id, nil, func(cl *claim) error {
+	err = c.underLease(ctx, id, nil, func(ctx context.Context, cl *claim) error {
 		sandboxID, end, err = c.renew(ctx, cl, lifetime)
 		return err
 	})
