@@ -249,6 +249,23 @@ func TestACallThatWaitsIsNotMadeOnceTheLeaseIsLost(t *testing.T) {
 	}
 }
 
+func TestTheHealthWaitEndsWithTheLease(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		one := hostOf(c, session.NewMemory(), "one")
+		c.onPing = func(ctx context.Context, _ time.Duration) (provider.PingResult, error) {
+			one.store.End()
+			return provider.PingResult{}, fence.Check(ctx)
+		}
+		began := time.Now()
+		_, err := one.Connect(t.Context(), request(), nil)
+		if !errors.Is(err, session.ErrLost) || time.Since(began) > 5*time.Second {
+			t.Errorf("after %s: %v", time.Since(began), err)
+		}
+	})
+}
+
 func failureCleanup(err error) Cleanup {
 	var e *Error
 	errors.As(err, &e)
