@@ -249,6 +249,25 @@ func TestACallThatWaitsIsNotMadeOnceTheLeaseIsLost(t *testing.T) {
 	}
 }
 
+func TestWakingAndSuspendingAreRecordedBeforeTheyAreDone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		one := hostOf(c, session.NewMemory(), "one")
+		_, err := one.Connect(t.Context(), request(), nil)
+		ok(t, err)
+		c.onSuspend = func() { same(t, "while it is suspended", recordOf(t, one).State, session.StateSuspended) }
+		_, err = one.Disconnect(t.Context(), "s1", ActionSuspend, nil)
+		ok(t, err)
+		c.onAttach = func(context.Context) error {
+			same(t, "while it is woken", recordOf(t, one).State, session.StateRunning)
+			return nil
+		}
+		_, err = one.Connect(t.Context(), request(), nil)
+		ok(t, err)
+	})
+}
+
 func TestTheHealthWaitEndsWithTheLease(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

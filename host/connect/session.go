@@ -87,20 +87,20 @@ func (c *Connector) disconnect(ctx context.Context, cl *claim, action Action) (s
 		return "", c.noSandbox(cl.record.Session)
 	}
 	before := cl.record
-	if action == ActionDestroy {
-		cl.record.Provider, cl.record.SandboxID, cl.record.State = c.name, sandboxes[0].ID, session.StateDestroying
-		if err := cl.save(ctx); err != nil {
-			return sandboxes[0].ID, err
-		}
+	cl.found(c.name, sandboxes[0])
+	cl.record.State = map[Action]session.State{ActionDestroy: session.StateDestroying, ActionSuspend: session.StateSuspended}[action]
+	if err := cl.save(ctx); err != nil {
+		return sandboxes[0].ID, err
 	}
 	for _, sandbox := range sandboxes { // more than one only after a mishap: none may stay
 		sandboxID = sandbox.ID
 		err := c.end(ctx, cl, sandbox.ID, action)
-		switch provider.CodeOf(err) {
-		case provider.CodeUnsupported: // then nothing is to be finished
-			cl.record = before
-		case provider.CodeNotFound:
+		code := provider.CodeOf(err)
+		switch {
+		case code == provider.CodeNotFound:
 			cl.gone()
+		case err != nil && (code == provider.CodeUnsupported || action == ActionSuspend): // then nothing is to be finished
+			cl.record = before
 		}
 		if err != nil {
 			return sandboxID, err
@@ -108,9 +108,6 @@ func (c *Connector) disconnect(ctx context.Context, cl *claim, action Action) (s
 	}
 	if action == ActionDestroy {
 		cl.gone()
-	} else {
-		cl.found(c.name, sandboxes[0])
-		cl.record.State = session.StateSuspended
 	}
 	return sandboxID, nil
 }
