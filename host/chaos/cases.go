@@ -61,14 +61,19 @@ func casesOf(providerName, commandName string, moments []moment, calls []call, s
 		})
 	}
 	began := map[string]moment{}
-	leased := false // a host has something to lose from its first claim to its last release
+	leases := 0 // only a host that has one has something to lose
 	for _, m := range moments {
 		onProvider := strings.HasPrefix(m.step, "provider.")
 		if strings.HasPrefix(m.step, "provider.Ping#") && m.step != "provider.Ping#1" {
 			continue // how many there are depends on how fast the server starts
 		}
 		add(killHost, m, m.end, 0)
-		leased = leased || m.step == "records.Claim#1" && m.end == "after"
+		switch call, _, _ := strings.Cut(m.step, "#"); {
+		case call == "records.Claim" && m.end == "after":
+			leases++
+		case call == "records.Release" && m.end == "after":
+			leases--
+		}
 		if onProvider && m.plugin != 0 {
 			add(killPlugin, m, m.end, 0)
 		}
@@ -77,7 +82,7 @@ func casesOf(providerName, commandName string, moments []moment, calls []call, s
 		} else if takesTime(m.step) {
 			took := m.at.Sub(began[m.step].at)
 			for _, action := range []string{killHost, killPlugin, stopHost} {
-				if action == stopHost && !leased {
+				if action == stopHost && leases == 0 {
 					continue
 				}
 				add(action, m, "during", fraction(seed, m.step+action, took))
@@ -86,7 +91,7 @@ func casesOf(providerName, commandName string, moments []moment, calls []call, s
 		if m.end == "after" && !onProvider {
 			continue // nothing has happened since but what the next step is before
 		}
-		if leased && m.step != "records.Close#1" {
+		if leases > 0 {
 			add(stopHost, m, m.end, 0)
 		}
 		add(sweepBeside, m, m.end, 0)

@@ -117,7 +117,8 @@ func (n *world) play(ctx context.Context, r *result) error {
 			if r.end == "during" {
 				time.Sleep(r.delay)
 			}
-			if after, err = n.disturb(ctx, r, disturbed, m); err != nil {
+			after, err = n.disturb(ctx, r, disturbed, m)
+			if r.missed = errors.Is(err, os.ErrProcessDone); err != nil && !r.missed {
 				return fmt.Errorf("%s: %w", r.action, err)
 			}
 		}
@@ -386,7 +387,9 @@ func (n *world) live(ctx context.Context, r *result, disturbed *host) (live []bo
 	if err != nil {
 		return nil, err
 	}
-	isThere := func(id string) bool { return slices.ContainsFunc(there, func(b box) bool { return b.id == id }) }
+	isThere := func(id string) bool {
+		return slices.ContainsFunc(there, func(b box) bool { return b.id == id && b.state != vanishing })
+	}
 	for _, b := range there {
 		if b.owner == stranger+n.owner {
 			live = append(live, b)
