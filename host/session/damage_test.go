@@ -26,25 +26,28 @@ func readFile(t testing.TB, path string) []byte {
 
 func TestDamagedRecordsAreRefusedAndLeftAsTheyAre(t *testing.T) {
 	t.Parallel()
-	for name, damage := range map[string]func([]byte) []byte{
-		"AnotherKindOfFile": func([]byte) []byte { return bytes.Repeat([]byte("not a database\n"), 1000) },
-		"Emptied":           func([]byte) []byte { return nil },
-		"CutOff":            func(b []byte) []byte { return b[:len(b)/2] },
-		"WithoutItsBeginning": func(b []byte) []byte {
+	for name, test := range map[string]struct {
+		damage func([]byte) []byte
+		says   string
+	}{
+		"AnotherKindOfFile": {func([]byte) []byte { return bytes.Repeat([]byte("not a database\n"), 1000) }, "damaged"},
+		"Emptied":           {func([]byte) []byte { return nil }, "holds no records"},
+		"CutOff":            {func(b []byte) []byte { return b[:len(b)/2] }, "damaged"},
+		"WithoutItsBeginning": {func(b []byte) []byte {
 			return append(make([]byte, 4096), b[4096:]...)
-		},
-		"OverwrittenInside": func(b []byte) []byte {
+		}, "damaged"},
+		"OverwrittenInside": {func(b []byte) []byte {
 			return append(b[:4096:4096], bytes.Repeat([]byte{0xff}, len(b)-4096)...)
-		},
+		}, "damaged"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			o := Options{Dir: t.TempDir(), Owner: "tests"}
 			path := written(t, o)
-			damaged := damage(readFile(t, path))
+			damaged := test.damage(readFile(t, path))
 			wantNil(t, "writing", os.WriteFile(path, damaged, 0o600))
 			_, err := Open(testContext(t), o)
-			refused := wantUnusable(t, err, path)
+			refused := wantUnusable(t, err, path, test.says)
 			if !strings.Contains(refused.Hint, "good copy") {
 				t.Errorf("the hint is %q", refused.Hint)
 			}

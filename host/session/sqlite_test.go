@@ -1,6 +1,8 @@
 package session
 
 import (
+	"context"
+	"database/sql"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -79,5 +81,21 @@ func TestTheFilesOfTheRecordsAreForTheirUserOnly(t *testing.T) {
 	wantNil(t, "Close", s.Close())
 	if left, _ := os.ReadDir(filepath.Join(dir, "holders")); len(left) > 0 {
 		t.Errorf("the holder's file is left")
+	}
+}
+
+func TestWhatHasToSurviveAPowerCutIsForcedToTheDisk(t *testing.T) {
+	t.Parallel()
+	s := openSQL(t, Options{Dir: t.TempDir()})
+	claim(t, s, "s1")
+	for durable, want := range map[bool]int{true: 2, false: 1} { // FULL, NORMAL
+		var level int
+		err := s.do(testContext(t), durable, func(ctx context.Context, conn *sql.Conn) error {
+			return conn.QueryRowContext(ctx, "PRAGMA synchronous").Scan(&level)
+		})
+		wantNil(t, "asking", err)
+		if level != want {
+			t.Errorf("durable %v: the level is %d instead of %d", durable, level, want)
+		}
 	}
 }
