@@ -165,9 +165,10 @@ const (
 	strikes = 2
 )
 
-// cut lets calls be cut in the middle: after half of the usual time, or earlier if they were done by then.
+// cut lets calls be cut in the middle: after a third of the usual time, which may have been a busy one, or earlier if they
+// were done by then.
 func (s *suite) cut(usual time.Duration, one func(after time.Duration) (done bool, _ error)) error {
-	after, failures := usual/2, 0
+	after, failures := usual/3, 0
 	for range cuts {
 		if after < s.pace.quick/2 {
 			break
@@ -189,7 +190,7 @@ func (s *suite) cut(usual time.Duration, one func(after time.Duration) (done boo
 
 // leavesNothing waits until a session has no sandbox, except the one that was named.
 func (t *trial) leavesNothing(ctx context.Context, session, named string, usual time.Duration) error {
-	wait(ctx, usual) // a Create that goes on unnoticed comes to its end
+	wait(ctx, 2*usual) // a Create that goes on unnoticed comes to its end
 	var there []provider.Sandbox
 	none, err := eventually(ctx, t.pace.settled, func() (bool, error) {
 		var err error
