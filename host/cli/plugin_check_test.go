@@ -27,10 +27,10 @@ type checkResult struct {
 	DurationMS int64  `json:"duration_ms"`
 }
 
-// with gives the checks of a status.
-func (r checkReport) with(status string) (ids []string) {
+// passed are the checks that passed.
+func (r checkReport) passed() (ids []string) {
 	for _, result := range r.Results {
-		if result.Status == status {
+		if result.Status == "pass" {
 			ids = append(ids, result.Group+"/"+result.Name)
 		}
 	}
@@ -43,8 +43,8 @@ func TestPluginCheckPassesAPluginThatKeepsTheContract(t *testing.T) {
 	m.configureMock(`serve = "http"`, `api_key = "key-of-this-test"`)
 	r := m.berth("plugin", "check", "mock", "--only", "create/*,attach/denied,ping/once", "-o", "json")
 	report := decodeLine[checkReport](t, r.stdout)
-	if r.code != 0 || report.Name != "mock" || len(report.Results) != 9 || len(report.with("pass")) != 9 {
-		t.Errorf("exit code %d, passed %v of %+v\n%s", r.code, report.with("pass"), report, r.stderr)
+	if r.code != 0 || report.Name != "mock" || len(report.Results) != 9 || len(report.passed()) != 9 {
+		t.Errorf("exit code %d, passed %v of %+v\n%s", r.code, report.passed(), report, r.stderr)
 	}
 	wants(t, r.stderr, "ok    create/once (", "ok    attach/denied (")
 	if strings.Contains(r.stdout+r.stderr, "key-of-this-test") {
@@ -83,8 +83,8 @@ func TestPluginCheckRunsTheServerOfTheBlockWithItsKey(t *testing.T) {
 	m.configure(localBlock)
 	r := m.berth("plugin", "check", "local", "--only", "start/endpoint,ping/alive,secrets/*", "-o", "json")
 	report := decodeLine[checkReport](t, r.stdout)
-	if r.code != 0 || len(report.with("pass")) != 5 {
-		t.Errorf("exit code %d, passed %v\n%s", r.code, report.with("pass"), r.stderr)
+	if r.code != 0 || len(report.passed()) != 5 {
+		t.Errorf("exit code %d, passed %v\n%s", r.code, report.passed(), r.stderr)
 	}
 	m.leavesNothing()
 }

@@ -373,7 +373,7 @@ func (s *suite) open(ctx context.Context, change func(map[string]any)) (*instanc
 	ctx, cancel := context.WithTimeout(ctx, s.pace.start)
 	defer cancel()
 	if err := i.client.Configure(ctx, s.values(change)); err != nil {
-		return i, fmt.Errorf("Configure: %w", err)
+		return i, fmt.Errorf("configuring it: %w", err)
 	}
 	return i, nil
 }
@@ -535,7 +535,7 @@ func (s *suite) newSandbox(ctx context.Context, server provider.Server) (provide
 func (s *suite) list(ctx context.Context, owner, session string) ([]provider.Sandbox, error) {
 	all, err := s.shared.client.List(ctx, provider.ListRequest{Owner: owner, Session: session})
 	if err != nil {
-		return nil, fmt.Errorf("List: %w", err)
+		return nil, fmt.Errorf("listing: %w", err)
 	}
 	var there []provider.Sandbox
 	for _, sandbox := range all {
