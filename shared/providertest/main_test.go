@@ -14,7 +14,7 @@ import (
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue { // these tests mostly wait for processes
-		if err := f.Value.Set("16"); err != nil {
+		if err := f.Value.Set("8"); err != nil {
 			panic(err)
 		}
 	}

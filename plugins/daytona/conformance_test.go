@@ -1,0 +1,20 @@
+package main
+
+import (
+	"testing"
+	"time"
+
+	"github.com/berth-dev/berth/internal/testbin"
+	"github.com/berth-dev/berth/plugins/daytona/sim"
+	"github.com/berth-dev/berth/shared/providertest"
+)
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{Create: 50 * time.Millisecond, Start: 50 * time.Millisecond})
+	providertest.Run(t, providertest.Plugin{
+		Path:   testbin.Build(t, "./plugins/daytona"),
+		Env:    []string{"GORACE=atexit_sleep_ms=0"},
+		Config: map[string]any{"api_key": canary, "api_url": cloud.URL()},
+	})
+}

@@ -1,0 +1,20 @@
+package main
+
+import (
+	"testing"
+	"time"
+
+	"github.com/berth-dev/berth/internal/testbin"
+	"github.com/berth-dev/berth/plugins/e2b/sim"
+	"github.com/berth-dev/berth/shared/providertest"
+)
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{CreateTime: 50 * time.Millisecond, ResumeTime: 50 * time.Millisecond})
+	providertest.Run(t, providertest.Plugin{
+		Path:   testbin.Build(t, "./plugins/e2b"),
+		Env:    []string{"GORACE=atexit_sleep_ms=0"},
+		Config: map[string]any{"api_key": canary, "api_url": cloud.APIURL, "sandbox_url": cloud.SandboxURL},
+	})
+}

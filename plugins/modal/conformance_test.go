@@ -1,0 +1,20 @@
+package main
+
+import (
+	"testing"
+	"time"
+
+	"github.com/berth-dev/berth/internal/testbin"
+	"github.com/berth-dev/berth/plugins/modal/sim"
+	"github.com/berth-dev/berth/shared/providertest"
+)
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{Create: 50 * time.Millisecond})
+	providertest.Run(t, providertest.Plugin{
+		Path:   testbin.Build(t, "./plugins/modal"),
+		Env:    []string{"GORACE=atexit_sleep_ms=0"},
+		Config: map[string]any{"token_id": tokenID, "token_secret": canary, "server_url": cloud.URL()},
+	})
+}
