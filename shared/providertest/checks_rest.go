@@ -175,15 +175,14 @@ func (s *suite) cut(usual time.Duration, one func(after time.Duration) (done boo
 		}
 		done, err := one(after)
 		switch {
-		case done && err == nil:
-			after = after * 2 / 3
-		case err == nil:
+		case !done && err == nil:
 			return nil
-		default:
+		case err != nil:
 			if failures++; failures == strikes {
 				return err
 			}
 		}
+		after = after * 2 / 3
 	}
 	return skipf("the call takes %s: it was always done before it could be cut", usual.Round(time.Millisecond))
 }
