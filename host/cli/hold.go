@@ -107,5 +107,9 @@ func (a *app) printHold(session, sandboxID string, end time.Time) {
 		}{session, sandboxID, pointer(end)})
 		return
 	}
-	fmt.Fprintf(a.stdout, "session %s: sandbox %s is held, now until %s\n", session, sandboxID, ago(end))
+	otherwise := "has no end of its own"
+	if !end.IsZero() {
+		otherwise = "would end " + ago(end)
+	}
+	fmt.Fprintf(a.stdout, "session %s: sandbox %s is held; without that it %s\n", session, sandboxID, otherwise)
 }
