@@ -87,7 +87,7 @@ func (a *app) renew(
 ) (sandboxID string, end time.Time, err error) {
 	pauses := retry.WithMaxDuration(patience, retry.WithCappedDuration(10*time.Second, retry.NewExponential(500*time.Millisecond)))
 	err = retry.Do(ctx, pauses, func(ctx context.Context) error {
-		sandboxID, end, err = connector.Renew(ctx, id, lifetime)
+		sandboxID, end, err = connector.Renew(ctx, id, lifetime, a.waiting(id))
 		var e *connect.Error
 		if patience > 0 && errors.As(err, &e) && e.Retryable {
 			a.note("berth: renewing session %s: %s; trying again", id, e.Message)

@@ -152,8 +152,10 @@ func TestWhoeverWaitsForAnotherHostCanGiveUpAndHasChangedNothing(t *testing.T) {
 	late := m.start("connect", "s1", "-o", "json", "--timeout", "5s")
 	interrupted := m.start("connect", "s1", "-o", "json").saying(one.name())
 	disconnect := m.start("disconnect", "s1", "-o", "json").saying("waiting: " + one.name())
+	hold := m.start("hold", "s1", "-o", "json").saying("waiting: " + one.name())
 	interrupted.interrupt(syscall.SIGINT)
 	disconnect.interrupt(syscall.SIGINT)
+	hold.interrupt(syscall.SIGINT)
 	for code, c := range map[string]*command{"deadline_exceeded": late, "cancelled": interrupted} {
 		r := c.wait()
 		f := r.failure(t)
@@ -163,8 +165,10 @@ func TestWhoeverWaitsForAnotherHostCanGiveUpAndHasChangedNothing(t *testing.T) {
 		wants(t, f.Message, "waiting for "+one.name())
 		wants(t, r.stderr, f.Message)
 	}
-	if r := disconnect.wait(); r.code != 130 {
-		t.Errorf("exit code %d: %s", r.code, r.stderr)
+	for _, c := range []*command{disconnect, hold} {
+		if r := c.wait(); r.code != 130 || r.failure(t).Code != "cancelled" {
+			t.Errorf("exit code %d: %s", r.code, r.stderr)
+		}
 	}
 	if now := m.cloudText(); now != was {
 		t.Errorf("the cloud was\n%s\nand is\n%s", was, now)
