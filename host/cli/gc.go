@@ -166,7 +166,11 @@ func (a *app) printReport(report sweep.Report, dryRun bool) {
 		}{dryRun, entries, failures, report.Forgotten})
 		return
 	}
-	a.printTable("nothing to do", rows)
+	if len(entries)+len(failures) == 0 {
+		fmt.Fprintln(a.stdout, "nothing to do")
+		return
+	}
+	a.printTable("nothing else was found", rows)
 	verb := "done"
 	if dryRun {
 		verb = "to be done"

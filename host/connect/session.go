@@ -169,9 +169,12 @@ func (c *Connector) end(ctx context.Context, cl *claim, sandboxID string, action
 }
 
 // Renew moves the end of the sandbox's life to now plus lifetime and returns that end. The record says that the sandbox
-// is held until then. Without a sandbox it is CodeNotFound. Errors are *Error.
-func (c *Connector) Renew(ctx context.Context, id string, lifetime time.Duration) (sandboxID string, end time.Time, err error) {
-	err = c.underLease(ctx, id, nil, func(cl *claim) error {
+// is held until then. Without a sandbox, or with one whose connect or disconnect was interrupted, it is CodeNotFound. It
+// waits for other hosts as Disconnect does. Errors are *Error.
+func (c *Connector) Renew(
+	ctx context.Context, id string, lifetime time.Duration, waiting func(holder string),
+) (sandboxID string, end time.Time, err error) {
+	err = c.underLease(ctx, id, waiting, func(cl *claim) error {
 		sandboxID, end, err = c.renew(ctx, cl, lifetime)
 		return err
 	})

@@ -207,6 +207,43 @@ func TestASandboxOlderThanTheRecordsIsKeptUnlessAskedFor(t *testing.T) {
 	})
 }
 
+func TestAFailedConnectDoesNotMakeAnOrphanOfASandboxOlderThanTheRecords(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		before := time.Now().Add(-time.Hour)
+		w := newWorld(t, provider.Sandbox{ID: "live", Session: "s1", CreatedAt: before}, provider.Sandbox{ID: "ended", Session: "s2", CreatedAt: before})
+		time.Sleep(time.Hour)
+		w.write(session.Record{Session: "s1", State: session.StateGone}, true)                     // it has seen nothing
+		w.write(session.Record{Session: "s2", SandboxID: "ended", State: session.StateGone}, true) // it has ended this one
+		want(t, "sweep", verdicts(w.sweep(Options{Grace: grace})), "ended=orphan(destroyed) live=unrecorded")
+		want(t, "left", w.cloud.left(), "live")
+	})
+}
+
+func TestTwoProvidersOnOneAccountKeepEachOthersSandboxes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		time.Sleep(time.Hour)
+		sandbox := provider.Sandbox{ID: "large", Session: "s1", CreatedAt: time.Now()}
+		w.cloud = newCloud(sandbox)
+		w.write(session.Record{Session: "s1", SandboxID: "large", State: session.StateRunning}, true) // on acme
+		time.Sleep(time.Hour)
+		other := connect.New(w.cloud, "acme-small", owner, []byte("secret"), w.store)
+		connectors := w.connectors()
+		connectors["acme-small"] = other
+		report, err := Sweep(t.Context(), w.store, connectors, Options{Grace: grace}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want(t, "sweep", verdicts(report), "large=kept large=kept")
+		if removed, err := other.RemoveOrphan(t.Context(), sandbox); removed || err != nil {
+			t.Errorf("removed %t, %v", removed, err)
+		}
+		want(t, "left", w.cloud.left(), "large")
+	})
+}
+
 func TestAnInterruptedAttemptIsFinishedFirst(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
