@@ -57,8 +57,15 @@ func (r *run) attachOrCreate(ctx context.Context) (provider.Sandbox, error) {
 	return r.create(ctx)
 }
 
-// find attaches to the sandbox that is there, and records it if the records did not know it so.
+// find attaches to the sandbox that is there, and records it if the records did not know it so. One that sleeps costs
+// from when it is woken: it is recorded as running before.
 func (r *run) find(ctx context.Context) (provider.Sandbox, error) {
+	if r.claim.record.State == session.StateSuspended {
+		r.claim.record.State = session.StateRunning
+		if err := r.claim.save(ctx); err != nil {
+			return provider.Sandbox{}, err
+		}
+	}
 	sandbox, err := r.attach(ctx)
 	if provider.CodeOf(err) == provider.CodeNotFound {
 		r.claim.gone()

@@ -8,6 +8,7 @@ import (
 
 	"github.com/sethvargo/go-retry"
 
+	"github.com/berth-dev/berth/host/fence"
 	"github.com/berth-dev/berth/host/session"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -72,6 +73,17 @@ func (c *claim) check(ctx context.Context) error {
 		return RecordsError(session.ErrLost)
 	}
 	return ctx.Err()
+}
+
+// fenced gives a context for calls under the claim: they are not made any more once it has ended, also when that happens
+// between check and the call. It asks the store's clock alone.
+func (c *claim) fenced(ctx context.Context) context.Context {
+	return fence.With(ctx, func() error {
+		if !c.records.Valid() {
+			return RecordsError(session.ErrLost)
+		}
+		return nil
+	})
 }
 
 // save writes the record. Whatever costs money comes after a save that succeeded.

@@ -34,6 +34,7 @@ type cloud struct {
 	onPing    func(ctx context.Context, since time.Duration) (provider.PingResult, error)
 	onDestroy func(ctx context.Context) error
 	onList    func(ctx context.Context) error
+	onSuspend func()
 	endpoint  provider.Endpoint
 }
 
@@ -208,6 +209,9 @@ func (c *cloud) Destroy(ctx context.Context, ref provider.SandboxRef) error {
 
 func (c *cloud) Suspend(_ context.Context, ref provider.SandboxRef) error {
 	c.note("suspend:%s", ref.SandboxID)
+	if c.onSuspend != nil {
+		c.onSuspend()
+	}
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
 	c.sandboxes[ref.SandboxID].State = provider.StateSuspended

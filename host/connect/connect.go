@@ -221,6 +221,7 @@ func (r *run) lifecycle(ctx context.Context) (Result, error) {
 	if err := r.takeLease(ctx); err != nil {
 		return Result{}, err
 	}
+	ctx = r.claim.fenced(ctx)
 	sandbox, err := r.acquire(ctx)
 	if err != nil {
 		return Result{}, err

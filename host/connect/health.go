@@ -39,8 +39,8 @@ func (r *run) awaitHealthy(ctx context.Context, endpoint provider.Endpoint) erro
 		result, err := r.ping(ctx, endpoint)
 		crashedBefore := crashed
 		crashed = isReason(err, provider.ReasonPluginCrashed)
-		if crashed && crashedBefore {
-			return err // it would crash for ever, and the undo still needs it
+		if crashed && crashedBefore || isLost(err) {
+			return err // it would crash for ever, and the undo still needs it; or the session is another's
 		}
 		if err != nil {
 			if result, err = readPingError(err); err != nil {

@@ -91,7 +91,7 @@ func (c *Connector) ifFree(ctx context.Context, id string, work func(context.Con
 	}
 	ctx, cancel := context.WithTimeout(ctx, endLimit)
 	defer cancel()
-	err = work(ctx, cl)
+	err = work(cl.fenced(ctx), cl)
 	if released := cl.release(ctx); err == nil {
 		err = released
 	}

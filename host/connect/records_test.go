@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/berth-dev/berth/host/fence"
 	"github.com/berth-dev/berth/host/session"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -197,6 +198,91 @@ func TestAHostThatLostItsLeaseChangesNothingAnyMore(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestACallThatWaitsIsNotMadeOnceTheLeaseIsLost(t *testing.T) {
+	t.Parallel()
+	disconnect := func(ctx context.Context, h host) { _, _ = h.Disconnect(ctx, "s1", ActionDestroy, nil) }
+	connect := func(ctx context.Context, h host) { _, _ = h.Connect(ctx, request(), nil) }
+	failing := provider.Errorf(provider.CodeFailed, "no such command")
+	for name, test := range map[string]struct {
+		waitAt func(*cloud, func(context.Context) error)
+		do     func(context.Context, host)
+	}{
+		"attach": {func(c *cloud, wait func(context.Context) error) { c.onAttach = wait }, connect},
+		"create": {func(c *cloud, wait func(context.Context) error) {
+			c.onCreate = func(ctx context.Context, _ func() provider.Sandbox) (provider.Sandbox, error) {
+				return provider.Sandbox{}, wait(ctx)
+			}
+		}, connect},
+		"start": {func(c *cloud, wait func(context.Context) error) { c.onStart = wait }, connect},
+		"undo": {func(c *cloud, wait func(context.Context) error) {
+			c.onStart = func(context.Context) error { return failing }
+			c.onDestroy = wait
+		}, connect},
+		"disconnect": {func(c *cloud, wait func(context.Context) error) { c.onDestroy = wait }, func(ctx context.Context, h host) {
+			connect(ctx, h)
+			disconnect(ctx, h)
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				c := newCloud()
+				one := hostOf(c, session.NewMemory(), "one")
+				var before, after error
+				waited := false
+				test.waitAt(c, func(ctx context.Context) error {
+					if !waited {
+						before, waited = fence.Check(ctx), true
+						one.store.End()
+						after = fence.Check(ctx)
+					}
+					return after
+				})
+				test.do(t.Context(), one)
+				if !waited || before != nil || !errors.Is(after, session.ErrLost) {
+					t.Errorf("waited: %t. The call is told %v, and after the loss %v", waited, before, after)
+				}
+			})
+		})
+	}
+}
+
+func TestWakingAndSuspendingAreRecordedBeforeTheyAreDone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		one := hostOf(c, session.NewMemory(), "one")
+		_, err := one.Connect(t.Context(), request(), nil)
+		ok(t, err)
+		c.onSuspend = func() { same(t, "while it is suspended", recordOf(t, one).State, session.StateSuspended) }
+		_, err = one.Disconnect(t.Context(), "s1", ActionSuspend, nil)
+		ok(t, err)
+		c.onAttach = func(context.Context) error {
+			same(t, "while it is woken", recordOf(t, one).State, session.StateRunning)
+			return nil
+		}
+		_, err = one.Connect(t.Context(), request(), nil)
+		ok(t, err)
+	})
+}
+
+func TestTheHealthWaitEndsWithTheLease(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := newCloud()
+		one := hostOf(c, session.NewMemory(), "one")
+		c.onPing = func(ctx context.Context, _ time.Duration) (provider.PingResult, error) {
+			one.store.End()
+			return provider.PingResult{}, fence.Check(ctx)
+		}
+		began := time.Now()
+		_, err := one.Connect(t.Context(), request(), nil)
+		if !errors.Is(err, session.ErrLost) || time.Since(began) > 5*time.Second {
+			t.Errorf("after %s: %v", time.Since(began), err)
+		}
+	})
 }
 
 func failureCleanup(err error) Cleanup {

@@ -37,7 +37,7 @@ const (
 // cannot do the action answers CodeUnsupported and nothing has changed. It waits while another host works on the session,
 // and tells waiting, which may be nil, for whom. Errors are *Error.
 func (c *Connector) Disconnect(ctx context.Context, id string, action Action, waiting func(holder string)) (sandboxID string, err error) {
-	err = c.underLease(ctx, id, waiting, func(cl *claim) error {
+	err = c.underLease(ctx, id, waiting, func(ctx context.Context, cl *claim) error {
 		sandboxID, err = c.disconnect(ctx, cl, action)
 		return err
 	})
@@ -45,7 +45,7 @@ func (c *Connector) Disconnect(ctx context.Context, id string, action Action, wa
 }
 
 // underLease works on a session under its lease and records what became of it. Errors are *Error.
-func (c *Connector) underLease(ctx context.Context, id string, waiting func(holder string), work func(*claim) error) error {
+func (c *Connector) underLease(ctx context.Context, id string, waiting func(holder string), work func(context.Context, *claim) error) error {
 	if waiting == nil {
 		waiting = func(string) {}
 	}
@@ -55,7 +55,7 @@ func (c *Connector) underLease(ctx context.Context, id string, waiting func(hold
 	}
 	err = c.elsewhere(cl.record)
 	if err == nil {
-		err = work(cl)
+		err = work(cl.fenced(ctx), cl)
 	}
 	if released := cl.release(ctx); err == nil {
 		err = released
@@ -87,20 +87,20 @@ func (c *Connector) disconnect(ctx context.Context, cl *claim, action Action) (s
 		return "", c.noSandbox(cl.record.Session)
 	}
 	before := cl.record
-	if action == ActionDestroy {
-		cl.record.Provider, cl.record.SandboxID, cl.record.State = c.name, sandboxes[0].ID, session.StateDestroying
-		if err := cl.save(ctx); err != nil {
-			return sandboxes[0].ID, err
-		}
+	cl.found(c.name, sandboxes[0])
+	cl.record.State = map[Action]session.State{ActionDestroy: session.StateDestroying, ActionSuspend: session.StateSuspended}[action]
+	if err := cl.save(ctx); err != nil {
+		return sandboxes[0].ID, err
 	}
 	for _, sandbox := range sandboxes { // more than one only after a mishap: none may stay
 		sandboxID = sandbox.ID
 		err := c.end(ctx, cl, sandbox.ID, action)
-		switch provider.CodeOf(err) {
-		case provider.CodeUnsupported: // then nothing is to be finished
-			cl.record = before
-		case provider.CodeNotFound:
+		code := provider.CodeOf(err)
+		switch {
+		case code == provider.CodeNotFound:
 			cl.gone()
+		case err != nil && (code == provider.CodeUnsupported || action == ActionSuspend): // then nothing is to be finished
+			cl.record = before
 		}
 		if err != nil {
 			return sandboxID, err
@@ -108,9 +108,6 @@ func (c *Connector) disconnect(ctx context.Context, cl *claim, action Action) (s
 	}
 	if action == ActionDestroy {
 		cl.gone()
-	} else {
-		cl.found(c.name, sandboxes[0])
-		cl.record.State = session.StateSuspended
 	}
 	return sandboxID, nil
 }
@@ -174,7 +171,7 @@ func (c *Connector) end(ctx context.Context, cl *claim, sandboxID string, action
 func (c *Connector) Renew(
 	ctx context.Context, id string, lifetime time.Duration, waiting func(holder string),
 ) (sandboxID string, end time.Time, err error) {
-	err = c.underLease(ctx, id, waiting, func(cl *claim) error {
+	err = c.underLease(ctx, id, waiting, func(ctx context.Context, cl *claim) error {
 		sandboxID, end, err = c.renew(ctx, cl, lifetime)
 		return err
 	})

@@ -24,6 +24,9 @@ func (r *run) fail(ctx context.Context, err error) *Error {
 
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.req.Limits.Undo)
 	defer cancel()
+	if r.claim != nil {
+		undo = r.claim.fenced(undo)
+	}
 	r.addLog(undo, e)
 	e.Cleanup, err = r.undo(undo)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/berth-dev/berth/host/fence"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -90,6 +91,9 @@ func call[Request, Answer any](ctx context.Context, p *Plugin, req Request, do m
 		return none, err
 	}
 	defer p.release()
+	if err := fence.Check(ctx); err != nil { // the plugin's start may have taken long
+		return none, err
+	}
 	answer, err := do(r.client, ctx, req)
 	if deadline, limited := ctx.Deadline(); err != nil && limited && !time.Now().Before(deadline) {
 		<-ctx.Done() // the plugin noticed the deadline first: the caller must be able to see it, too

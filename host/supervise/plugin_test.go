@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/berth-dev/berth/host/fence"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -414,6 +415,16 @@ func TestACrashFailsTheCallsUnderWayAndTheNextCallWorks(t *testing.T) {
 			}
 			ask(t, p, "pid")
 		})
+	}
+}
+
+func TestACallIsNotMadeOnceItsCallerHasLostTheRightToIt(t *testing.T) {
+	t.Parallel()
+	p := newPlugin(t, nil)
+	lost := errors.New("lost while the plugin started")
+	_, err := p.Create(fence.With(testContext(t), func() error { return lost }), provider.CreateRequest{Session: "crash"})
+	if !errors.Is(err, lost) {
+		t.Errorf("got %v", err)
 	}
 }
 

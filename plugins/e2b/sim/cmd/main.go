@@ -49,6 +49,7 @@ func run(path string, dial time.Duration) error {
 	defer control.Close()
 	fmt.Printf("export E2B_API_KEY=%s\nexport E2B_API_URL=%s\nexport E2B_SANDBOX_URL=%s\nexport E2B_SIM_CONTROL=%s\n",
 		key, cloud.APIURL, cloud.SandboxURL, control.URL)
+	os.Stdout.Close() // so that a script can read the environment to its end
 	<-ctx.Done()
 	return nil
 }

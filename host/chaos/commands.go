@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// command is a berth command in a situation.
+type command struct {
+	name     string
+	args     []string
+	suspends bool // needs a provider that can
+	prepare  func(context.Context, *world, *connect.Connector, *session.SQL) error
+}
+
+// sweepArgs sweep without any grace: what no record names goes at once.
+var sweepArgs = []string{"gc", "--grace", "0s", "-o", "json"}
+
+var connectArgs = []string{"connect", victim, "-o", "json", "--progress", "none"}
+
+// commands are what is disturbed.
+var commands = []command{
+	{name: "connect-new", args: connectArgs},
+	{name: "connect-running", args: connectArgs, prepare: connectVictim},
+	{name: "connect-asleep", args: connectArgs, suspends: true, prepare: suspendVictim},
+	{name: "disconnect", args: []string{"disconnect", victim}, prepare: connectVictim},
+	{name: "suspend", args: []string{"disconnect", victim, "--action", "suspend"}, suspends: true, prepare: connectVictim},
+	{name: "recover", args: []string{"recover", "-o", "json"}, prepare: interruptVictim},
+	{name: "gc", args: sweepArgs, prepare: prepareSweep},
+}
+
+func commandOf(name string) command {
+	return commands[slices.IndexFunc(commands, func(c command) bool { return c.name == name })]
+}
+
+func connectVictim(ctx context.Context, n *world, c *connect.Connector, _ *session.SQL) error {
+	_, err := c.Connect(ctx, n.request(victim), nil)
+	return err
+}
+
+func suspendVictim(ctx context.Context, n *world, c *connect.Connector, records *session.SQL) error {
+	if err := connectVictim(ctx, n, c, records); err != nil {
+		return err
+	}
+	_, err := c.Disconnect(ctx, victim, connect.ActionSuspend, nil)
+	return err
+}
+
+// interruptVictim leaves what a host leaves that is killed between the end of a Create and its being recorded.
+func interruptVictim(ctx context.Context, n *world, _ *connect.Connector, records *session.SQL) error {
+	const attempt = "interrupted"
+	err := write(ctx, records, victim, func(r *session.Record) {
+		r.Provider, r.State, r.Attempt, r.CreatedAt = n.provider, session.StateCreating, attempt, time.Now()
+	})
+	if err != nil {
+		return err
+	}
+	_, err = n.make(ctx, n.owner, victim, attempt)
+	return err
+}
+
+// write writes a record, and leaves it as a host that ends then.
+func write(ctx context.Context, records *session.SQL, id string, change func(*session.Record)) error {
+	lease, record, err := records.Claim(ctx, id)
+	if err != nil {
+		return err
+	}
+	change(&record)
+	return records.Release(ctx, lease, record)
+}
+
+// make has the provider make a sandbox.
+func (n *world) make(ctx context.Context, owner, id, attempt string) (string, error) {
+	sandbox, err := n.hand.Create(ctx, provider.CreateRequest{
+		Session: id, Owner: owner, Attempt: attempt, Server: n.hand.conf.Server.Server, Lifetime: time.Hour,
+	})
+	return sandbox.ID, err
+}
+
+// prepareSweep leaves one of everything: an interrupted session, an orphan, a record whose sandbox is gone, and another
+// owner's sandbox.
+func prepareSweep(ctx context.Context, n *world, c *connect.Connector, records *session.SQL) error {
+	if err := interruptVictim(ctx, n, c, records); err != nil {
+		return err
+	}
+	if _, err := n.make(ctx, n.owner, orphan, "forgotten"); err != nil {
+		return err
+	}
+	if _, err := n.make(ctx, stranger+n.owner, stranger, "foreign"); err != nil {
+		return err
+	}
+	id, err := n.make(ctx, n.owner, outdated, "gone")
+	if err != nil {
+		return err
+	}
+	err = write(ctx, records, outdated, func(r *session.Record) {
+		r.Provider, r.State, r.SandboxID, r.CreatedAt = n.provider, session.StateRunning, id, time.Now()
+	})
+	// A record that is younger than listings may lag behind is believed.
+	return errors.Join(err, n.age(ctx, outdated), n.hand.Destroy(ctx, provider.SandboxRef{Owner: n.owner, SandboxID: id}))
+}
+
+// age makes a record some minutes old.
+func (n *world) age(ctx context.Context, id string) error {
+	return n.onDatabase(ctx, func(conn *sql.Conn) error {
+		_, err := conn.ExecContext(ctx, `UPDATE sessions SET updated_at = updated_at - 300000 WHERE owner = $1 AND session = $2`, n.owner, id)
+		return err
+	})
+}
+
+// prepare connects the bystander and then makes the command's situation.
+func (n *world) prepare(ctx context.Context, c command) error {
+	return n.asHost(ctx, func(connector *connect.Connector, records *session.SQL) (err error) {
+		if n.bystander, err = connector.Connect(ctx, n.request(bystander), nil); err != nil {
+			return fmt.Errorf("connecting the bystander: %w", err)
+		}
+		if c.prepare == nil {
+			return nil
+		}
+		return c.prepare(ctx, n, connector, records)
+	})
+}

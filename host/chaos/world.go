@@ -1,0 +1,361 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/berth-dev/berth/host/config"
+	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/redact"
+	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/host/supervise"
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// worker plays one case at a time, in clouds of its own.
+type worker struct {
+	bin, dir string
+	database string // a PostgreSQL server's URL; empty for SQLite
+	clouds   map[string]*cloud
+	hands    map[string]*hand
+	worlds   int
+}
+
+// hand does what the harness itself does at a provider: prepare and clear up.
+type hand struct {
+	*supervise.Plugin
+	conf *config.Provider
+}
+
+func (w *worker) cloud(ctx context.Context, name string) (*cloud, *hand, error) {
+	if c := w.clouds[name]; c != nil {
+		return c, w.hands[name], nil
+	}
+	c, err := startCloud(ctx, w.bin, w.dir, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	w.clouds[name] = c
+	path := filepath.Join(w.dir, name+".hcl")
+	if err := os.WriteFile(path, []byte(w.configuration(c, w.dir, "harness", nil)), 0o600); err != nil {
+		return nil, nil, err
+	}
+	getenv := func(name string) (string, bool) {
+		for _, variable := range c.env {
+			if value, found := strings.CutPrefix(variable, name+"="); found {
+				return value, true
+			}
+		}
+		return "", false
+	}
+	conf, problems := config.Load(path, filepath.Join(w.bin, "plugins"), getenv, &redact.Set{})
+	if problems.HasErrors() {
+		return nil, nil, problems
+	}
+	p := conf.Providers[0]
+	h := &hand{conf: p}
+	h.Plugin = supervise.New(supervise.Spec{
+		Name: p.Label, Path: p.Path, Env: p.Env, MTLS: p.MTLS, StartTimeout: time.Minute,
+		Configure: func(d provider.Description) ([]byte, error) {
+			values, problems := p.PluginConfig(d)
+			if problems.HasErrors() {
+				return nil, problems
+			}
+			return values, nil
+		},
+	})
+	w.hands[name] = h
+	return c, h, nil
+}
+
+func (w *worker) close() {
+	var ends sync.WaitGroup
+	for _, h := range w.hands {
+		ends.Go(func() { _ = h.Stop(context.Background()) })
+	}
+	ends.Wait()
+	for _, c := range w.clouds {
+		ends.Go(c.close)
+	}
+	ends.Wait()
+}
+
+// configuration is a configuration file. Plugins carry the environment, so that they can be told apart.
+func (w *worker) configuration(c *cloud, state, owner string, env map[string]string) string {
+	variables, database := "", ""
+	if w.database != "" {
+		database = fmt.Sprintf("state {\nurl = %q\n}\n", w.database)
+	}
+	for name, value := range env {
+		variables += fmt.Sprintf("%s = %q\n", name, value)
+	}
+	return fmt.Sprintf(`
+		host {
+			secret     = "a secret of the chaos, long enough"
+			owner      = %q
+			state_dir  = %q
+			plugin_dir = %q
+		}
+		%s
+		provider %q {
+			lifetime = "2h"
+			env      = { %s }
+			%s
+		}`, owner, state, filepath.Join(w.bin, "plugins"), database, c.provider, variables, c.block)
+}
+
+// world is where one case takes place: an installation of berth with records of its own, and an owner's part of a cloud.
+type world struct {
+	*worker
+	*cloud
+	hand  *hand
+	dir   string
+	owner string
+	mount bool
+
+	bystander connect.Result
+	notes     []string
+}
+
+const (
+	bystander = "bystander" // its session is live all the time
+	victim    = "victim"    // its session is worked on when something happens
+	stranger  = "stranger"  // its sandbox belongs to another owner
+	orphan    = "orphan"    // its sandbox is in no record
+	outdated  = "outdated"  // its sandbox is in a record, and gone
+)
+
+// newWorld makes a world. small gives it a disk of its own that can be filled up.
+func (w *worker) newWorld(ctx context.Context, providerName string, small bool) (*world, error) {
+	c, h, err := w.cloud(ctx, providerName)
+	if err != nil {
+		return nil, err
+	}
+	w.worlds++
+	n := &world{worker: w, cloud: c, hand: h, dir: filepath.Join(w.dir, strconv.Itoa(w.worlds))}
+	n.owner = fmt.Sprintf("chaos-%s-%d", filepath.Base(w.dir), w.worlds)
+	if err := os.MkdirAll(n.state(), 0o700); err != nil {
+		return nil, err
+	}
+	if small {
+		if output, err := exec.CommandContext(ctx, "mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", n.state()).CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("%w: %s", err, output)
+		}
+		n.mount = true
+	}
+	conf := w.configuration(c, n.state(), n.owner, map[string]string{"BERTH_CHAOS_WORLD": n.owner})
+	return n, os.WriteFile(filepath.Join(n.dir, "config.hcl"), []byte(conf), 0o600)
+}
+
+func (n *world) state() string { return filepath.Join(n.dir, "state") }
+
+// clean removes all that the world has, and says what could not be.
+func (n *world) clean(ctx context.Context) (err error) {
+	for _, owner := range []string{n.owner, stranger + n.owner} {
+		boxes, listed := n.boxes(ctx, owner)
+		err = errors.Join(err, listed)
+		for _, b := range boxes {
+			if b.state != vanishing {
+				err = errors.Join(err, n.hand.Destroy(ctx, provider.SandboxRef{Owner: owner, SandboxID: b.id}))
+			}
+		}
+	}
+	if n.mount {
+		err = errors.Join(err, exec.CommandContext(ctx, "umount", n.state()).Run())
+	}
+	return errors.Join(err, os.RemoveAll(n.dir))
+}
+
+// records opens the world's records as one more host.
+func (n *world) records(ctx context.Context) (*session.SQL, error) {
+	return session.Open(ctx, session.Options{Dir: n.state(), Owner: n.owner, URL: n.database})
+}
+
+// asHost works as one more host does.
+func (n *world) asHost(ctx context.Context, work func(*connect.Connector, *session.SQL) error) error {
+	records, err := n.records(ctx)
+	if err != nil {
+		return err
+	}
+	err = work(connect.New(n.hand, n.provider, n.owner, []byte("a secret of the chaos, long enough"), records), records)
+	return errors.Join(err, records.Close())
+}
+
+func (n *world) request(id string) connect.Request {
+	p := n.hand.conf
+	return connect.Request{
+		Session:  id,
+		Server:   connect.Server{Server: p.Server.Server, KeyEnv: p.Server.KeyEnv, KeyHeader: p.Server.KeyHeader},
+		Lifetime: p.Lifetime,
+	}
+}
+
+// healthy says whether the server of a connection answers those that it was given to.
+func healthy(ctx context.Context, url string, headers map[string]string) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/alive", nil)
+	if err != nil {
+		return err
+	}
+	for name, value := range headers {
+		request.Header.Set(name, value)
+	}
+	response, err := provider.NewProbeClient().Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("its server answers %s", response.Status)
+	}
+	return nil
+}
+
+// host is a berth process.
+type host struct {
+	*exec.Cmd
+	stdout, stderr bytes.Buffer
+	ended          chan struct{}
+
+	// Of one that tells its steps:
+	goOn    *os.File
+	moments []moment // to be read when ended is closed
+	heard   chan moment
+}
+
+// connected is what berth connect prints.
+type connected struct {
+	Sandbox struct{ ID string }
+	URL     string
+	Headers map[string]string
+}
+
+func (h *host) ok() bool { return h.ProcessState.ExitCode() == 0 }
+
+func (h *host) connected() (c connected) {
+	_ = json.Unmarshal(h.stdout.Bytes(), &c) // empty is good enough
+	return c
+}
+
+func (h *host) String() string {
+	return fmt.Sprintf("%s: exit code %d\n%s%s", strings.Join(h.Args, " "), h.ProcessState.ExitCode(), h.stdout.String(), h.stderr.String())
+}
+
+// commandLimit is far more than any command takes.
+const commandLimit = 2 * time.Minute
+
+// start starts a berth command. waitAt is empty for the real one; else it tells its steps, and waits at that moment.
+func (n *world) start(ctx context.Context, waitAt string, env []string, args ...string) (*host, error) {
+	h := &host{ended: make(chan struct{}), heard: make(chan moment, 10_000)}
+	program := filepath.Join(n.bin, "berth")
+	if waitAt != "" {
+		program = must(os.Executable())
+	}
+	ctx, cancel := context.WithTimeout(ctx, commandLimit)
+	h.Cmd = exec.CommandContext(ctx, program, args...)
+	h.Dir, h.WaitDelay = n.dir, 2*time.Second
+	h.Stdout, h.Stderr = &h.stdout, &h.stderr
+	h.Env = append([]string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + n.dir, "XDG_RUNTIME_DIR=" + n.dir, "TMPDIR=" + n.dir, "BERTH_CONFIG=config.hcl",
+		"BERTH_CHAOS_WORLD=" + n.owner, roleVariable + "=host", stepVariable + "=" + waitAt,
+		dirVariable + "=" + n.state(), ownerVariable + "=" + n.owner, urlVariable + "=" + n.database,
+	}, append(n.env, env...)...)
+	var listening sync.WaitGroup
+	var told *os.File
+	var theirs []*os.File
+	if waitAt != "" {
+		var tell, wait *os.File
+		var err error
+		if told, tell, err = os.Pipe(); err != nil {
+			cancel()
+			return nil, err
+		}
+		if wait, h.goOn, err = os.Pipe(); err != nil {
+			cancel()
+			return nil, err
+		}
+		theirs = []*os.File{tell, wait}
+		h.ExtraFiles = theirs
+	}
+	err := h.Start()
+	for _, file := range theirs {
+		file.Close()
+	}
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	if told != nil {
+		listening.Go(func() {
+			readMoments(told, func(m moment) {
+				h.moments = append(h.moments, m)
+				h.heard <- m
+			})
+			told.Close()
+		})
+	}
+	go func() {
+		_ = h.Wait() // its exit code is in ProcessState
+		listening.Wait()
+		cancel()
+		close(h.ended)
+	}()
+	return h, nil
+}
+
+// letGo lets a host go on that waits, and wait waits for its end.
+func (h *host) letGo() {
+	if h.goOn != nil {
+		h.goOn.Close()
+		h.goOn = nil
+	}
+}
+
+func (h *host) wait() {
+	h.letGo()
+	<-h.ended
+}
+
+// reach returns when the host is at a moment. It answers false for one that ended before.
+func (h *host) reach(wanted string) (moment, bool) {
+	for {
+		select {
+		case m := <-h.heard:
+			if m.String() == wanted {
+				return m, true
+			}
+		case <-h.ended:
+			for len(h.heard) > 0 {
+				if m := <-h.heard; m.String() == wanted {
+					return m, true
+				}
+			}
+			return moment{}, false
+		}
+	}
+}
+
+// berth runs a berth command to its end.
+func (n *world) berth(ctx context.Context, args ...string) (*host, error) {
+	h, err := n.start(ctx, "", nil, args...)
+	if err == nil {
+		<-h.ended
+	}
+	return h, err
+}
+
+func (n *world) note(format string, args ...any) {
+	n.notes = append(n.notes, fmt.Sprintf(format, args...))
+}
