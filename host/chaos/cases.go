@@ -14,6 +14,7 @@ import (
 // testCase is one thing that happens at one moment of one command on one provider.
 type testCase struct {
 	provider, command, action string
+	postgres                  bool          // where the records are
 	step, end                 string        // end is before, during or after the step
 	delay                     time.Duration // during: that long after its beginning
 	skip                      int           // lose-answer: so many calls of the operation, which is the step, pass
@@ -21,7 +22,14 @@ type testCase struct {
 
 // id names the case for good, so that it can be repeated.
 func (c testCase) id() string {
-	return strings.Join([]string{c.provider, c.command, c.step, c.end, c.action}, "/")
+	return strings.Join([]string{c.place(), c.command, c.step, c.end, c.action}, "/")
+}
+
+func (c testCase) place() string {
+	if c.postgres {
+		return c.provider + "+pg"
+	}
+	return c.provider
 }
 
 // The actions. What they do is in play.go.
@@ -38,6 +46,8 @@ const (
 	replaceFile = "db-replaced"
 	lockFile    = "db-read-only"
 	fillDisk    = "disk-full"
+
+	restartServer = "db-restarted"
 )
 
 // onRecords are actions on the records, which do not depend on the provider.
@@ -54,22 +64,27 @@ func takesTime(step string) bool {
 }
 
 // casesOf enumerates what can happen to a command that took these steps and calls when nothing did.
-func casesOf(providerName, commandName string, moments []moment, calls []call, seed uint64) (cases []testCase) {
+func casesOf(of testCase, moments []moment, calls []call, seed uint64) (cases []testCase) {
 	add := func(action string, m moment, end string, delay time.Duration) {
-		cases = append(cases, testCase{
-			provider: providerName, command: commandName, action: action, step: m.step, end: end, delay: delay,
-		})
+		c := of
+		c.action, c.step, c.end, c.delay = action, m.step, end, delay
+		cases = append(cases, c)
 	}
 	began := map[string]moment{}
-	leased := false // a host has something to lose from its first claim to its last release
+	leases := 0 // only a host that has one has something to lose
 	for _, m := range moments {
 		onProvider := strings.HasPrefix(m.step, "provider.")
 		if strings.HasPrefix(m.step, "provider.Ping#") && m.step != "provider.Ping#1" {
 			continue // how many there are depends on how fast the server starts
 		}
 		add(killHost, m, m.end, 0)
-		leased = leased || m.step == "records.Claim#1" && m.end == "after"
-		if onProvider && m.plugin != 0 {
+		switch call, _, _ := strings.Cut(m.step, "#"); {
+		case call == "records.Claim" && m.end == "after":
+			leases++
+		case call == "records.Release" && m.end == "after":
+			leases--
+		}
+		if onProvider && m.plugin != 0 && !of.postgres {
 			add(killPlugin, m, m.end, 0)
 		}
 		if m.end == "before" {
@@ -77,7 +92,7 @@ func casesOf(providerName, commandName string, moments []moment, calls []call, s
 		} else if takesTime(m.step) {
 			took := m.at.Sub(began[m.step].at)
 			for _, action := range []string{killHost, killPlugin, stopHost} {
-				if action == stopHost && !leased {
+				if action == stopHost && leases == 0 || action == killPlugin && of.postgres {
 					continue
 				}
 				add(action, m, "during", fraction(seed, m.step+action, took))
@@ -86,14 +101,17 @@ func casesOf(providerName, commandName string, moments []moment, calls []call, s
 		if m.end == "after" && !onProvider {
 			continue // nothing has happened since but what the next step is before
 		}
-		if leased && m.step != "records.Close#1" {
+		if leases > 0 {
 			add(stopHost, m, m.end, 0)
 		}
 		add(sweepBeside, m, m.end, 0)
-		if !slices.Contains([]string{"local/connect-new", "local/disconnect", "local/gc", "e2b/connect-new"}, providerName+"/"+commandName) {
+		on := onRecords
+		if of.postgres {
+			on = []string{clockAhead, clockBehind, restartServer}
+		} else if !slices.Contains([]string{"local/connect-new", "local/disconnect", "local/gc", "e2b/connect-new"}, of.provider+"/"+of.command) {
 			continue
 		}
-		for _, action := range onRecords {
+		for _, action := range on {
 			add(action, m, m.end, 0)
 		}
 	}
@@ -102,10 +120,9 @@ func casesOf(providerName, commandName string, moments []moment, calls []call, s
 		skip := seen[call.Operation]
 		seen[call.Operation]++
 		if skip < 3 {
-			cases = append(cases, testCase{
-				provider: providerName, command: commandName, action: loseAnswer, step: call.Operation,
-				end: fmt.Sprintf("answer-%d", skip+1), skip: skip,
-			})
+			c := of
+			c.action, c.step, c.end, c.skip = loseAnswer, call.Operation, fmt.Sprintf("answer-%d", skip+1), skip
+			cases = append(cases, c)
 		}
 	}
 	return cases
@@ -128,7 +145,7 @@ func sample(cases []testCase, count int, seed uint64) []testCase {
 	for _, c := range shuffled {
 		group := c.action
 		if !slices.Contains(onRecords, c.action) {
-			group += c.provider
+			group += c.place()
 		}
 		turn[group]++
 		order[c.id()] = turn[group]
@@ -138,8 +155,8 @@ func sample(cases []testCase, count int, seed uint64) []testCase {
 }
 
 // record runs a command without disturbing it, and gives its cases and how it went.
-func (w *worker) record(ctx context.Context, providerName string, c command, seed uint64) ([]testCase, result) {
-	undisturbed := testCase{provider: providerName, command: c.name, action: nothing, step: "-", end: "-"}
+func (w *worker) record(ctx context.Context, undisturbed testCase, seed uint64) ([]testCase, result) {
+	undisturbed.action, undisturbed.step, undisturbed.end = nothing, "-", "-"
 	r := w.play(ctx, undisturbed)
-	return casesOf(providerName, c.name, r.moments, r.calls, seed), r
+	return casesOf(undisturbed, r.moments, r.calls, seed), r
 }

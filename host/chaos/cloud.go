@@ -28,8 +28,9 @@ type cloud struct {
 	env      []string // points berth at it
 	block    string   // what stands in the provider's block of a configuration
 
-	dir     string // of local sandboxes; empty for a simulator
-	control string // a simulator's control URL
+	dir     string // of local sandboxes
+	file    string // of mock sandboxes
+	control string // a simulator's control URL; the others have none
 	process *exec.Cmd
 }
 
@@ -44,6 +45,11 @@ func startCloud(ctx context.Context, bin, dir, name string) (*cloud, error) {
 	if name == "local" {
 		c.dir = filepath.Join(dir, "local")
 		c.block = fmt.Sprintf("config {\nroot = %q\n}", c.dir)
+		return c, nil
+	}
+	if name == "mock" {
+		c.file = filepath.Join(dir, "mock.json")
+		c.block = fmt.Sprintf("config {\nstate = %q\ncreate_latency = \"100ms\"\nready_after = \"100ms\"\n}", c.file)
 		return c, nil
 	}
 	temporary := filepath.Join(dir, "boxes-"+name)
@@ -118,6 +124,9 @@ func (c *cloud) all(ctx context.Context) ([]box, error) {
 	if c.dir != "" {
 		return c.directories()
 	}
+	if c.file != "" {
+		return c.mocked()
+	}
 	var listed []struct {
 		ID       string            `json:"id"`
 		State    string            `json:"state"`
@@ -179,6 +188,23 @@ func (c *cloud) directories() ([]box, error) {
 	return found, err
 }
 
+// mocked reads the mock's file.
+func (c *cloud) mocked() (found []box, err error) {
+	var world struct {
+		Sandboxes map[string]struct {
+			ID, Session, Owner string
+			DestroyedAt        time.Time `json:"destroyed_at"`
+		}
+	}
+	err = readJSON(c.file, &world)
+	for _, s := range world.Sandboxes {
+		if s.DestroyedAt.IsZero() {
+			found = append(found, box{s.ID, s.Session, s.Owner, running})
+		}
+	}
+	return found, err
+}
+
 func readJSON(path string, into any) error {
 	content, err := os.ReadFile(path)
 	if err != nil {
@@ -201,9 +227,9 @@ func (c call) String() string {
 	return fmt.Sprintf("%s (%s %s: %s)", c.Operation, c.Method, c.Path, c.Outcome)
 }
 
-// calls are what a simulator was asked since it was told to forget. A local cloud logs none.
+// calls are what a simulator was asked since it was told to forget. The other clouds log none.
 func (c *cloud) calls(ctx context.Context) (logged []call, err error) {
-	if c.dir == "" {
+	if c.control != "" {
 		err = c.ask(ctx, http.MethodGet, "calls", nil, &logged)
 	}
 	return logged, err
@@ -211,7 +237,7 @@ func (c *cloud) calls(ctx context.Context) (logged []call, err error) {
 
 // forget begins the log of calls anew and removes the faults.
 func (c *cloud) forget(ctx context.Context) error {
-	if c.dir != "" {
+	if c.control == "" {
 		return nil
 	}
 	err := c.ask(ctx, http.MethodDelete, "calls", nil, nil)

@@ -42,7 +42,7 @@ func commandOf(name string) command {
 }
 
 func connectVictim(ctx context.Context, n *world, c *connect.Connector, _ *session.SQL) error {
-	_, err := c.Connect(ctx, n.request(victim), nil)
+	_, err := c.Connect(ctx, n.hand.request(victim), nil)
 	return err
 }
 
@@ -119,7 +119,7 @@ func (n *world) age(ctx context.Context, id string) error {
 // prepare connects the bystander and then makes the command's situation.
 func (n *world) prepare(ctx context.Context, c command) error {
 	return n.asHost(ctx, func(connector *connect.Connector, records *session.SQL) (err error) {
-		if n.bystander, err = connector.Connect(ctx, n.request(bystander), nil); err != nil {
+		if n.bystander, err = connector.Connect(ctx, n.hand.request(bystander), nil); err != nil {
 			return fmt.Errorf("connecting the bystander: %w", err)
 		}
 		if c.prepare == nil {

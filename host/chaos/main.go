@@ -24,8 +24,11 @@ import (
 )
 
 func main() {
-	if os.Getenv(roleVariable) == "host" {
+	switch os.Getenv(roleVariable) {
+	case "host":
 		os.Exit(runHost())
+	case "crowd":
+		os.Exit(runCrowdHost())
 	}
 	h := harness{}
 	flag.Uint64Var(&h.seed, "seed", rand.Uint64N(1_000_000), "what is random goes by this")
@@ -47,6 +50,7 @@ type harness struct {
 	only     string
 	verbose  bool
 
+	postgres server
 	bin, dir string
 	mutex    sync.Mutex
 	results  []result
@@ -65,6 +69,9 @@ func (h *harness) run(ctx context.Context) (code int) {
 	}
 	defer os.RemoveAll(h.dir)
 	fmt.Printf("seed %d\n", h.seed)
+	if h.postgres = findServer(); h.postgres.url == "" {
+		fmt.Println("There is no PostgreSQL server, so its part is left out: scripts/postgres starts one.")
+	}
 
 	pool := h.pool()
 	cases := h.record(ctx, pool)
@@ -77,17 +84,23 @@ func (h *harness) run(ctx context.Context) (code int) {
 			h.add(w.play(ctx, c))
 		}
 	})
+	if h.only == "" || strings.HasPrefix(h.only, crowdProvider) {
+		h.crowds(ctx, pool[0])
+	}
 	var ends sync.WaitGroup
 	for _, w := range pool {
 		ends.Go(w.close)
 	}
 	ends.Wait()
+	if left := h.processes(); len(left) > 0 {
+		h.add(result{testCase: testCase{command: "processes", action: nothing}, counts: counts{failed: len(left)}, notes: left})
+	}
 	return h.report(ctx, time.Since(began))
 }
 
 func (h *harness) pool() (pool []*worker) {
 	for i := range h.parallel {
-		w := &worker{bin: h.bin, dir: filepath.Join(h.dir, "w"+strconv.Itoa(i)), clouds: map[string]*cloud{}, hands: map[string]*hand{}}
+		w := &worker{postgres: h.postgres, bin: h.bin, dir: filepath.Join(h.dir, "w"+strconv.Itoa(i)), clouds: map[string]*cloud{}, hands: map[string]*hand{}}
 		if err := os.MkdirAll(w.dir, 0o755); err != nil {
 			panic(err)
 		}
@@ -116,30 +129,33 @@ func each[T any](pool []*worker, all []T, play func(*worker, T)) {
 
 // record lets every command run undisturbed on every provider.
 func (h *harness) record(ctx context.Context, pool []*worker) (cases []testCase) {
-	type pair struct {
-		provider string
-		command  command
-	}
-	var pairs []pair
+	var all []testCase
 	for _, name := range slices.Sorted(maps.Keys(clouds)) {
 		for _, c := range commands {
-			prefix := name + "/" + c.name + "/"
-			wanted := h.only == "" || strings.HasPrefix(h.only, prefix) || strings.HasPrefix(prefix, h.only) || !strings.Contains(h.only, "/")
-			if wanted && (clouds[name].suspends || !c.suspends) {
-				pairs = append(pairs, pair{name, c})
+			if clouds[name].suspends || !c.suspends {
+				all = append(all, testCase{provider: name, command: c.name})
 			}
 		}
 	}
-	byPair := map[string][]testCase{}
-	each(pool, pairs, func(w *worker, p pair) {
-		found, r := w.record(ctx, p.provider, p.command, h.seed)
+	if h.postgres.url != "" {
+		for _, name := range []string{"connect-new", "disconnect", "gc"} {
+			all = append(all, testCase{provider: "local", command: name, postgres: true})
+		}
+	}
+	all = slices.DeleteFunc(all, func(c testCase) bool {
+		prefix := c.place() + "/" + c.command + "/"
+		return strings.Contains(h.only, "/") && !strings.HasPrefix(h.only, prefix) && !strings.HasPrefix(prefix, h.only)
+	})
+	byCommand := map[string][]testCase{}
+	each(pool, all, func(w *worker, c testCase) {
+		found, r := w.record(ctx, c, h.seed)
 		h.add(r)
 		h.mutex.Lock()
 		defer h.mutex.Unlock()
-		byPair[p.provider+p.command.name] = found
+		byCommand[c.id()] = found
 	})
-	for _, p := range pairs {
-		for _, c := range byPair[p.provider+p.command.name] {
+	for _, c := range all {
+		for _, c := range byCommand[c.id()] {
 			if strings.Contains(c.id(), h.only) {
 				cases = append(cases, c)
 			}
@@ -175,7 +191,7 @@ func (h *harness) report(ctx context.Context, took time.Duration) int {
 	rows := map[row]*sum{}
 	var all sum
 	for _, r := range h.results {
-		key := row{r.provider, r.command, r.action}
+		key := row{r.place(), r.command, r.action}
 		if rows[key] == nil {
 			rows[key] = &sum{}
 		}

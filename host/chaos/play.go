@@ -61,7 +61,7 @@ const (
 func (w *worker) play(ctx context.Context, c testCase) (r result) {
 	began := time.Now()
 	r.testCase = c
-	n, err := w.newWorld(ctx, c.provider, c.action == fillDisk)
+	n, err := w.newWorld(ctx, c.provider, c.postgres, c.action == fillDisk)
 	if err == nil {
 		err = n.play(ctx, &r)
 		if cleaned := n.clean(ctx); cleaned != nil {
@@ -117,7 +117,8 @@ func (n *world) play(ctx context.Context, r *result) error {
 			if r.end == "during" {
 				time.Sleep(r.delay)
 			}
-			if after, err = n.disturb(ctx, r, disturbed, m); err != nil {
+			after, err = n.disturb(ctx, r, disturbed, m)
+			if r.missed = errors.Is(err, os.ErrProcessDone); err != nil && !r.missed {
 				return fmt.Errorf("%s: %w", r.action, err)
 			}
 		}
@@ -170,6 +171,9 @@ func (n *world) disturb(ctx context.Context, r *result, h *host, m moment) (afte
 		return after, n.shiftRecords(ctx, -jump)
 	case clockBehind:
 		return after, n.shiftRecords(ctx, jump)
+	case restartServer:
+		done := n.postgres.restart(ctx)
+		return func() { <-done }, nil
 	case removeFile:
 		return after, n.removeRecords()
 	case replaceFile:
@@ -276,12 +280,12 @@ func (n *world) onDatabase(ctx context.Context, work func(*sql.Conn) error) erro
 func (n *world) shiftRecords(ctx context.Context, by time.Duration) error {
 	return n.onDatabase(ctx, func(conn *sql.Conn) error {
 		for _, change := range []string{
-			`UPDATE holders SET until = until + $1`,
-			`UPDATE sessions SET created_at = created_at + $1 WHERE created_at <> 0`,
-			`UPDATE sessions SET expires_at = expires_at + $1 WHERE expires_at <> 0`,
-			`UPDATE sessions SET updated_at = updated_at + $1`,
+			`UPDATE holders SET until = until + $1 WHERE id IN (SELECT holder FROM sessions WHERE owner = $2)`,
+			`UPDATE sessions SET created_at = created_at + $1 WHERE created_at <> 0 AND owner = $2`,
+			`UPDATE sessions SET expires_at = expires_at + $1 WHERE expires_at <> 0 AND owner = $2`,
+			`UPDATE sessions SET updated_at = updated_at + $1 WHERE owner = $2`,
 		} {
-			if _, err := conn.ExecContext(ctx, change, by.Milliseconds()); err != nil {
+			if _, err := conn.ExecContext(ctx, change, by.Milliseconds(), n.owner); err != nil {
 				return err
 			}
 		}
@@ -386,7 +390,9 @@ func (n *world) live(ctx context.Context, r *result, disturbed *host) (live []bo
 	if err != nil {
 		return nil, err
 	}
-	isThere := func(id string) bool { return slices.ContainsFunc(there, func(b box) bool { return b.id == id }) }
+	isThere := func(id string) bool {
+		return slices.ContainsFunc(there, func(b box) bool { return b.id == id && b.state != vanishing })
+	}
 	for _, b := range there {
 		if b.owner == stranger+n.owner {
 			live = append(live, b)

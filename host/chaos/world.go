@@ -26,7 +26,7 @@ import (
 // worker plays one case at a time, in clouds of its own.
 type worker struct {
 	bin, dir string
-	database string // a PostgreSQL server's URL; empty for SQLite
+	postgres server
 	clouds   map[string]*cloud
 	hands    map[string]*hand
 	worlds   int
@@ -48,20 +48,26 @@ func (w *worker) cloud(ctx context.Context, name string) (*cloud, *hand, error) 
 	}
 	w.clouds[name] = c
 	path := filepath.Join(w.dir, name+".hcl")
-	if err := os.WriteFile(path, []byte(w.configuration(c, w.dir, "harness", nil)), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(w.configuration(c, w.dir, "harness", "", nil)), 0o600); err != nil {
 		return nil, nil, err
 	}
-	getenv := func(name string) (string, bool) {
+	h, err := newHand(path, func(name string) (string, bool) {
 		for _, variable := range c.env {
 			if value, found := strings.CutPrefix(variable, name+"="); found {
 				return value, true
 			}
 		}
 		return "", false
-	}
-	conf, problems := config.Load(path, filepath.Join(w.bin, "plugins"), getenv, &redact.Set{})
+	})
+	w.hands[name] = h
+	return c, h, err
+}
+
+// newHand reads a configuration with one provider.
+func newHand(path string, getenv func(string) (string, bool)) (*hand, error) {
+	conf, problems := config.Load(path, "plugins", getenv, &redact.Set{})
 	if problems.HasErrors() {
-		return nil, nil, problems
+		return nil, problems
 	}
 	p := conf.Providers[0]
 	h := &hand{conf: p}
@@ -75,8 +81,7 @@ func (w *worker) cloud(ctx context.Context, name string) (*cloud, *hand, error) 
 			return values, nil
 		},
 	})
-	w.hands[name] = h
-	return c, h, nil
+	return h, nil
 }
 
 func (w *worker) close() {
@@ -91,18 +96,20 @@ func (w *worker) close() {
 	ends.Wait()
 }
 
+const secret = "a secret of the chaos, long enough"
+
 // configuration is a configuration file. Plugins carry the environment, so that they can be told apart.
-func (w *worker) configuration(c *cloud, state, owner string, env map[string]string) string {
+func (w *worker) configuration(c *cloud, state, owner, url string, env map[string]string) string {
 	variables, database := "", ""
-	if w.database != "" {
-		database = fmt.Sprintf("state {\nurl = %q\n}\n", w.database)
+	if url != "" {
+		database = fmt.Sprintf("state {\nurl = %q\n}\n", url)
 	}
 	for name, value := range env {
 		variables += fmt.Sprintf("%s = %q\n", name, value)
 	}
 	return fmt.Sprintf(`
 		host {
-			secret     = "a secret of the chaos, long enough"
+			secret     = %q
 			owner      = %q
 			state_dir  = %q
 			plugin_dir = %q
@@ -112,7 +119,7 @@ func (w *worker) configuration(c *cloud, state, owner string, env map[string]str
 			lifetime = "2h"
 			env      = { %s }
 			%s
-		}`, owner, state, filepath.Join(w.bin, "plugins"), database, c.provider, variables, c.block)
+		}`, secret, owner, state, filepath.Join(w.bin, "plugins"), database, c.provider, variables, c.block)
 }
 
 // world is where one case takes place: an installation of berth with records of its own, and an owner's part of a cloud.
@@ -123,6 +130,8 @@ type world struct {
 	dir   string
 	owner string
 	mount bool
+	// database is the URL of a PostgreSQL database; empty for SQLite.
+	database string
 
 	bystander connect.Result
 	notes     []string
@@ -137,13 +146,16 @@ const (
 )
 
 // newWorld makes a world. small gives it a disk of its own that can be filled up.
-func (w *worker) newWorld(ctx context.Context, providerName string, small bool) (*world, error) {
+func (w *worker) newWorld(ctx context.Context, providerName string, onPostgres, small bool) (*world, error) {
 	c, h, err := w.cloud(ctx, providerName)
 	if err != nil {
 		return nil, err
 	}
 	w.worlds++
 	n := &world{worker: w, cloud: c, hand: h, dir: filepath.Join(w.dir, strconv.Itoa(w.worlds))}
+	if onPostgres {
+		n.database = w.postgres.url
+	}
 	n.owner = fmt.Sprintf("chaos-%s-%d", filepath.Base(w.dir), w.worlds)
 	if err := os.MkdirAll(n.state(), 0o700); err != nil {
 		return nil, err
@@ -154,7 +166,7 @@ func (w *worker) newWorld(ctx context.Context, providerName string, small bool) 
 		}
 		n.mount = true
 	}
-	conf := w.configuration(c, n.state(), n.owner, map[string]string{"BERTH_CHAOS_WORLD": n.owner})
+	conf := w.configuration(c, n.state(), n.owner, n.database, map[string]string{"BERTH_CHAOS_WORLD": n.dir})
 	return n, os.WriteFile(filepath.Join(n.dir, "config.hcl"), []byte(conf), 0o600)
 }
 
@@ -188,12 +200,12 @@ func (n *world) asHost(ctx context.Context, work func(*connect.Connector, *sessi
 	if err != nil {
 		return err
 	}
-	err = work(connect.New(n.hand, n.provider, n.owner, []byte("a secret of the chaos, long enough"), records), records)
+	err = work(connect.New(n.hand, n.provider, n.owner, []byte(secret), records), records)
 	return errors.Join(err, records.Close())
 }
 
-func (n *world) request(id string) connect.Request {
-	p := n.hand.conf
+func (h *hand) request(id string) connect.Request {
+	p := h.conf
 	return connect.Request{
 		Session:  id,
 		Server:   connect.Server{Server: p.Server.Server, KeyEnv: p.Server.KeyEnv, KeyHeader: p.Server.KeyHeader},
@@ -267,11 +279,7 @@ func (n *world) start(ctx context.Context, waitAt string, env []string, args ...
 	h.Cmd = exec.CommandContext(ctx, program, args...)
 	h.Dir, h.WaitDelay = n.dir, 2*time.Second
 	h.Stdout, h.Stderr = &h.stdout, &h.stderr
-	h.Env = append([]string{
-		"PATH=" + os.Getenv("PATH"), "HOME=" + n.dir, "XDG_RUNTIME_DIR=" + n.dir, "TMPDIR=" + n.dir, "BERTH_CONFIG=config.hcl",
-		"BERTH_CHAOS_WORLD=" + n.owner, roleVariable + "=host", stepVariable + "=" + waitAt,
-		dirVariable + "=" + n.state(), ownerVariable + "=" + n.owner, urlVariable + "=" + n.database,
-	}, append(n.env, env...)...)
+	h.Env = append(append(n.environment(), roleVariable+"=host", stepVariable+"="+waitAt), env...)
 	var listening sync.WaitGroup
 	var told *os.File
 	var theirs []*os.File
@@ -313,6 +321,14 @@ func (n *world) start(ctx context.Context, waitAt string, env []string, args ...
 		close(h.ended)
 	}()
 	return h, nil
+}
+
+// environment is that of the hosts, and of nobody else.
+func (n *world) environment() []string {
+	return append([]string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + n.dir, "XDG_RUNTIME_DIR=" + n.dir, "TMPDIR=" + n.dir, "BERTH_CONFIG=config.hcl",
+		dirVariable + "=" + n.state(), ownerVariable + "=" + n.owner, urlVariable + "=" + n.database,
+	}, n.env...)
 }
 
 // letGo lets a host go on that waits, and wait waits for its end.

@@ -102,7 +102,10 @@ func (s *MemoryStore) save(lease Lease, record Record) (*memoryRecord, error) {
 	if err != nil {
 		return nil, err
 	}
-	record.Session, record.Holder, record.UpdatedAt = lease.Session, "", time.Now()
+	record.Session, record.Holder, record.UpdatedAt = lease.Session, "", r.UpdatedAt
+	if record != r.Record {
+		record.UpdatedAt = time.Now()
+	}
 	r.Record = record
 	return r, nil
 }

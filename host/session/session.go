@@ -41,7 +41,7 @@ type Record struct {
 	Holder string
 	// CreatedAt is when the sandbox came to be or, until then, when the attempt began.
 	CreatedAt time.Time
-	// UpdatedAt is when the record was last written.
+	// UpdatedAt is when the record was last changed: a write of what it says already leaves it as it is.
 	UpdatedAt time.Time
 	// ExpiresAt is when the provider ends the sandbox by itself. Zero means never, or not known.
 	ExpiresAt time.Time

@@ -315,7 +315,9 @@ func (s *SQL) released(ctx context.Context, conn *sql.Conn, lease Lease) error {
 // write writes a record, if the lease holds; else it answers sql.ErrNoRows.
 func (s *SQL) write(ctx context.Context, conn *sql.Conn, lease Lease, r Record, holder string) error {
 	n, err := s.exec(ctx, conn, `UPDATE sessions SET provider = $5, sandbox_id = $6, attempt = $7, state = $8,
-		created_at = $9, expires_at = $10, held_until = $11, holder = $12, updated_at = {now} WHERE `+holds,
+		created_at = $9, expires_at = $10, held_until = $11, holder = $12, updated_at = CASE
+		WHEN (provider, sandbox_id, attempt, state, created_at, expires_at, held_until) = ($5, $6, $7, $8, $9, $10, $11)
+		THEN updated_at ELSE {now} END WHERE `+holds,
 		s.owner, lease.Session, lease.Holder, lease.Token, r.Provider, r.SandboxID, r.Attempt, r.State,
 		millis(r.CreatedAt), millis(r.ExpiresAt), millis(r.HeldUntil), holder)
 	if err == nil && n == 0 {

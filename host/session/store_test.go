@@ -49,6 +49,7 @@ func testStore(t *testing.T, begin func(*testing.T) records) {
 	}{
 		{"ASessionWithoutARecordIsClaimedAsGone", claimsUnknown},
 		{"WhatIsSavedIsReadBack", readsBack},
+		{"AWriteOfWhatIsThereAlreadyIsNoChange", keepsTheTime},
 		{"ASessionIsHeldByOneLeaseAtATime", refusesHeld},
 		{"TokensGrowAndTheRecordGoesFromHostToHost", handsOver},
 		{"ALeaseThatWasReleasedHoldsNoMore", releasedIsLost},
@@ -177,6 +178,25 @@ func readsBack(t *testing.T, r records) {
 	want = Record{Session: "s1", State: StateGone}
 	wantNil(t, "Release", s.Release(ctx, lease, want))
 	wantRecord(t, must(s.Get(ctx, "s1"))(t), want) // zero times stay zero
+}
+
+func keepsTheTime(t *testing.T, r records) {
+	s := r.open()
+	ctx := testContext(t)
+	lease, _ := claim(t, s, "s1")
+	wantNil(t, "Save", s.Save(ctx, lease, sample("s1")))
+	saved := must(s.Get(ctx, "s1"))(t)
+	time.Sleep(5 * time.Millisecond) // more than the times are exact to
+	wantNil(t, "Release", s.Release(ctx, lease, saved))
+	lease, record := claim(t, s, "s1")
+	if !record.UpdatedAt.Equal(saved.UpdatedAt) {
+		t.Errorf("last changed at %s, and then at %s", saved.UpdatedAt, record.UpdatedAt)
+	}
+	record.State = StateSuspended
+	wantNil(t, "Release", s.Release(ctx, lease, record))
+	if got := must(s.Get(ctx, "s1"))(t); !got.UpdatedAt.After(saved.UpdatedAt) {
+		t.Error("a change is not noted")
+	}
 }
 
 func refusesHeld(t *testing.T, r records) {
