@@ -208,7 +208,7 @@ func describeSessions(records []session.Record, listings map[string]*listing, on
 	states := []sessionState{}
 	recorded := map[string]bool{} // by sandbox id: two provider blocks may list the same account
 	for _, r := range records {
-		fresh := time.Since(r.UpdatedAt) < connect.ListingLag
+		fresh := connect.Fresh(r, connect.ListingLag)
 		if l := listings[r.Provider]; l != nil && r.SandboxID == "" && r.HasSandbox() {
 			r.SandboxID = l.madeBy(r.Attempt)
 		}
@@ -256,7 +256,7 @@ func describeRecord(r session.Record, l *listing) sessionState {
 	case l.err != nil:
 		s.State = "unreachable"
 	default:
-		if time.Since(r.UpdatedAt) < connect.ListingLag {
+		if connect.Fresh(r, connect.ListingLag) {
 			s.State = string(r.State)
 		}
 		for _, sandbox := range l.sandboxes {

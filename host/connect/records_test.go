@@ -615,3 +615,10 @@ type renewing struct{ *cloud }
 func (renewing) Renew(_ context.Context, r provider.RenewRequest) (time.Time, error) {
 	return time.Now().Add(r.Lifetime), nil
 }
+
+func TestARecordFromTheFutureIsNotFresh(t *testing.T) {
+	t.Parallel()
+	for age, want := range map[time.Duration]bool{0: true, 30 * time.Second: true, -30 * time.Second: true, 2 * time.Minute: false, -3 * time.Hour: false} {
+		same(t, age.String(), Fresh(session.Record{UpdatedAt: time.Now().Add(-age)}, time.Minute), want)
+	}
+}

@@ -116,6 +116,13 @@ func (c *Connector) disconnect(ctx context.Context, cl *claim, action Action) (s
 // gone.
 const ListingLag = time.Minute
 
+// Fresh says that a record was changed within that time. One from the future is not: the clock was put back since, and
+// how long ago the change was is not known.
+func Fresh(record session.Record, within time.Duration) bool {
+	age := time.Since(record.UpdatedAt)
+	return age < within && age > -within
+}
+
 // present lists the session's sandboxes, the one in the record first. That one is among them even when the provider's
 // listing lags, or when it has none: whether it is still there, the next call on it will tell.
 func (c *Connector) present(ctx context.Context, record session.Record) ([]provider.Sandbox, error) {
@@ -131,7 +138,7 @@ func (c *Connector) present(ctx context.Context, record session.Record) ([]provi
 	switch {
 	case i >= 0:
 		sandboxes[0], sandboxes[i] = sandboxes[i], sandboxes[0]
-	case unlisted || time.Since(record.UpdatedAt) < ListingLag:
+	case unlisted || Fresh(record, ListingLag):
 		sandboxes = slices.Insert(sandboxes, 0, recorded(record))
 	}
 	return sandboxes, err

@@ -298,7 +298,7 @@ func (s *sweep) compare(name string, record session.Record, there map[string]pro
 	}
 	sandbox, listed := there[record.SandboxID]
 	switch {
-	case !listed && age(record.UpdatedAt) >= max(s.options.Grace, connect.ListingLag):
+	case !listed && !connect.Fresh(record, max(s.options.Grace, connect.ListingLag)):
 		f.Why = fmt.Sprintf("recorded as %s, and the provider does not have it", record.State)
 	case listed && sandbox.State == provider.StateSuspended && record.State == session.StateRunning,
 		listed && sandbox.State == provider.StateRunning && record.State == session.StateSuspended:

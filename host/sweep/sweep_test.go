@@ -267,6 +267,7 @@ func TestARecordIsCorrectedByWhatTheProviderHas(t *testing.T) {
 		want(t, "at once, when listings lag", verdicts(w.sweep(Options{Grace: grace})),
 			"asleep=kept asleep=outdated(recorded as suspended)")
 		time.Sleep(time.Hour)
+		w.write(session.Record{Session: "s3", SandboxID: "fresh", State: session.StateRunning}, true)
 		want(t, "later", verdicts(w.sweep(Options{Grace: grace})), "asleep=kept vanished=outdated(recorded as gone)")
 		record, err := w.store.Get(t.Context(), "s2")
 		if err != nil || record.State != session.StateGone {
