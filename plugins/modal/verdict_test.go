@@ -147,7 +147,7 @@ func TestAnotherProcessGetsTheVerdictToo(t *testing.T) {
 	cloud := newCloud(t, sim.Options{})
 	d := newProvider(t, cloud, nil)
 	sandbox := create(t, d, "s1")
-	endpoints := start(t, d, sandbox, shellServer("sleep 1; echo last words; exit 3"))
+	endpoints := start(t, d, sandbox, shellServer("sleep 3; echo last words; exit 3"))
 	pace := normalPace
 	pace.look = time.Second
 	other := newPacedProvider(t, cloud, pace, nil)

@@ -161,7 +161,7 @@ func TestAnotherProcessGetsTheVerdictToo(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{})
 	made := create(t, newRunloop(t, cloud, nil), "s1")
-	endpoints := start(t, newRunloop(t, cloud, nil), made, shell("sleep 1; exit 4"))
+	endpoints := start(t, newRunloop(t, cloud, nil), made, shell("sleep 3; exit 4"))
 	result := pingUntil(t, newRunloop(t, cloud, nil), made, endpoints, "there is a verdict", func(p provider.PingResult) bool { return p.Status != provider.PingNotYet })
 	if result.Status != provider.PingExited || result.ExitCode == nil || *result.ExitCode != 4 {
 		t.Errorf("%+v", result)
