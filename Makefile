@@ -33,6 +33,12 @@ check: ## everything a change must pass: format, vet, lint, wire contract, gener
 e2e: ## the slow suite, in a fresh clone with empty caches: the main job twice, the plugin author's tutorial
 	scripts/e2e
 
+.PHONY: chaos
+chaos: build ## kill, stop and rob berth at every step, and hold the clouds against the records: ARGS="--short", "--seed N"
+	$(foreach p,daytona e2b modal runloop,go build -trimpath -ldflags '-s -w' -o bin/sim/$(p) ./plugins/$(p)/sim/cmd &&) true
+	go build -trimpath -ldflags '-s -w' -o bin/berth-chaos ./host/chaos
+	scripts/postgres bin/berth-chaos $(ARGS)
+
 .PHONY: bench
 bench: build ## figures against the budgets
 	go test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 20m ./host/bench

@@ -44,7 +44,7 @@ func (n *world) compare(ctx context.Context, live []box) (found counts, notes []
 		return found, nil, err
 	}
 	list, err := store.List(ctx)
-	if err = errors.Join(err, store.Close()); err != nil {
+	if err = errors.Join(err, store.Close()); err != nil { //nolint:contextcheck // it ends whatever it began
 		return found, nil, err
 	}
 	note := func(format string, args ...any) { notes = append(notes, fmt.Sprintf(format, args...)) }

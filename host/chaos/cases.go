@@ -91,8 +91,8 @@ func casesOf(of testCase, moments []moment, calls []call, seed uint64) (cases []
 			began[m.step] = m
 		} else if takesTime(m.step) {
 			took := m.at.Sub(began[m.step].at)
-			for _, action := range []string{killHost, killPlugin, stopHost} {
-				if action == stopHost && leases == 0 || action == killPlugin && of.postgres {
+			for _, action := range []string{killHost, killPlugin} {
+				if action == killPlugin && of.postgres {
 					continue
 				}
 				add(action, m, "during", fraction(seed, m.step+action, took))

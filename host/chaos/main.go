@@ -33,14 +33,22 @@ func main() {
 	h := harness{}
 	flag.Uint64Var(&h.seed, "seed", rand.Uint64N(1_000_000), "what is random goes by this")
 	flag.IntVar(&h.sample, "sample", 0, "play only so many cases, chosen by the seed; 0 for all")
+	short := flag.Bool("short", false, "the same as -sample "+strconv.Itoa(shortSample)+": about a minute")
 	flag.IntVar(&h.parallel, "parallel", 10, "how many cases are played at a time")
 	flag.StringVar(&h.only, "only", "", "play only the cases whose id has this in it")
 	flag.BoolVar(&h.verbose, "verbose", false, "say of every case what the commands said")
 	flag.Parse()
+	if *short {
+		h.sample = shortSample
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	os.Exit(h.run(ctx))
+	code := h.run(ctx)
+	stop()
+	os.Exit(code)
 }
+
+// shortSample has every action on every provider at least once.
+const shortSample = 100
 
 // harness is one run.
 type harness struct {

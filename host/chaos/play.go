@@ -127,7 +127,7 @@ func (n *world) play(ctx context.Context, r *result) error {
 	after()
 	n.note("%s", disturbed)
 	r.moments = disturbed.moments
-	if r.calls, err = n.cloud.calls(ctx); err != nil {
+	if r.calls, err = n.calls(ctx); err != nil {
 		return err
 	}
 	if r.action == loseAnswer { // by then the cloud is well again
@@ -216,7 +216,7 @@ func (n *world) stopAndReplace(ctx context.Context, r *result, h *host) error {
 		return err
 	}
 	h.wait()
-	calls, err := n.cloud.calls(ctx)
+	calls, err := n.calls(ctx)
 	if err != nil {
 		return err
 	}
@@ -268,28 +268,38 @@ func (n *world) onDatabase(ctx context.Context, work func(*sql.Conn) error) erro
 		return err
 	}
 	defer db.Close()
-	conn, err := db.Conn(ctx)
-	if err != nil {
-		return err
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+		conn, err := db.Conn(ctx)
+		if err == nil {
+			err = work(conn)
+			conn.Close()
+		}
+		// A PostgreSQL server may be in the middle of another case's restart.
+		if err == nil || n.database == "" || time.Now().After(deadline) {
+			return err
+		}
 	}
-	defer conn.Close()
-	return work(conn)
 }
 
 // shiftRecords moves every time in the records: the same as the clock having jumped the other way since.
 func (n *world) shiftRecords(ctx context.Context, by time.Duration) error {
 	return n.onDatabase(ctx, func(conn *sql.Conn) error {
+		tx, err := conn.BeginTx(ctx, nil)
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback() //nolint:errcheck // after a commit it does nothing
 		for _, change := range []string{
 			`UPDATE holders SET until = until + $1 WHERE id IN (SELECT holder FROM sessions WHERE owner = $2)`,
 			`UPDATE sessions SET created_at = created_at + $1 WHERE created_at <> 0 AND owner = $2`,
 			`UPDATE sessions SET expires_at = expires_at + $1 WHERE expires_at <> 0 AND owner = $2`,
 			`UPDATE sessions SET updated_at = updated_at + $1 WHERE owner = $2`,
 		} {
-			if _, err := conn.ExecContext(ctx, change, by.Milliseconds(), n.owner); err != nil {
+			if _, err := tx.ExecContext(ctx, change, by.Milliseconds(), n.owner); err != nil {
 				return err
 			}
 		}
-		return nil
+		return tx.Commit()
 	})
 }
 
@@ -367,6 +377,22 @@ func (n *world) aftermath(ctx context.Context, r *result, disturbed *host) error
 			return err
 		}
 	}
+	if r.action == clockBehind && !r.missed {
+		// Records from the future are believed for as long as they are: nothing may be harmed meanwhile. Then the clock is
+		// right again, and the next sweep has to find it all.
+		early := *r
+		if err := n.audit(ctx, &early, live); err != nil {
+			return err
+		}
+		early.disagreeing = r.disagreeing
+		r.counts = early.counts
+		if err := n.shiftRecords(ctx, -jump); err != nil {
+			return err
+		}
+		if err := n.mustRun(ctx, r, sweepArgs...); err != nil {
+			return err
+		}
+	}
 	if err := n.audit(ctx, r, live); err != nil {
 		return err
 	}
@@ -409,7 +435,7 @@ func (n *world) live(ctx context.Context, r *result, disturbed *host) (live []bo
 	if err != nil {
 		return nil, err
 	}
-	defer records.Close()
+	defer records.Close() //nolint:contextcheck // it ends whatever it began
 	all, err := records.List(ctx)
 	for _, record := range all {
 		kept := record.State == session.StateRunning || record.State == session.StateSuspended

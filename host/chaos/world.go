@@ -191,7 +191,12 @@ func (n *world) clean(ctx context.Context) (err error) {
 
 // records opens the world's records as one more host.
 func (n *world) records(ctx context.Context) (*session.SQL, error) {
-	return session.Open(ctx, session.Options{Dir: n.state(), Owner: n.owner, URL: n.database})
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+		records, err := session.Open(ctx, session.Options{Dir: n.state(), Owner: n.owner, URL: n.database})
+		if err == nil || n.database == "" || time.Now().After(deadline) {
+			return records, err
+		}
+	}
 }
 
 // asHost works as one more host does.
@@ -201,7 +206,7 @@ func (n *world) asHost(ctx context.Context, work func(*connect.Connector, *sessi
 		return err
 	}
 	err = work(connect.New(n.hand, n.provider, n.owner, []byte(secret), records), records)
-	return errors.Join(err, records.Close())
+	return errors.Join(err, records.Close()) //nolint:contextcheck // it ends whatever it began
 }
 
 func (h *hand) request(id string) connect.Request {

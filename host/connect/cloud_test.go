@@ -34,7 +34,7 @@ type cloud struct {
 	onPing    func(ctx context.Context, since time.Duration) (provider.PingResult, error)
 	onDestroy func(ctx context.Context) error
 	onList    func(ctx context.Context) error
-	onSuspend func()
+	onSuspend func() error
 	endpoint  provider.Endpoint
 }
 
@@ -210,7 +210,9 @@ func (c *cloud) Destroy(ctx context.Context, ref provider.SandboxRef) error {
 func (c *cloud) Suspend(_ context.Context, ref provider.SandboxRef) error {
 	c.note("suspend:%s", ref.SandboxID)
 	if c.onSuspend != nil {
-		c.onSuspend()
+		if err := c.onSuspend(); err != nil {
+			return err
+		}
 	}
 	c.mutex.Lock()
 	defer c.mutex.Unlock()

@@ -256,9 +256,23 @@ func TestWakingAndSuspendingAreRecordedBeforeTheyAreDone(t *testing.T) {
 		one := hostOf(c, session.NewMemory(), "one")
 		_, err := one.Connect(t.Context(), request(), nil)
 		ok(t, err)
-		c.onSuspend = func() { same(t, "while it is suspended", recordOf(t, one).State, session.StateSuspended) }
-		_, err = one.Disconnect(t.Context(), "s1", ActionSuspend, nil)
-		ok(t, err)
+		for _, test := range []struct {
+			fails error
+			state session.State // afterwards
+		}{
+			{provider.Errorf(provider.CodeUnsupported, "no suspending here"), session.StateRunning},
+			{provider.Errorf(provider.CodeFailed, "quota"), session.StateRunning},
+			{provider.Errorf(provider.CodeUnreachable, "the answer was lost"), session.StateSuspended},
+			{nil, session.StateSuspended},
+		} {
+			c.onSuspend = func() error {
+				same(t, "while it is suspended", recordOf(t, one).State, session.StateSuspended)
+				return test.fails
+			}
+			_, err = one.Disconnect(t.Context(), "s1", ActionSuspend, nil)
+			same(t, "code", provider.CodeOf(err), provider.CodeOf(test.fails))
+			same(t, "afterwards", recordOf(t, one).State, test.state)
+		}
 		c.onAttach = func(context.Context) error {
 			same(t, "while it is woken", recordOf(t, one).State, session.StateRunning)
 			return nil

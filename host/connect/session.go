@@ -99,8 +99,8 @@ func (c *Connector) disconnect(ctx context.Context, cl *claim, action Action) (s
 		switch {
 		case code == provider.CodeNotFound:
 			cl.gone()
-		case err != nil && (code == provider.CodeUnsupported || action == ActionSuspend): // then nothing is to be finished
-			cl.record = before
+		case code == provider.CodeUnsupported, err != nil && action == ActionSuspend && !mayHaveWorked(code):
+			cl.record = before // then nothing is to be finished
 		}
 		if err != nil {
 			return sandboxID, err
@@ -110,6 +110,11 @@ func (c *Connector) disconnect(ctx context.Context, cl *claim, action Action) (s
 		cl.gone()
 	}
 	return sandboxID, nil
+}
+
+// mayHaveWorked says that a call which failed with this class may have had its effect.
+func mayHaveWorked(code provider.Code) bool {
+	return code == provider.CodeUnreachable || code == provider.CodeTimeout || code == provider.CodeCanceled
 }
 
 // ListingLag is how far a provider's listing may lag behind: what a record has named for longer, and is not listed, is
