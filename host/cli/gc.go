@@ -22,7 +22,7 @@ func (a *app) gcCommand() *cobra.Command {
 
   orphan       no record names the sandbox: it is destroyed once it is older than --grace
   young        the same, but not old enough to tell: kept
-  unrecorded   older than the records themselves, which cannot tell whose it is: kept, unless --unrecorded
+  unrecorded   older than the records, or made under others, so that they cannot tell: kept, unless --unrecorded
   foreign      another installation's on the same account: never touched
   busy         a host is working on the session right now: kept
   kept         a session's sandbox, as recorded

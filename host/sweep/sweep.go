@@ -45,7 +45,8 @@ const (
 	Orphan Verdict = "orphan"
 	// Young: no record names it, but it is not old enough to tell.
 	Young Verdict = "young"
-	// Unrecorded: it is older than the records, so that they cannot tell. It is kept unless asked for.
+	// Unrecorded: it is older than the records, or was made under others, so that they cannot tell. It is kept unless asked
+	// for.
 	Unrecorded Verdict = "unrecorded"
 	// Foreign: another owner's. It is never touched.
 	Foreign Verdict = "foreign"
@@ -278,6 +279,10 @@ func (s *sweep) judge(name, owner string, sandbox provider.Sandbox, record sessi
 		f.Verdict = Unrecorded
 		f.Why = fmt.Sprintf("the records begin at %s and cannot tell whose it is: connect its session, or sweep with --unrecorded",
 			s.began.UTC().Format(time.RFC3339))
+	case s.ofOthers(sandbox) && !s.options.Unrecorded:
+		f.Verdict = Unrecorded
+		f.Why = "other records of the same owner have it: those of another host, or some that were lost; if of no other host, " +
+			"connect its session, or sweep with --unrecorded"
 	case f.Age < s.options.Grace:
 		f.Verdict, f.Why = Young, fmt.Sprintf("no record names it, and it is younger than %s", s.options.Grace)
 	case record.HasSandbox():
@@ -286,6 +291,12 @@ func (s *sweep) judge(name, owner string, sandbox provider.Sandbox, record sessi
 		f.Verdict, f.Why = Orphan, "no record names it"
 	}
 	return f
+}
+
+// ofOthers says that a sandbox was made under other records than these.
+func (s *sweep) ofOthers(sandbox provider.Sandbox) bool {
+	label := sandbox.Labels[connect.LabelRecords]
+	return label != "" && label != connect.RecordsLabel(s.began)
 }
 
 // compare says whether a record differs from what the provider has.

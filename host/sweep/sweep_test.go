@@ -244,6 +244,28 @@ func TestTwoProvidersOnOneAccountKeepEachOthersSandboxes(t *testing.T) {
 	})
 }
 
+func TestASandboxOfOtherRecordsOfTheSameOwnerIsKept(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		began, err := w.store.Began(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		label := func(began time.Time) map[string]string {
+			return map[string]string{connect.LabelRecords: connect.RecordsLabel(began)}
+		}
+		w.cloud = newCloud(
+			provider.Sandbox{ID: "theirs", Session: "s1", CreatedAt: time.Now(), Labels: label(began.Add(time.Minute))},
+			provider.Sandbox{ID: "orphan", Session: "s2", CreatedAt: time.Now(), Labels: label(began)},
+		)
+		time.Sleep(time.Hour)
+		want(t, "sweep", verdicts(w.sweep(Options{Grace: grace})), "orphan=orphan(destroyed) theirs=unrecorded")
+		want(t, "sweep", verdicts(w.sweep(Options{Grace: grace, Unrecorded: true})), "theirs=orphan(destroyed)")
+	})
+}
+
 func TestAnInterruptedAttemptIsFinishedFirst(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
