@@ -38,7 +38,7 @@ It refuses to run when the records cannot be read. A provider that fails is name
 	label := c.Flags().StringP("provider", "p", "", "only this provider")
 	dryRun := c.Flags().Bool("dry-run", false, "only show what would be done")
 	grace := c.Flags().Duration("grace", defaultGrace, "how old a sandbox without a record must be to be destroyed")
-	unrecorded := c.Flags().Bool("unrecorded", false, "also destroy this installation's sandboxes that are older than the records")
+	unrecorded := c.Flags().Bool("unrecorded", false, "also destroy this owner's sandboxes that these records cannot know of")
 	c.RunE = run(func(c *cobra.Command, _ []string) error {
 		if *grace < 0 {
 			return usagef("--grace %s: a time cannot be negative", *grace)
