@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -323,7 +324,7 @@ func (c *Cloud) wake(w http.ResponseWriter, r *http.Request, s *sandbox, lifetim
 	if c.stateOf(s) == paused && c.full(w) {
 		return
 	}
-	woken, err := c.resume(r.Context(), s, lifetime)
+	woken, err := c.resume(context.WithoutCancel(r.Context()), s, lifetime)
 	switch {
 	case errors.Is(err, errKilling):
 		fail(w, http.StatusConflict, fmt.Sprintf("Sandbox \"%s\" is being killed", s.id))
@@ -363,7 +364,7 @@ func (c *Cloud) pauseRoute(w http.ResponseWriter, r *http.Request) {
 	if !read(w, r, &ignored, true) {
 		return
 	}
-	done, err := c.pause(r.Context(), s)
+	done, err := c.pause(context.WithoutCancel(r.Context()), s) // what was begun goes on
 	switch {
 	case err != nil:
 		fail(w, http.StatusInternalServerError, err.Error())
