@@ -50,6 +50,7 @@ contract: ## hold the simulated clouds to the providers' own SDKs (npm, PyPI)
 .PHONY: test-postgres
 test-postgres: ## the records' tests on a PostgreSQL server, which is installed and started for them
 	scripts/postgres go test -race ./host/session/...
+
 .PHONY: python
 python: ## the example plugin in Python: build it, run it through berth and the conformance suite
 	scripts/plugin-python

@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/session"
 	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/internal/testbin"
 	"github.com/berth-dev/berth/shared/provider"
@@ -73,6 +74,7 @@ type crowdAnswer struct {
 	One                               time.Duration // one connect
 	All                               figures       // all connects of a round, from the first to the last
 	Bare                              figures       // the same with bare go-plugin
+	SQLite                            figures       // the same with records in SQLite
 	CPU                               time.Duration // of the host, for one of a thousand connects and destroying it again
 	GoroutinesBefore, GoroutinesAfter int
 	PeakMB                            float64
@@ -87,13 +89,15 @@ func BenchmarkThousandConnects(b *testing.B) {
 	runHost(b, roleCrowd, &a)
 	report(b, map[string]float64{
 		"ratio-to-one": ratio(a.All.median(), a.One), "bare-ratio-to-one": ratio(a.Bare.median(), a.One),
-		"one-ms": ms(a.One), "all-ms": ms(a.All.median()), "all-worst-ms": ms(a.All.max()), "host-cpu-ms-each": ms(a.CPU),
+		"sqlite-ratio-to-one": ratio(a.SQLite.median(), a.One),
+		"one-ms":              ms(a.One), "all-ms": ms(a.All.median()), "all-worst-ms": ms(a.All.max()), "host-cpu-ms-each": ms(a.CPU),
 		"goroutines-before": float64(a.GoroutinesBefore), "goroutines-after": float64(a.GoroutinesAfter),
 	})
 	if a.PeakMB > 0 {
 		b.ReportMetric(a.PeakMB, "peak-MB")
 	}
-	b.Logf("%d connects, median of %d rounds; aim: ratio-to-one < 1.25, peak-MB < 150, no goroutine more after than before", crowd, crowdRounds)
+	b.Logf("%d connects, median of %d rounds; aim: ratio-to-one and sqlite-ratio-to-one < 1.25, peak-MB < 150, no goroutine more after "+
+		"than before", crowd, crowdRounds)
 }
 
 func beCrowd(mock string) (any, error) {
@@ -114,17 +118,17 @@ func beCrowd(mock string) (any, error) {
 	defer bare.process.Kill()
 
 	var a crowdAnswer
-	if _, err := connectAll(plugin, "warm-up", 10); err != nil {
+	if _, err := connectAll(newConnector(plugin), plugin, "warm-up", 10); err != nil {
 		return nil, err
 	}
-	if a.One, err = connectAll(plugin, "one", 1); err != nil {
+	if a.One, err = connectAll(newConnector(plugin), plugin, "one", 1); err != nil {
 		return nil, err
 	}
 	a.GoroutinesBefore = runtime.NumGoroutine()
 	for i := range crowdRounds {
 		name := fmt.Sprintf("round-%d", i)
 		cpuBefore := cpuTime()
-		all, err := connectAll(plugin, name, crowd)
+		all, err := connectAll(newConnector(plugin), plugin, name, crowd)
 		if err != nil {
 			return nil, err
 		}
@@ -135,6 +139,10 @@ func beCrowd(mock string) (any, error) {
 		}
 		a.Bare = append(a.Bare, all)
 	}
+	a.PeakMB = memory(os.Getpid(), "VmHWM")
+	if a.SQLite, err = connectAllRecorded(plugin); err != nil {
+		return nil, err
+	}
 	back := eventually(func() bool {
 		a.GoroutinesAfter = runtime.NumGoroutine()
 		return a.GoroutinesAfter <= a.GoroutinesBefore
@@ -142,15 +150,37 @@ func beCrowd(mock string) (any, error) {
 	if !back {
 		return nil, fmt.Errorf("%d goroutines before, %d after", a.GoroutinesBefore, a.GoroutinesAfter)
 	}
-	a.PeakMB = memory(os.Getpid(), "VmHWM")
 	return a, nil
+}
+
+// connectAllRecorded is connectAll with records in SQLite, which has one writer at a time and forces each write to the
+// disk.
+func connectAllRecorded(plugin *supervise.Plugin) (rounds figures, err error) {
+	dir, err := os.MkdirTemp("", "berth-bench-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	records, err := session.Open(context.Background(), session.Options{Dir: dir, Owner: owner})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, records.Close()) }()
+	connector := connect.New(plugin, "bench", owner, secret, records)
+	for i := range crowdRounds {
+		took, err := connectAll(connector, plugin, fmt.Sprintf("recorded-%d", i), crowd)
+		if err != nil {
+			return nil, err
+		}
+		rounds = append(rounds, took)
+	}
+	return rounds, nil
 }
 
 // connectAll connects n new sessions at the same time, and says how long it took until the last one was connected.
 // Their sandboxes are destroyed afterwards.
-func connectAll(plugin *supervise.Plugin, name string, n int) (time.Duration, error) {
+func connectAll(connector *connect.Connector, plugin *supervise.Plugin, name string, n int) (time.Duration, error) {
 	ctx := context.Background()
-	connector := newConnector(plugin)
 	results := make([]connect.Result, n)
 	failures := make([]error, n)
 	var callers sync.WaitGroup

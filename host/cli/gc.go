@@ -22,7 +22,7 @@ func (a *app) gcCommand() *cobra.Command {
 
   orphan       no record names the sandbox: it is destroyed once it is older than --grace
   young        the same, but not old enough to tell: kept
-  unrecorded   older than the records themselves, which cannot tell whose it is: kept, unless --unrecorded
+  unrecorded   older than the records, or made under others, so that they cannot tell: kept, unless --unrecorded
   foreign      another installation's on the same account: never touched
   busy         a host is working on the session right now: kept
   kept         a session's sandbox, as recorded
@@ -38,7 +38,7 @@ It refuses to run when the records cannot be read. A provider that fails is name
 	label := c.Flags().StringP("provider", "p", "", "only this provider")
 	dryRun := c.Flags().Bool("dry-run", false, "only show what would be done")
 	grace := c.Flags().Duration("grace", defaultGrace, "how old a sandbox without a record must be to be destroyed")
-	unrecorded := c.Flags().Bool("unrecorded", false, "also destroy this installation's sandboxes that are older than the records")
+	unrecorded := c.Flags().Bool("unrecorded", false, "also destroy this owner's sandboxes that these records cannot know of")
 	c.RunE = run(func(c *cobra.Command, _ []string) error {
 		if *grace < 0 {
 			return usagef("--grace %s: a time cannot be negative", *grace)
@@ -166,7 +166,11 @@ func (a *app) printReport(report sweep.Report, dryRun bool) {
 		}{dryRun, entries, failures, report.Forgotten})
 		return
 	}
-	a.printTable("nothing to do", rows)
+	if len(entries)+len(failures) == 0 {
+		fmt.Fprintln(a.stdout, "nothing to do")
+		return
+	}
+	a.printTable("nothing else was found", rows)
 	verb := "done"
 	if dryRun {
 		verb = "to be done"

@@ -87,7 +87,7 @@ func (a *app) renew(
 ) (sandboxID string, end time.Time, err error) {
 	pauses := retry.WithMaxDuration(patience, retry.WithCappedDuration(10*time.Second, retry.NewExponential(500*time.Millisecond)))
 	err = retry.Do(ctx, pauses, func(ctx context.Context) error {
-		sandboxID, end, err = connector.Renew(ctx, id, lifetime)
+		sandboxID, end, err = connector.Renew(ctx, id, lifetime, a.waiting(id))
 		var e *connect.Error
 		if patience > 0 && errors.As(err, &e) && e.Retryable {
 			a.note("berth: renewing session %s: %s; trying again", id, e.Message)
@@ -107,5 +107,9 @@ func (a *app) printHold(session, sandboxID string, end time.Time) {
 		}{session, sandboxID, pointer(end)})
 		return
 	}
-	fmt.Fprintf(a.stdout, "session %s: sandbox %s is held, now until %s\n", session, sandboxID, ago(end))
+	otherwise := "has no end of its own"
+	if !end.IsZero() {
+		otherwise = "would end " + ago(end)
+	}
+	fmt.Fprintf(a.stdout, "session %s: sandbox %s is held; without that it %s\n", session, sandboxID, otherwise)
 }

@@ -71,7 +71,7 @@ func TestHoldEndsWellWhenItsTimeIsOver(t *testing.T) {
 	if time.Since(began) < 1500*time.Millisecond || r.stderr != "" {
 		t.Errorf("after %s: %s", time.Since(began), r.stderr)
 	}
-	wants(t, r.stdout, "session s1: sandbox "+id+" is held, now until in ")
+	wants(t, r.stdout, "session s1: sandbox "+id+" is held; without that it would end in ")
 	if len(m.living("mock")) != 1 {
 		t.Error("the end of the hold ended the sandbox")
 	}

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/berth-dev/berth/internal/testbin"
 )
 
 // installMarked puts a plugin into a directory: the mock, behind a script that notes every start in a file.
@@ -15,7 +17,7 @@ func (m *machine) installMarked(dir, name string) (path string) {
 	path = filepath.Join(dir, "berth-provider-"+name)
 	script := fmt.Sprintf("#!/bin/sh\n# version a\necho run >> '%s'\nexec '%s'\n",
 		filepath.Join(m.dir, name+".runs"), filepath.Join(m.bin, "plugins", "berth-provider-mock"))
-	must(m.T, os.WriteFile(path, []byte(script), 0o700))
+	testbin.Write(m.T, path, []byte(script))
 	return path
 }
 
@@ -32,7 +34,7 @@ func change(t *testing.T, path, to string) {
 	must(t, err)
 	i := strings.Index(string(text), "# version ") + len("# version ")
 	text[i] = to[0]
-	must(t, os.WriteFile(path, text, 0o700))
+	testbin.Write(t, path, text)
 }
 
 func (m *machine) configureMarked(names ...string) {

@@ -206,13 +206,13 @@ type sessionState struct {
 // describeSessions holds the records against what the providers have.
 func describeSessions(records []session.Record, listings map[string]*listing, only string) []sessionState {
 	states := []sessionState{}
-	recorded := map[string]bool{} // by provider and sandbox id
+	recorded := map[string]bool{} // by sandbox id: two provider blocks may list the same account
 	for _, r := range records {
-		fresh := time.Since(r.UpdatedAt) < connect.ListingLag
+		fresh := connect.Fresh(r, connect.ListingLag)
 		if l := listings[r.Provider]; l != nil && r.SandboxID == "" && r.HasSandbox() {
 			r.SandboxID = l.madeBy(r.Attempt)
 		}
-		recorded[r.Provider+" "+r.SandboxID] = r.HasSandbox() || fresh // a listing may still show what was destroyed
+		recorded[r.SandboxID] = r.HasSandbox() || fresh // a listing may still show what was destroyed
 		if !r.HasSandbox() || only != "" && r.Provider != only {
 			continue
 		}
@@ -220,7 +220,7 @@ func describeSessions(records []session.Record, listings map[string]*listing, on
 	}
 	for name, l := range listings {
 		for _, s := range l.sandboxes {
-			if !recorded[name+" "+s.ID] {
+			if !recorded[s.ID] {
 				states = append(states, sessionState{
 					Session: s.Session, Provider: name, SandboxID: s.ID, State: string(s.State),
 					CreatedAt: pointer(s.CreatedAt), ExpiresAt: pointer(s.ExpiresAt), Note: "no record names it; see berth gc --dry-run",
@@ -256,7 +256,7 @@ func describeRecord(r session.Record, l *listing) sessionState {
 	case l.err != nil:
 		s.State = "unreachable"
 	default:
-		if time.Since(r.UpdatedAt) < connect.ListingLag {
+		if connect.Fresh(r, connect.ListingLag) {
 			s.State = string(r.State)
 		}
 		for _, sandbox := range l.sandboxes {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"strconv"
 	"time"
 
 	"github.com/berth-dev/berth/host/session"
@@ -129,12 +131,16 @@ func (r *run) create(ctx context.Context) (provider.Sandbox, error) {
 	r.claim.record.Provider, r.claim.record.State = r.name, session.StateCreating
 	r.claim.record.Attempt, r.claim.record.SandboxID = r.attempt, ""
 	r.claim.record.CreatedAt, r.claim.record.ExpiresAt = time.Now(), time.Time{}
-	if err := r.claim.save(ctx); err != nil {
+	records, err := r.records.Began(ctx)
+	if err == nil {
+		err = r.claim.save(ctx)
+	}
+	if err != nil {
 		r.claim.record = before
-		return provider.Sandbox{}, err
+		return provider.Sandbox{}, RecordsError(err)
 	}
 	r.made = true
-	sandbox, err := r.callCreate(ctx)
+	sandbox, err := r.callCreate(ctx, withRecords(r.req.Labels, records))
 	if isReason(err, provider.ReasonPluginCrashed) {
 		sandbox, err = r.settleCrash(ctx, err)
 	}
@@ -156,12 +162,25 @@ func (r *run) create(ctx context.Context) (provider.Sandbox, error) {
 	return sandbox, r.claim.save(ctx)
 }
 
+// LabelRecords is on every sandbox that is created: which records know of it, by the time at which they began, in
+// milliseconds since 1970. Other records of the same owner cannot tell whose the sandbox is.
+const LabelRecords = "berth-records"
+
+// RecordsLabel is the value of LabelRecords for records that began then.
+func RecordsLabel(began time.Time) string { return strconv.FormatInt(began.UnixMilli(), 10) }
+
+func withRecords(labels map[string]string, began time.Time) map[string]string {
+	all := map[string]string{LabelRecords: RecordsLabel(began)}
+	maps.Copy(all, labels)
+	return all
+}
+
 // callCreate calls Create in a context that outlives ctx by createGrace. It does not end with the lease: a plugin that
 // is cancelled may remove what it has made, which another host may have found by then.
-func (r *run) callCreate(ctx context.Context) (provider.Sandbox, error) {
+func (r *run) callCreate(ctx context.Context, labels map[string]string) (provider.Sandbox, error) {
 	request := provider.CreateRequest{
 		Session: r.req.Session, Owner: r.owner, Attempt: r.attempt, Server: r.server(),
-		Labels: r.req.Labels, Lifetime: r.req.Lifetime,
+		Labels: labels, Lifetime: r.req.Lifetime,
 	}
 	// The deadline the plugin sees is the real one, plus the grace.
 	deadline, _ := ctx.Deadline()

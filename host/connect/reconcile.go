@@ -37,7 +37,8 @@ func (c *Connector) RemoveOrphan(ctx context.Context, sandbox provider.Sandbox) 
 		id = "(" + sandbox.ID + ")"
 	}
 	err = c.ifFree(ctx, id, func(ctx context.Context, cl *claim) error {
-		if cl.record.HasSandbox() && cl.record.SandboxID == sandbox.ID && cl.record.Provider == c.name {
+		// Whichever provider block it names: two may be of one account.
+		if cl.record.HasSandbox() && cl.record.SandboxID == sandbox.ID {
 			return nil
 		}
 		if err := c.destroy(ctx, cl, sandbox.ID); err != nil {

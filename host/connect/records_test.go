@@ -536,7 +536,7 @@ func TestASandboxThatTheListingDoesNotShowYetCanBeCheckedAndRenewed(t *testing.T
 		ok(t, err)
 		same(t, "checked", check.Sandbox.ID, result.SandboxID)
 		same(t, "health", check.Ping.Status, provider.PingAlive)
-		id, _, err := h.Renew(t.Context(), "s1", time.Hour)
+		id, _, err := h.Renew(t.Context(), "s1", time.Hour, nil)
 		ok(t, err)
 		same(t, "renewed", id, result.SandboxID)
 	})
@@ -557,7 +557,7 @@ func TestOfTwoSandboxesTheRecordedOneIsCheckedAndRenewed(t *testing.T) {
 		check, err := h.Check(t.Context(), request())
 		ok(t, err)
 		same(t, "checked", check.Sandbox.ID, mine)
-		id, _, err := h.Renew(t.Context(), "s1", time.Hour)
+		id, _, err := h.Renew(t.Context(), "s1", time.Hour, nil)
 		ok(t, err)
 		same(t, "renewed", id, mine)
 	})
@@ -570,7 +570,7 @@ func TestWhatWasInterruptedIsNotRenewed(t *testing.T) {
 		records := session.NewMemory()
 		one, two := hostOf(c, records, "one"), hostOf(c, records, "two")
 		interruptedCreate(t, one, c.put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a1", State: provider.StateRunning}))
-		_, _, err := two.Renew(t.Context(), "s1", time.Hour)
+		_, _, err := two.Renew(t.Context(), "s1", time.Hour, nil)
 		e := failure(t, err, CodeNotFound)
 		if !strings.Contains(e.Message, "interrupted") || !strings.Contains(e.Hint, "berth recover") {
 			t.Errorf("%s (%s)", e.Message, e.Hint)
@@ -610,11 +610,11 @@ func TestRenewMovesTheEndAndRecordsTheHold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := renewing{newCloud()}
 		h := hostOf(c, session.NewMemory(), "one")
-		_, _, err := h.Renew(t.Context(), "s1", time.Hour)
+		_, _, err := h.Renew(t.Context(), "s1", time.Hour, nil)
 		failure(t, err, CodeNotFound)
 		_, err = h.Connect(t.Context(), request(), nil)
 		ok(t, err)
-		_, end, err := h.Renew(t.Context(), "s1", 3*time.Hour)
+		_, end, err := h.Renew(t.Context(), "s1", 3*time.Hour, nil)
 		ok(t, err)
 		same(t, "end", end, time.Now().Add(3*time.Hour))
 		record := recordOf(t, h)
@@ -628,4 +628,11 @@ type renewing struct{ *cloud }
 
 func (renewing) Renew(_ context.Context, r provider.RenewRequest) (time.Time, error) {
 	return time.Now().Add(r.Lifetime), nil
+}
+
+func TestARecordFromTheFutureIsNotFresh(t *testing.T) {
+	t.Parallel()
+	for age, want := range map[time.Duration]bool{0: true, 30 * time.Second: true, -30 * time.Second: true, 2 * time.Minute: false, -3 * time.Hour: false} {
+		same(t, age.String(), Fresh(session.Record{UpdatedAt: time.Now().Add(-age)}, time.Minute), want)
+	}
 }

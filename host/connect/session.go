@@ -121,6 +121,13 @@ func mayHaveWorked(code provider.Code) bool {
 // gone.
 const ListingLag = time.Minute
 
+// Fresh says that a record was changed within that time. One from the future is not: the clock was put back since, and
+// how long ago the change was is not known.
+func Fresh(record session.Record, within time.Duration) bool {
+	age := time.Since(record.UpdatedAt)
+	return age < within && age > -within
+}
+
 // present lists the session's sandboxes, the one in the record first. That one is among them even when the provider's
 // listing lags, or when it has none: whether it is still there, the next call on it will tell.
 func (c *Connector) present(ctx context.Context, record session.Record) ([]provider.Sandbox, error) {
@@ -136,7 +143,7 @@ func (c *Connector) present(ctx context.Context, record session.Record) ([]provi
 	switch {
 	case i >= 0:
 		sandboxes[0], sandboxes[i] = sandboxes[i], sandboxes[0]
-	case unlisted || time.Since(record.UpdatedAt) < ListingLag:
+	case unlisted || Fresh(record, ListingLag):
 		sandboxes = slices.Insert(sandboxes, 0, recorded(record))
 	}
 	return sandboxes, err
@@ -171,9 +178,12 @@ func (c *Connector) end(ctx context.Context, cl *claim, sandboxID string, action
 }
 
 // Renew moves the end of the sandbox's life to now plus lifetime and returns that end. The record says that the sandbox
-// is held until then. Without a sandbox it is CodeNotFound. Errors are *Error.
-func (c *Connector) Renew(ctx context.Context, id string, lifetime time.Duration) (sandboxID string, end time.Time, err error) {
-	err = c.underLease(ctx, id, nil, func(ctx context.Context, cl *claim) error {
+// is held until then. Without a sandbox, or with one whose connect or disconnect was interrupted, it is CodeNotFound. It
+// waits for other hosts as Disconnect does. Errors are *Error.
+func (c *Connector) Renew(
+	ctx context.Context, id string, lifetime time.Duration, waiting func(holder string),
+) (sandboxID string, end time.Time, err error) {
+	err = c.underLease(ctx, id, waiting, func(ctx context.Context, cl *claim) error {
 		sandboxID, end, err = c.renew(ctx, cl, lifetime)
 		return err
 	})

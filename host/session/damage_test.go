@@ -48,7 +48,7 @@ func TestDamagedRecordsAreRefusedAndLeftAsTheyAre(t *testing.T) {
 			wantNil(t, "writing", os.WriteFile(path, damaged, 0o600))
 			_, err := Open(testContext(t), o)
 			refused := wantUnusable(t, err, path, test.says)
-			if !strings.Contains(refused.Hint, "good copy") {
+			if !strings.Contains(refused.Hint, "Move the file away") {
 				t.Errorf("the hint is %q", refused.Hint)
 			}
 			if !bytes.Equal(readFile(t, path), damaged) {

@@ -236,8 +236,10 @@ func resultCode(err error) int {
 }
 
 // restore is what to do about records that are lost.
-const restore = "nothing was changed. Bring back a good copy, or move the file away (and those beside it that begin with " +
-	"its name): berth then begins new records, and leaves alone the sandboxes that are older than these"
+// A copy knows nothing of what was made since, and takes it for orphans; new records know that they do not know.
+const restore = "nothing was changed. Move the file away (and those beside it that begin with its name): berth then " +
+	"begins new records, and leaves alone the sandboxes that are older than these. If you bring back a copy instead, look " +
+	"at berth gc --dry-run before anything is swept: it does not know what was made since"
 
 func (f *sqliteFile) damaged(cause error) *UnusableError {
 	return &UnusableError{Where: f.path, Problem: "the file is damaged", Hint: restore, Cause: cause}

@@ -266,8 +266,6 @@ func copyStub(t testing.TB) string {
 		t.Fatal(err)
 	}
 	path := filepath.Join(t.TempDir(), "copy")
-	if err := os.WriteFile(path, content, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	testbin.Write(t, path, content)
 	return path
 }

@@ -45,7 +45,8 @@ const (
 	Orphan Verdict = "orphan"
 	// Young: no record names it, but it is not old enough to tell.
 	Young Verdict = "young"
-	// Unrecorded: it is older than the records, so that they cannot tell. It is kept unless asked for.
+	// Unrecorded: it is older than the records, or was made under others, so that they cannot tell. It is kept unless asked
+	// for.
 	Unrecorded Verdict = "unrecorded"
 	// Foreign: another owner's. It is never touched.
 	Foreign Verdict = "foreign"
@@ -256,37 +257,46 @@ func (s *sweep) provider(ctx context.Context, name string, connector *connect.Co
 	return ctx.Err()
 }
 
-// judge says whose a sandbox is. record is that of its session, if there is one.
+// judge says whose a sandbox is. record is that of its session, if there is one. Two provider blocks may name one account:
+// then each lists what the other has made, and a record counts whichever of them it names.
 func (s *sweep) judge(name, owner string, sandbox provider.Sandbox, record session.Record) Finding {
 	f := Finding{
 		Provider: name, Session: sandbox.Session, SandboxID: sandbox.ID, Owner: sandbox.Owner, Age: age(sandbox.CreatedAt),
 	}
-	here := record.Provider == name
+	tells := record.HasSandbox() || record.SandboxID == sandbox.ID // a record that was begun later tells nothing
 	switch {
 	case sandbox.Owner != owner:
 		f.Verdict, f.Why = Foreign, fmt.Sprintf("it belongs to %s", sandbox.Owner)
 	case record.Holder != "":
 		f.Verdict, f.Why = Busy, record.Holder+" is working on the session"
-	case here && record.HasSandbox() && record.SandboxID == sandbox.ID:
+	case record.HasSandbox() && record.SandboxID == sandbox.ID:
 		f.Verdict, f.Why = Kept, fmt.Sprintf("the session's sandbox, recorded as %s", record.State)
-	case here && record.Interrupted():
+	case record.Interrupted():
 		f.Verdict, f.Why = Busy, "an interrupted attempt on the session comes first"
 	case sandbox.CreatedAt.IsZero():
 		f.Verdict, f.Why = Young, "the provider does not say how old it is"
-	case sandbox.CreatedAt.Before(s.began.Add(s.options.Grace)) && !s.options.Unrecorded && record.Session == "":
+	case sandbox.CreatedAt.Before(s.began.Add(s.options.Grace)) && !s.options.Unrecorded && !tells:
 		f.Verdict = Unrecorded
 		f.Why = fmt.Sprintf("the records begin at %s and cannot tell whose it is: connect its session, or sweep with --unrecorded",
 			s.began.UTC().Format(time.RFC3339))
+	case s.ofOthers(sandbox) && !s.options.Unrecorded:
+		f.Verdict = Unrecorded
+		f.Why = "other records of the same owner have it: those of another host, or some that were lost; if of no other host, " +
+			"connect its session, or sweep with --unrecorded"
 	case f.Age < s.options.Grace:
 		f.Verdict, f.Why = Young, fmt.Sprintf("no record names it, and it is younger than %s", s.options.Grace)
-	case here && record.HasSandbox():
-		f.Verdict, f.Why = Orphan, "the session has another sandbox, "+record.SandboxID
 	case record.HasSandbox():
-		f.Verdict, f.Why = Orphan, "the session has its sandbox on provider "+record.Provider
+		f.Verdict, f.Why = Orphan, fmt.Sprintf("the session has another sandbox, %s on provider %s", record.SandboxID, record.Provider)
 	default:
 		f.Verdict, f.Why = Orphan, "no record names it"
 	}
 	return f
+}
+
+// ofOthers says that a sandbox was made under other records than these.
+func (s *sweep) ofOthers(sandbox provider.Sandbox) bool {
+	label := sandbox.Labels[connect.LabelRecords]
+	return label != "" && label != connect.RecordsLabel(s.began)
 }
 
 // compare says whether a record differs from what the provider has.
@@ -299,7 +309,7 @@ func (s *sweep) compare(name string, record session.Record, there map[string]pro
 	}
 	sandbox, listed := there[record.SandboxID]
 	switch {
-	case !listed && age(record.UpdatedAt) >= max(s.options.Grace, connect.ListingLag):
+	case !listed && !connect.Fresh(record, max(s.options.Grace, connect.ListingLag)):
 		f.Why = fmt.Sprintf("recorded as %s, and the provider does not have it", record.State)
 	case listed && sandbox.State == provider.StateSuspended && record.State == session.StateRunning,
 		listed && sandbox.State == provider.StateRunning && record.State == session.StateSuspended:

@@ -207,6 +207,65 @@ func TestASandboxOlderThanTheRecordsIsKeptUnlessAskedFor(t *testing.T) {
 	})
 }
 
+func TestAFailedConnectDoesNotMakeAnOrphanOfASandboxOlderThanTheRecords(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		before := time.Now().Add(-time.Hour)
+		w := newWorld(t, provider.Sandbox{ID: "live", Session: "s1", CreatedAt: before}, provider.Sandbox{ID: "ended", Session: "s2", CreatedAt: before})
+		time.Sleep(time.Hour)
+		w.write(session.Record{Session: "s1", State: session.StateGone}, true)                     // it has seen nothing
+		w.write(session.Record{Session: "s2", SandboxID: "ended", State: session.StateGone}, true) // it has ended this one
+		want(t, "sweep", verdicts(w.sweep(Options{Grace: grace})), "ended=orphan(destroyed) live=unrecorded")
+		want(t, "left", w.cloud.left(), "live")
+	})
+}
+
+func TestTwoProvidersOnOneAccountKeepEachOthersSandboxes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		time.Sleep(time.Hour)
+		sandbox := provider.Sandbox{ID: "large", Session: "s1", CreatedAt: time.Now()}
+		w.cloud = newCloud(sandbox)
+		w.write(session.Record{Session: "s1", SandboxID: "large", State: session.StateRunning}, true) // on acme
+		time.Sleep(time.Hour)
+		other := connect.New(w.cloud, "acme-small", owner, []byte("secret"), w.store)
+		connectors := w.connectors()
+		connectors["acme-small"] = other
+		report, err := Sweep(t.Context(), w.store, connectors, Options{Grace: grace}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want(t, "sweep", verdicts(report), "large=kept large=kept")
+		if removed, err := other.RemoveOrphan(t.Context(), sandbox); removed || err != nil {
+			t.Errorf("removed %t, %v", removed, err)
+		}
+		want(t, "left", w.cloud.left(), "large")
+	})
+}
+
+func TestASandboxOfOtherRecordsOfTheSameOwnerIsKept(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		began, err := w.store.Began(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		label := func(began time.Time) map[string]string {
+			return map[string]string{connect.LabelRecords: connect.RecordsLabel(began)}
+		}
+		w.cloud = newCloud(
+			provider.Sandbox{ID: "theirs", Session: "s1", CreatedAt: time.Now(), Labels: label(began.Add(time.Minute))},
+			provider.Sandbox{ID: "orphan", Session: "s2", CreatedAt: time.Now(), Labels: label(began)},
+		)
+		time.Sleep(time.Hour)
+		want(t, "sweep", verdicts(w.sweep(Options{Grace: grace})), "orphan=orphan(destroyed) theirs=unrecorded")
+		want(t, "sweep", verdicts(w.sweep(Options{Grace: grace, Unrecorded: true})), "theirs=orphan(destroyed)")
+	})
+}
+
 func TestAnInterruptedAttemptIsFinishedFirst(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -230,6 +289,7 @@ func TestARecordIsCorrectedByWhatTheProviderHas(t *testing.T) {
 		want(t, "at once, when listings lag", verdicts(w.sweep(Options{Grace: grace})),
 			"asleep=kept asleep=outdated(recorded as suspended)")
 		time.Sleep(time.Hour)
+		w.write(session.Record{Session: "s3", SandboxID: "fresh", State: session.StateRunning}, true)
 		want(t, "later", verdicts(w.sweep(Options{Grace: grace})), "asleep=kept vanished=outdated(recorded as gone)")
 		record, err := w.store.Get(t.Context(), "s2")
 		if err != nil || record.State != session.StateGone {

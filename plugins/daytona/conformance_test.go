@@ -9,8 +9,8 @@ import (
 	"github.com/berth-dev/berth/shared/providertest"
 )
 
+// TestConformance is not parallel: the package's other tests measure times, and this one keeps the machine busy.
 func TestConformance(t *testing.T) {
-	t.Parallel()
 	cloud := newCloud(t, sim.Options{Create: 50 * time.Millisecond, Start: 50 * time.Millisecond})
 	providertest.Run(t, providertest.Plugin{
 		Path:   testbin.Build(t, "./plugins/daytona"),

@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/berth-dev/berth/internal/testbin"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -566,9 +567,7 @@ func TestACreateThatIsCancelledLeavesNothing(t *testing.T) {
 	t.Parallel()
 	l := newLocal(t, Config{})
 	l.executable = filepath.Join(t.TempDir(), "hangs")
-	if err := os.WriteFile(l.executable, []byte("#!/bin/sh\nexec sleep 1000\n"), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	testbin.Write(t, l.executable, []byte("#!/bin/sh\nexec sleep 1000\n"))
 	ctx, cancel := context.WithCancel(t.Context())
 	var failure error
 	var group sync.WaitGroup
@@ -592,9 +591,7 @@ func TestACreateWhoseKeeperDoesNotStartSaysWhyAndLeavesNothing(t *testing.T) {
 	t.Parallel()
 	l := newLocal(t, Config{})
 	l.executable = filepath.Join(t.TempDir(), "fails")
-	if err := os.WriteFile(l.executable, []byte("#!/bin/sh\necho no room >&4\n"), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	testbin.Write(t, l.executable, []byte("#!/bin/sh\necho no room >&4\n"))
 	_, err := l.Create(t.Context(), createRequest("s1"))
 	if provider.CodeOf(err) != provider.CodeFailed || !strings.Contains(err.Error(), "no room") {
 		t.Errorf("%v", err)

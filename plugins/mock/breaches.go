@@ -122,7 +122,6 @@ func (f *faulty) past(ctx context.Context, owner, session string) (ever, now boo
 type memory struct {
 	mutex    sync.Mutex
 	sessions map[string]int
-	attached []time.Time
 	own      map[string]bool
 	broken   map[string]bool
 	waiting  map[string]int

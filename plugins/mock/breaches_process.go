@@ -35,6 +35,8 @@ type early struct {
 	received []func(data []byte, m protoreflect.Message, err error) error
 	// close is what Close waits for.
 	close func(f *faulty)
+	// open is the other end of a standard input that does not end.
+	open *os.File
 }
 
 // now are the early breaches of this process.
@@ -50,9 +52,8 @@ var earlyBreaches = []breach{
 		const notServing = 2
 		e.sent = append(e.sent, onMessage("HealthCheckResponse", func(m protoreflect.Message) { set(m, "status", protoreflect.ValueOfEnum(notServing)) }))
 	}},
-	{check: "process/ends-with-stdin", does: "does not notice the end of its standard input", early: func(*early) {
-		// Nobody ever writes, and nobody closes the other end.
-		os.Stdin, forever, _ = os.Pipe()
+	{check: "process/ends-with-stdin", does: "does not notice the end of its standard input", early: func(e *early) {
+		os.Stdin, e.open, _ = os.Pipe()
 	}},
 	{check: "process/ends-on-shutdown", does: "does not exit on Shutdown", early: func(e *early) {
 		told := stdinOrSignal(syscall.SIGTERM)
@@ -132,9 +133,6 @@ var earlyBreaches = []breach{
 		})
 	}},
 }
-
-// forever keeps a pipe open.
-var forever *os.File
 
 // launchBreaches sets up the early breaches of a list.
 func launchBreaches(list string) error {

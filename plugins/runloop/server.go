@@ -139,10 +139,13 @@ born() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f20; }
 runs() { read -r pid at 2>/dev/null <"$d/pid" && kill -0 "$pid" 2>/dev/null && [ "$(born "$pid")" = "$at" ]; }
 `
 
-// prepareScript makes the place for the traces, for nobody else to read, and says whether the server runs.
+// prepareScript makes the place for the traces, for nobody else to read, and says whether the server runs. What a server
+// of before the last suspend left goes: until the new one has written its own, it would be taken for the new one's end.
 const prepareScript = preamble + `umask 077
 mkdir -p "$d" && chmod 700 "$d" || exit 1
-if runs; then echo running; else echo none; fi
+exec 9>"$d/lock"
+if command -v flock >/dev/null 2>&1; then flock 9; fi
+if runs; then echo running; else rm -f "$d/pid" "$d/exit"; echo none; fi
 `
 
 // startingScript starts the server. Several may run at the same time: one of them starts it. The environment comes from

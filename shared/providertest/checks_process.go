@@ -110,9 +110,6 @@ func endsInACall(ctx context.Context, t *trial) error {
 }
 
 func stillAlive(_ context.Context, t *trial) error {
-	if t.shared == nil {
-		return skipf("it was not started")
-	}
 	if !t.shared.alive() {
 		return fmt.Errorf("it ended: %s%s", t.shared.end, t.shared.lastWords())
 	}

@@ -254,9 +254,9 @@ func (t *trial) pings(ctx context.Context, endpoint provider.Endpoint, health pr
 	result, err := t.shared.client.Ping(ctx, req)
 	switch {
 	case err != nil:
-		return fmt.Errorf("Ping: %s", describeError(err))
+		return fmt.Errorf("the answer is an error, %s", describeError(err))
 	case result.Status != want:
-		return fmt.Errorf("Ping says %s instead of %s: %s", result.Status, want, result.Reason)
+		return fmt.Errorf("it says %s instead of %s: %s", result.Status, want, result.Reason)
 	}
 	return nil
 }
@@ -396,9 +396,9 @@ func pingExited(_ context.Context, t *trial) error {
 	case d.startErr != nil:
 		return needed(d.startErr, "StartServer of a server that dies later")
 	case d.pingErr != nil:
-		return fmt.Errorf("Ping: %s", describeError(d.pingErr))
+		return fmt.Errorf("the answer is an error, %s", describeError(d.pingErr))
 	case d.ping.Status != provider.PingExited:
-		return fmt.Errorf("Ping says %s: %s", d.ping.Status, d.ping.Reason)
+		return fmt.Errorf("it says %s: %s", d.ping.Status, d.ping.Reason)
 	case d.ping.ExitCode != nil && *d.ping.ExitCode != 9:
 		return fmt.Errorf("the exit code is %d instead of 9", *d.ping.ExitCode)
 	}
@@ -416,9 +416,9 @@ func pingStopped(_ context.Context, t *trial) error {
 func verdictIs(result provider.PingResult, err error, want provider.PingStatus) error {
 	switch {
 	case err != nil:
-		return fmt.Errorf("Ping: %s", describeError(err))
+		return fmt.Errorf("the answer is an error, %s", describeError(err))
 	case result.Status != want:
-		return fmt.Errorf("Ping says %s: %s", result.Status, result.Reason)
+		return fmt.Errorf("it says %s: %s", result.Status, result.Reason)
 	}
 	return nil
 }

@@ -122,7 +122,6 @@ func (i *instance) wait(running *os.Process, stdout, stderr io.ReadCloser, first
 		stdout.Close()
 		stderr.Close()
 	})
-	first.Close() // in case the handshake was not read
 	readers.Wait()
 	cut.Stop()
 	stdout.Close()

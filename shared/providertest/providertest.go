@@ -85,11 +85,6 @@ func Run(t *testing.T, p Plugin) {
 		})
 	}
 	t.Logf("%s: %s", report.Plugin, report.Summary())
-	for _, r := range report.Results {
-		if r.Duration > 3*time.Second {
-			t.Logf("%s/%s took %s: %s", r.Group, r.Name, r.Duration, r.Detail)
-		}
-	}
 }
 
 // Check runs the suite. on, which may be nil, is called as checks begin and end, never by two goroutines at a time.

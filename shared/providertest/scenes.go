@@ -146,7 +146,7 @@ func (s *suite) awaitAlive(ctx context.Context, sandbox provider.Sandbox, endpoi
 	case alive:
 		return nil
 	case err != nil:
-		return fmt.Errorf("Ping: %s", describeError(err))
+		return fmt.Errorf("it answers %s", describeError(err))
 	}
 	return fmt.Errorf("after %s Ping still says %s: %s", s.pace.verdict, last.Status, last.Reason)
 }

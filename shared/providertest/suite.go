@@ -189,6 +189,9 @@ func (s *suite) wanted(c check) bool {
 	})
 }
 
+// tooEarly is why checks are skipped that come after the first failure at the start.
+const tooEarly = "the plugin did not get that far"
+
 // runInTurn runs the checks of a stage one after the other, whether they are asked for or not, and says whether all is
 // well. The ones not asked for appear in the report when they fail only.
 func (s *suite) runInTurn(ctx context.Context, at stage, tell func(Result)) bool {
@@ -199,7 +202,7 @@ func (s *suite) runInTurn(ctx context.Context, at stage, tell func(Result)) bool
 		}
 		if at == atTheStart && !well {
 			if s.wanted(c) {
-				s.settle(c, Result{Status: Skip, Detail: "the plugin did not get that far"}, tell)
+				s.settle(c, Result{Status: Skip, Detail: tooEarly}, tell)
 			}
 			continue
 		}
@@ -238,7 +241,7 @@ func (s *suite) runAtOnce(ctx context.Context, at stage, tell func(Result)) {
 func (s *suite) skipAll(at stage, tell func(Result)) {
 	for _, c := range checks {
 		if c.at == at && s.wanted(c) {
-			s.settle(c, Result{Status: Skip, Detail: "the plugin did not get that far"}, tell)
+			s.settle(c, Result{Status: Skip, Detail: tooEarly}, tell)
 		}
 	}
 }
@@ -292,6 +295,9 @@ func (s *suite) try(ctx context.Context, c check) Result {
 func (s *suite) inapplicable(ctx context.Context, c check) string {
 	if ctx.Err() != nil {
 		return "the run was interrupted"
+	}
+	if s.shared == nil && c.at == atTheEnd {
+		return tooEarly
 	}
 	for _, capability := range c.needs {
 		if !s.description.Can(capability) {
@@ -367,7 +373,7 @@ func (s *suite) open(ctx context.Context, change func(map[string]any)) (*instanc
 	ctx, cancel := context.WithTimeout(ctx, s.pace.start)
 	defer cancel()
 	if err := i.client.Configure(ctx, s.values(change)); err != nil {
-		return i, fmt.Errorf("Configure: %w", err)
+		return i, fmt.Errorf("configuring it: %w", err)
 	}
 	return i, nil
 }
@@ -529,7 +535,7 @@ func (s *suite) newSandbox(ctx context.Context, server provider.Server) (provide
 func (s *suite) list(ctx context.Context, owner, session string) ([]provider.Sandbox, error) {
 	all, err := s.shared.client.List(ctx, provider.ListRequest{Owner: owner, Session: session})
 	if err != nil {
-		return nil, fmt.Errorf("List: %w", err)
+		return nil, fmt.Errorf("listing: %w", err)
 	}
 	var there []provider.Sandbox
 	for _, sandbox := range all {

@@ -60,11 +60,14 @@ func (a *api) get(ctx context.Context, idOrName string) (box, error) {
 	return ask[box](ctx, a, http.MethodGet, "/v1/boxes/"+url.PathEscape(idOrName), nil)
 }
 
-// list gives all boxes with the label, of all pages.
+// list gives all boxes with the label, of all pages. No label is all.
 func (a *api) list(ctx context.Context, label, value string) ([]box, error) {
 	var all []box
 	for after := ""; ; {
-		query := url.Values{"label": {label + "=" + value}, "after": {after}}
+		query := url.Values{"after": {after}}
+		if label != "" {
+			query.Set("label", label+"="+value)
+		}
 		page, err := ask[struct {
 			Boxes []box  `json:"boxes"`
 			Next  string `json:"next"`

@@ -21,15 +21,19 @@ var (
 	_ io.Closer          = (*Cloud)(nil)
 )
 
-// List gives the owner's boxes.
+// List gives the owner's boxes, or those of all owners.
 func (c *Cloud) List(ctx context.Context, req provider.ListRequest) ([]provider.Sandbox, error) {
-	boxes, err := c.api.list(ctx, provider.LabelOwner, req.Owner)
+	label := provider.LabelOwner
+	if req.AllOwners {
+		label = ""
+	}
+	boxes, err := c.api.list(ctx, label, req.Owner)
 	if err != nil {
 		return nil, err
 	}
 	var sandboxes []provider.Sandbox
 	for _, b := range boxes {
-		if req.Session == "" || b.Labels[provider.LabelSession] == req.Session {
+		if req.Matches(b.Labels[provider.LabelOwner], b.Labels[provider.LabelSession]) {
 			sandboxes = append(sandboxes, sandboxOf(b))
 		}
 	}

@@ -364,8 +364,7 @@ func (c *Cloud) pauseRoute(w http.ResponseWriter, r *http.Request) {
 	if !read(w, r, &ignored, true) {
 		return
 	}
-	// What was begun is finished, also when the client goes.
-	done, err := c.pause(context.WithoutCancel(r.Context()), s)
+	done, err := c.pause(context.WithoutCancel(r.Context()), s) // what was begun goes on
 	switch {
 	case err != nil:
 		fail(w, http.StatusInternalServerError, err.Error())
