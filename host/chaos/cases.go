@@ -53,6 +53,19 @@ const (
 // onRecords are actions on the records, which do not depend on the provider.
 var onRecords = []string{clockAhead, clockBehind, removeFile, replaceFile, lockFile, fillDisk}
 
+// recordsActions are those that a command is worth: the provider makes little difference to them.
+func recordsActions(of testCase) []string {
+	switch of.place() + "/" + of.command {
+	case "local/connect-new", "local/disconnect", "e2b/connect-new":
+		return onRecords
+	case "local/gc":
+		return []string{clockAhead, clockBehind}
+	case "local+pg/connect-new", "local+pg/disconnect", "local+pg/gc":
+		return []string{restartServer}
+	}
+	return nil
+}
+
 // takesTime says that a call on a provider is worth being disturbed in the middle.
 func takesTime(step string) bool {
 	for _, call := range []string{"Create", "Attach", "StartServer", "Suspend", "Destroy"} {
@@ -98,20 +111,14 @@ func casesOf(of testCase, moments []moment, calls []call, seed uint64) (cases []
 				add(action, m, "during", fraction(seed, m.step+action, took))
 			}
 		}
-		if m.end == "after" && !onProvider {
-			continue // nothing has happened since but what the next step is before
+		if m.end == "after" {
+			continue // nothing happens until the next step begins: that moment is the same
 		}
 		if leases > 0 {
 			add(stopHost, m, m.end, 0)
 		}
 		add(sweepBeside, m, m.end, 0)
-		on := onRecords
-		if of.postgres {
-			on = []string{clockAhead, clockBehind, restartServer}
-		} else if !slices.Contains([]string{"local/connect-new", "local/disconnect", "local/gc", "e2b/connect-new"}, of.provider+"/"+of.command) {
-			continue
-		}
-		for _, action := range on {
+		for _, action := range recordsActions(of) {
 			add(action, m, m.end, 0)
 		}
 	}

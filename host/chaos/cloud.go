@@ -43,7 +43,7 @@ var clouds = map[string]struct{ suspends bool }{
 func startCloud(ctx context.Context, bin, dir, name string) (*cloud, error) {
 	c := &cloud{provider: name}
 	if name == "local" {
-		c.dir = filepath.Join(dir, "local")
+		c.dir = filepath.Join(filepath.Dir(dir), "local") // one for all: its sandboxes share the machine's ports
 		c.block = fmt.Sprintf("config {\nroot = %q\n}", c.dir)
 		return c, nil
 	}

@@ -63,7 +63,7 @@ func interruptVictim(ctx context.Context, n *world, _ *connect.Connector, record
 	if err != nil {
 		return err
 	}
-	_, err = n.make(ctx, n.owner, victim, attempt)
+	_, err = n.make(ctx, records, n.owner, victim, attempt)
 	return err
 }
 
@@ -77,10 +77,15 @@ func write(ctx context.Context, records *session.SQL, id string, change func(*se
 	return records.Release(ctx, lease, record)
 }
 
-// make has the provider make a sandbox.
-func (n *world) make(ctx context.Context, owner, id, attempt string) (string, error) {
+// make has the provider make a sandbox, as a host with these records does.
+func (n *world) make(ctx context.Context, records *session.SQL, owner, id, attempt string) (string, error) {
+	began, err := records.Began(ctx)
+	if err != nil {
+		return "", err
+	}
 	sandbox, err := n.hand.Create(ctx, provider.CreateRequest{
 		Session: id, Owner: owner, Attempt: attempt, Server: n.hand.conf.Server.Server, Lifetime: time.Hour,
+		Labels: map[string]string{connect.LabelRecords: connect.RecordsLabel(began)},
 	})
 	return sandbox.ID, err
 }
@@ -91,13 +96,13 @@ func prepareSweep(ctx context.Context, n *world, c *connect.Connector, records *
 	if err := interruptVictim(ctx, n, c, records); err != nil {
 		return err
 	}
-	if _, err := n.make(ctx, n.owner, orphan, "forgotten"); err != nil {
+	if _, err := n.make(ctx, records, n.owner, orphan, "forgotten"); err != nil {
 		return err
 	}
-	if _, err := n.make(ctx, stranger+n.owner, stranger, "foreign"); err != nil {
+	if _, err := n.make(ctx, records, stranger+n.owner, stranger, "foreign"); err != nil {
 		return err
 	}
-	id, err := n.make(ctx, n.owner, outdated, "gone")
+	id, err := n.make(ctx, records, n.owner, outdated, "gone")
 	if err != nil {
 		return err
 	}

@@ -377,22 +377,6 @@ func (n *world) aftermath(ctx context.Context, r *result, disturbed *host) error
 			return err
 		}
 	}
-	if r.action == clockBehind && !r.missed {
-		// Records from the future are believed for as long as they are: nothing may be harmed meanwhile. Then the clock is
-		// right again, and the next sweep has to find it all.
-		early := *r
-		if err := n.audit(ctx, &early, live); err != nil {
-			return err
-		}
-		early.disagreeing = r.disagreeing
-		r.counts = early.counts
-		if err := n.shiftRecords(ctx, -jump); err != nil {
-			return err
-		}
-		if err := n.mustRun(ctx, r, sweepArgs...); err != nil {
-			return err
-		}
-	}
 	if err := n.audit(ctx, r, live); err != nil {
 		return err
 	}
