@@ -16,8 +16,9 @@ import (
 )
 
 // Main runs the tests for TestMain, and gives the exit code: it fails them if goroutines are left. So many parallel tests
-// run at a time, unless the command line says otherwise: they mostly wait, so there may be more than processors.
-func Main(m *testing.M, parallel int) int {
+// run at a time, unless the command line says otherwise: they mostly wait, so there may be more than processors. except
+// are goroutines that are not ours to end.
+func Main(m *testing.M, parallel int, except ...goleak.Option) int {
 	simcloud.Main()
 	flag.Parse()
 	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
@@ -26,7 +27,7 @@ func Main(m *testing.M, parallel int) int {
 		}
 	}
 	code := testbin.Main(m)
-	if err := goleak.Find(); err != nil {
+	if err := goleak.Find(except...); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1
 	}
