@@ -36,12 +36,12 @@ e2e: ## the slow suite, in a fresh clone with empty caches: the main job twice, 
 .PHONY: chaos
 chaos: build ## kill, stop and rob berth at every step, and hold the clouds against the records: ARGS="--short", "--seed N"
 	$(foreach p,daytona e2b modal runloop,go build -trimpath -ldflags '-s -w' -o bin/sim/$(p) ./plugins/$(p)/sim/cmd &&) true
-	go build -trimpath -ldflags '-s -w' -o bin/berth-chaos ./host/chaos
+	go build -trimpath -ldflags '-s -w' -o bin/berth-chaos ./internal/chaos
 	scripts/postgres bin/berth-chaos $(ARGS)
 
 .PHONY: bench
 bench: build ## figures against the budgets
-	go test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 20m ./host/bench
+	go test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 20m ./internal/bench
 
 .PHONY: contract
 contract: ## hold the simulated clouds to the providers' own SDKs (npm, PyPI)
@@ -49,7 +49,7 @@ contract: ## hold the simulated clouds to the providers' own SDKs (npm, PyPI)
 
 .PHONY: test-postgres
 test-postgres: ## the records' tests on a PostgreSQL server, which is installed and started for them
-	scripts/postgres go test -race ./host/session/...
+	scripts/postgres go test -race ./host/records/...
 
 .PHONY: python
 python: ## the example plugin in Python: build it, run it through berth and the conformance suite

@@ -20,8 +20,8 @@ import (
 
 	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/host/redact"
-	"github.com/berth-dev/berth/host/session"
 	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -48,7 +48,7 @@ type app struct {
 	log     hclog.Logger
 	mutex   sync.Mutex
 	plugins map[*config.Provider]*supervise.Plugin
-	store   session.Store
+	store   records.Store
 	hooks   Hooks
 }
 
@@ -56,7 +56,7 @@ type app struct {
 // are.
 type Hooks struct {
 	Provider func(*supervise.Plugin) provider.Provider
-	Records  func(session.Store) session.Store
+	Records  func(records.Store) records.Store
 }
 
 func (h Hooks) provider(p *supervise.Plugin) provider.Provider {
@@ -66,7 +66,7 @@ func (h Hooks) provider(p *supervise.Plugin) provider.Provider {
 	return h.Provider(p)
 }
 
-func (h Hooks) records(s session.Store) session.Store {
+func (h Hooks) records(s records.Store) records.Store {
 	if h.Records == nil {
 		return s
 	}

@@ -7,11 +7,11 @@ import (
 
 	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/connect"
-	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/host/records"
 )
 
 // records opens what berth remembers of its sessions, once. close closes it.
-func (a *app) records(ctx context.Context) (session.Store, error) {
+func (a *app) records(ctx context.Context) (records.Store, error) {
 	a.mutex.Lock()
 	defer a.mutex.Unlock()
 	if a.store != nil {
@@ -21,7 +21,7 @@ func (a *app) records(ctx context.Context) (session.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	store, err := session.Open(ctx, session.Options{
+	store, err := records.Open(ctx, records.Options{
 		URL: a.conf.State.URL, Dir: a.conf.Host.StateDir, Owner: a.owner(secret), Lease: a.conf.State.Lease, Log: a.log,
 	})
 	if err != nil {
@@ -40,11 +40,11 @@ func (a *app) connector(ctx context.Context, p *config.Provider) (*connect.Conne
 	if err != nil {
 		return nil, err
 	}
-	records, err := a.records(ctx)
+	store, err := a.records(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return connect.New(a.hooks.provider(a.plugin(p)), p.Label, a.owner(secret), []byte(secret), records), nil
+	return connect.New(a.hooks.provider(a.plugin(p)), p.Label, a.owner(secret), []byte(secret), store), nil
 }
 
 // sessionConnector loads the configuration and gives the lifecycle on the provider of a session: the one named, else
@@ -54,13 +54,13 @@ func (a *app) sessionConnector(ctx context.Context, id, label string) (*connect.
 		return nil, nil, err
 	}
 	if label == "" {
-		records, err := a.records(ctx)
+		store, err := a.records(ctx)
 		if err != nil {
 			return nil, nil, err
 		}
-		record, err := records.Get(ctx, id)
+		record, err := store.Get(ctx, id)
 		switch {
-		case errors.Is(err, session.ErrNotFound):
+		case errors.Is(err, records.ErrNotFound):
 		case err != nil:
 			return nil, nil, connect.RecordsError(err)
 		case record.HasSandbox() && !a.conf.Has(record.Provider):

@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-dev/berth/host/connect"
-	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -141,7 +141,7 @@ is that of the failure.`,
 		if err != nil {
 			return err
 		}
-		records, err := a.store.List(c.Context())
+		recorded, err := a.store.List(c.Context())
 		if err != nil {
 			return connect.RecordsError(err)
 		}
@@ -149,7 +149,7 @@ is that of the failure.`,
 		for name, err := range failures {
 			listings[name] = &listing{err: err}
 		}
-		a.printSessions(describeSessions(records, listings, *label), listings)
+		a.printSessions(describeSessions(recorded, listings, *label), listings)
 		for _, name := range slices.Sorted(maps.Keys(listings)) {
 			if err := listings[name].err; err != nil {
 				_, code := a.failure(commandError{err})
@@ -204,10 +204,10 @@ type sessionState struct {
 }
 
 // describeSessions holds the records against what the providers have.
-func describeSessions(records []session.Record, listings map[string]*listing, only string) []sessionState {
+func describeSessions(all []records.Record, listings map[string]*listing, only string) []sessionState {
 	states := []sessionState{}
 	recorded := map[string]bool{} // by sandbox id: two provider blocks may list the same account
-	for _, r := range records {
+	for _, r := range all {
 		fresh := connect.Fresh(r, connect.ListingLag)
 		if l := listings[r.Provider]; l != nil && r.SandboxID == "" && r.HasSandbox() {
 			r.SandboxID = l.madeBy(r.Attempt)
@@ -235,7 +235,7 @@ func describeSessions(records []session.Record, listings map[string]*listing, on
 }
 
 // describeRecord is one record with what its provider says, which is nil for one that is not configured.
-func describeRecord(r session.Record, l *listing) sessionState {
+func describeRecord(r records.Record, l *listing) sessionState {
 	s := sessionState{
 		Session: r.Session, Provider: r.Provider, SandboxID: r.SandboxID, State: "gone", Recorded: true,
 		CreatedAt: pointer(r.CreatedAt), ExpiresAt: pointer(r.ExpiresAt), HeldUntil: pointer(r.HeldUntil),
@@ -249,7 +249,7 @@ func describeRecord(r session.Record, l *listing) sessionState {
 		s.Note = "held"
 	}
 	switch {
-	case r.State == session.StateCreating || r.State == session.StateDestroying:
+	case r.State == records.StateCreating || r.State == records.StateDestroying:
 		s.State = string(r.State)
 	case l == nil:
 		s.State, s.Note = "unreachable", "its provider is not configured"

@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -62,8 +62,8 @@ func (r *run) attachOrCreate(ctx context.Context) (provider.Sandbox, error) {
 // find attaches to the sandbox that is there, and records it if the records did not know it so. One that sleeps costs
 // from when it is woken: it is recorded as running before.
 func (r *run) find(ctx context.Context) (provider.Sandbox, error) {
-	if r.claim.record.State == session.StateSuspended {
-		r.claim.record.State = session.StateRunning
+	if r.claim.record.State == records.StateSuspended {
+		r.claim.record.State = records.StateRunning
 		if err := r.claim.save(ctx); err != nil {
 			return provider.Sandbox{}, err
 		}
@@ -77,7 +77,7 @@ func (r *run) find(ctx context.Context) (provider.Sandbox, error) {
 	}
 	before := r.claim.record
 	r.claim.found(r.name, sandbox)
-	if before.SandboxID == sandbox.ID && before.State == session.StateRunning {
+	if before.SandboxID == sandbox.ID && before.State == records.StateRunning {
 		return sandbox, nil
 	}
 	return sandbox, r.claim.save(ctx)
@@ -128,10 +128,10 @@ func (r *run) alreadyExists(id string) error {
 // something to undo, unless the provider's answer rules that out.
 func (r *run) create(ctx context.Context) (provider.Sandbox, error) {
 	before := r.claim.record
-	r.claim.record.Provider, r.claim.record.State = r.name, session.StateCreating
+	r.claim.record.Provider, r.claim.record.State = r.name, records.StateCreating
 	r.claim.record.Attempt, r.claim.record.SandboxID = r.attempt, ""
 	r.claim.record.CreatedAt, r.claim.record.ExpiresAt = time.Now(), time.Time{}
-	records, err := r.records.Began(ctx)
+	began, err := r.records.Began(ctx)
 	if err == nil {
 		err = r.claim.save(ctx)
 	}
@@ -140,7 +140,7 @@ func (r *run) create(ctx context.Context) (provider.Sandbox, error) {
 		return provider.Sandbox{}, RecordsError(err)
 	}
 	r.made = true
-	sandbox, err := r.callCreate(ctx, withRecords(r.req.Labels, records))
+	sandbox, err := r.callCreate(ctx, withRecords(r.req.Labels, began))
 	if isReason(err, provider.ReasonPluginCrashed) {
 		sandbox, err = r.settleCrash(ctx, err)
 	}
@@ -157,7 +157,7 @@ func (r *run) create(ctx context.Context) (provider.Sandbox, error) {
 	r.sandboxID = sandbox.ID
 	r.claim.found(r.name, sandbox)
 	if r.made { // until its server is up it is an attempt, which whoever finds it interrupted ends
-		r.claim.record.State = session.StateCreating
+		r.claim.record.State = records.StateCreating
 	}
 	return sandbox, r.claim.save(ctx)
 }

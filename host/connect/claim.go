@@ -9,7 +9,7 @@ import (
 	"github.com/sethvargo/go-retry"
 
 	"github.com/berth-dev/berth/host/fence"
-	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -20,20 +20,20 @@ const recordLimit = 10 * time.Second
 // something at a provider begins with check: a host that was paused or cut off must not touch what may be another's
 // by now.
 type claim struct {
-	records session.Store
-	lease   session.Lease
-	record  session.Record
+	records records.Store
+	lease   records.Lease
+	record  records.Record
 }
 
 // claim takes the session's lease. While another host works on the session it waits, and says so once for each holder.
 func (c *Connector) claim(ctx context.Context, id string, waiting func(holder string)) (*claim, error) {
-	var lease session.Lease
-	var record session.Record
+	var lease records.Lease
+	var record records.Record
 	var holder string
 	err := retry.Do(ctx, claimPauses(), func(ctx context.Context) error {
 		var err error
 		lease, record, err = c.records.Claim(ctx, id)
-		var held *session.HeldError
+		var held *records.HeldError
 		if !errors.As(err, &held) {
 			return err
 		}
@@ -69,8 +69,8 @@ func (c *claim) check(ctx context.Context) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, session.ErrLost), !c.records.Valid():
-		return RecordsError(session.ErrLost)
+	case errors.Is(err, records.ErrLost), !c.records.Valid():
+		return RecordsError(records.ErrLost)
 	}
 	return ctx.Err()
 }
@@ -80,7 +80,7 @@ func (c *claim) check(ctx context.Context) error {
 func (c *claim) fenced(ctx context.Context) context.Context {
 	return fence.With(ctx, func() error {
 		if !c.records.Valid() {
-			return RecordsError(session.ErrLost)
+			return RecordsError(records.ErrLost)
 		}
 		return nil
 	})
@@ -100,7 +100,7 @@ func (c *claim) release(ctx context.Context) error {
 
 // found notes a sandbox that is there, and how it was come by.
 func (c *claim) found(name string, sandbox provider.Sandbox) {
-	c.record.Provider, c.record.SandboxID, c.record.State = name, sandbox.ID, session.StateRunning
+	c.record.Provider, c.record.SandboxID, c.record.State = name, sandbox.ID, records.StateRunning
 	c.record.Attempt = sandbox.Attempt
 	c.record.ExpiresAt = sandbox.ExpiresAt
 	if !sandbox.CreatedAt.IsZero() {
@@ -110,12 +110,12 @@ func (c *claim) found(name string, sandbox provider.Sandbox) {
 
 // gone notes that the session has no sandbox.
 func (c *claim) gone() {
-	c.record.State = session.StateGone
+	c.record.State = records.StateGone
 	c.record.ExpiresAt, c.record.HeldUntil = time.Time{}, time.Time{}
 }
 
 // elsewhere is the error of a session whose sandbox is on another provider.
-func (c *Connector) elsewhere(record session.Record) error {
+func (c *Connector) elsewhere(record records.Record) error {
 	if !record.HasSandbox() || record.Provider == c.name {
 		return nil
 	}
@@ -129,12 +129,12 @@ func (c *Connector) elsewhere(record session.Record) error {
 // RecordsError is the *Error for a failure of the records: a lease that is lost, a session that is held, or records that
 // cannot be used.
 func RecordsError(err error) error {
-	var unusable *session.UnusableError
-	var held *session.HeldError
+	var unusable *records.UnusableError
+	var held *records.HeldError
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, session.ErrLost):
+	case errors.Is(err, records.ErrLost):
 		return &Error{
 			Code: CodeLeaseLost, Retryable: true, Message: err.Error(), Cause: err,
 			Hint: "connect again: whoever works on the session now is waited for",

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -230,7 +230,7 @@ type bare struct{ provider.Provider }
 const testOwner = "owner-1"
 
 func connector(p provider.Provider) *Connector {
-	return New(p, "acme", testOwner, []byte("host secret"), session.NewMemory().Store("test"))
+	return New(p, "acme", testOwner, []byte("host secret"), records.NewMemory().Store("test"))
 }
 
 func request() Request {

@@ -15,7 +15,7 @@ import (
 	"maps"
 	"time"
 
-	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -25,16 +25,16 @@ type Connector struct {
 	name     string
 	owner    string
 	secret   []byte
-	records  session.Store
+	records  records.Store
 	flights  flights
 }
 
 // New makes a connector. name is the provider's name in records, results, events and errors; owner marks every sandbox
 // as this installation's; secret is what session keys are derived from; records say who works on which session. Several
 // connectors may share records.
-func New(p provider.Provider, name, owner string, secret []byte, records session.Store) *Connector {
+func New(p provider.Provider, name, owner string, secret []byte, store records.Store) *Connector {
 	return &Connector{
-		provider: p, name: name, owner: owner, secret: secret, records: records,
+		provider: p, name: name, owner: owner, secret: secret, records: store,
 		flights: flights{running: map[string]*flight{}},
 	}
 }

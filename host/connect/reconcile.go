@@ -6,7 +6,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -52,7 +52,7 @@ func (c *Connector) RemoveOrphan(ctx context.Context, sandbox provider.Sandbox) 
 
 // Reconcile brings a session's record into agreement with what the provider has, which it asks once more. It answers
 // the state that is recorded then. A session that a host works on is left as it is. Errors are *Error.
-func (c *Connector) Reconcile(ctx context.Context, id string) (state session.State, err error) {
+func (c *Connector) Reconcile(ctx context.Context, id string) (state records.State, err error) {
 	err = c.ifFree(ctx, id, func(ctx context.Context, cl *claim) error {
 		defer func() { state = cl.record.State }()
 		if !cl.record.HasSandbox() || cl.record.Interrupted() || cl.record.Provider != c.name {
@@ -69,9 +69,9 @@ func (c *Connector) Reconcile(ctx context.Context, id string) (state session.Sta
 		}
 		switch sandboxes[i].State {
 		case provider.StateRunning:
-			cl.record.State = session.StateRunning
+			cl.record.State = records.StateRunning
 		case provider.StateSuspended:
-			cl.record.State = session.StateSuspended
+			cl.record.State = records.StateSuspended
 		}
 		cl.record.ExpiresAt = sandboxes[i].ExpiresAt
 		return nil

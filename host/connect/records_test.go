@@ -9,22 +9,22 @@ import (
 	"time"
 
 	"github.com/berth-dev/berth/host/fence"
-	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
 // host is one of several hosts with the same records and the same cloud.
 type host struct {
 	*Connector
-	store *session.MemoryStore
+	store *records.MemoryStore
 }
 
-func hostOf(p provider.Provider, records *session.Memory, name string) host {
-	store := records.Store(name)
+func hostOf(p provider.Provider, memory *records.Memory, name string) host {
+	store := memory.Store(name)
 	return host{New(p, "acme", testOwner, []byte("host secret"), store), store}
 }
 
-func recordOf(t *testing.T, h host) session.Record {
+func recordOf(t *testing.T, h host) records.Record {
 	t.Helper()
 	record, err := h.store.Get(t.Context(), "s1")
 	ok(t, err)
@@ -33,11 +33,11 @@ func recordOf(t *testing.T, h host) session.Record {
 
 // faulty is a store whose writes fail on request.
 type faulty struct {
-	session.Store
-	save, release, check func(session.Record) error
+	records.Store
+	save, release, check func(records.Record) error
 }
 
-func (f *faulty) Save(ctx context.Context, l session.Lease, r session.Record) error {
+func (f *faulty) Save(ctx context.Context, l records.Lease, r records.Record) error {
 	if f.save != nil {
 		if err := f.save(r); err != nil {
 			return err
@@ -46,7 +46,7 @@ func (f *faulty) Save(ctx context.Context, l session.Lease, r session.Record) er
 	return f.Store.Save(ctx, l, r)
 }
 
-func (f *faulty) Release(ctx context.Context, l session.Lease, r session.Record) error {
+func (f *faulty) Release(ctx context.Context, l records.Lease, r records.Record) error {
 	if f.release != nil {
 		if err := f.release(r); err != nil {
 			return err
@@ -55,9 +55,9 @@ func (f *faulty) Release(ctx context.Context, l session.Lease, r session.Record)
 	return f.Store.Release(ctx, l, r)
 }
 
-func (f *faulty) Check(ctx context.Context, l session.Lease) error {
+func (f *faulty) Check(ctx context.Context, l records.Lease) error {
 	if f.check != nil {
-		return f.check(session.Record{})
+		return f.check(records.Record{})
 	}
 	return f.Store.Check(ctx, l)
 }
@@ -66,26 +66,26 @@ func TestTheIntentIsRecordedBeforeCreateAndTheConnectionAfter(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCloud()
-		h := hostOf(c, session.NewMemory(), "one")
-		var during session.Record
+		h := hostOf(c, records.NewMemory(), "one")
+		var during records.Record
 		c.onCreate = func(_ context.Context, made func() provider.Sandbox) (provider.Sandbox, error) {
 			during = recordOf(t, h)
 			return made(), nil
 		}
-		var starting session.Record
+		var starting records.Record
 		c.onStart = func(context.Context) error { starting = recordOf(t, h); return nil }
 		result, err := h.Connect(t.Context(), request(), nil)
 		ok(t, err)
-		same(t, "state before the create", during.State, session.StateCreating)
+		same(t, "state before the create", during.State, records.StateCreating)
 		same(t, "provider", during.Provider, "acme")
 		same(t, "holder", during.Holder, "one")
 		if during.Attempt == "" || during.SandboxID != "" {
 			t.Errorf("before the create: %+v", during)
 		}
 		same(t, "sandbox before the start", starting.SandboxID, result.SandboxID)
-		same(t, "state before the start", starting.State, session.StateCreating)
+		same(t, "state before the start", starting.State, records.StateCreating)
 		after := recordOf(t, h)
-		same(t, "state after", after.State, session.StateRunning)
+		same(t, "state after", after.State, records.StateRunning)
 		same(t, "sandbox after", after.SandboxID, result.SandboxID)
 		same(t, "attempt", after.Attempt, c.find("s1", testOwner).Attempt)
 		same(t, "holder after", after.Holder, "")
@@ -97,8 +97,8 @@ func TestASecondHostWaitsAndGetsTheSameSandbox(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCloud()
 		c.bootTime = 20 * time.Second
-		records := session.NewMemory()
-		one, two := hostOf(c, records, "one"), hostOf(c, records, "two")
+		memory := records.NewMemory()
+		one, two := hostOf(c, memory, "one"), hostOf(c, memory, "two")
 		first := make(chan Result, 1)
 		go func() {
 			result, err := one.Connect(t.Context(), request(), nil)
@@ -126,8 +126,8 @@ func TestAConnectThatWaitsInVainNamesTheHostAtWork(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCloud()
-		records := session.NewMemory()
-		one, two := hostOf(c, records, "one"), hostOf(c, records, "two")
+		memory := records.NewMemory()
+		one, two := hostOf(c, memory, "one"), hostOf(c, memory, "two")
 		_, _, err := one.store.Claim(t.Context(), "s1")
 		ok(t, err)
 		req := request()
@@ -177,12 +177,12 @@ func TestAHostThatLostItsLeaseChangesNothingAnyMore(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				c := newCloud()
-				records := session.NewMemory()
-				one, two := hostOf(c, records, "one"), hostOf(c, records, "two")
+				memory := records.NewMemory()
+				one, two := hostOf(c, memory, "one"), hostOf(c, memory, "two")
 				var atLoss []string
 				loseAt(c, func() { one.store.End(); atLoss = strings.Fields(c.called()) })
 				_, err := one.Connect(t.Context(), request(), nil)
-				if !errors.Is(err, session.ErrLost) && failureCleanup(err) != CleanupPending {
+				if !errors.Is(err, records.ErrLost) && failureCleanup(err) != CleanupPending {
 					t.Errorf("got %v, cleanup %s", err, failureCleanup(err))
 				}
 				for _, call := range strings.Fields(c.called())[len(atLoss):] {
@@ -229,7 +229,7 @@ func TestACallThatWaitsIsNotMadeOnceTheLeaseIsLost(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				c := newCloud()
-				one := hostOf(c, session.NewMemory(), "one")
+				one := hostOf(c, records.NewMemory(), "one")
 				var before, after error
 				waited := false
 				test.waitAt(c, func(ctx context.Context) error {
@@ -241,7 +241,7 @@ func TestACallThatWaitsIsNotMadeOnceTheLeaseIsLost(t *testing.T) {
 					return after
 				})
 				test.do(t.Context(), one)
-				if !waited || before != nil || !errors.Is(after, session.ErrLost) {
+				if !waited || before != nil || !errors.Is(after, records.ErrLost) {
 					t.Errorf("waited: %t. The call is told %v, and after the loss %v", waited, before, after)
 				}
 			})
@@ -253,20 +253,20 @@ func TestWakingAndSuspendingAreRecordedBeforeTheyAreDone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCloud()
-		one := hostOf(c, session.NewMemory(), "one")
+		one := hostOf(c, records.NewMemory(), "one")
 		_, err := one.Connect(t.Context(), request(), nil)
 		ok(t, err)
 		for _, test := range []struct {
 			fails error
-			state session.State // afterwards
+			state records.State // afterwards
 		}{
-			{provider.Errorf(provider.CodeUnsupported, "no suspending here"), session.StateRunning},
-			{provider.Errorf(provider.CodeFailed, "quota"), session.StateRunning},
-			{provider.Errorf(provider.CodeUnreachable, "the answer was lost"), session.StateSuspended},
-			{nil, session.StateSuspended},
+			{provider.Errorf(provider.CodeUnsupported, "no suspending here"), records.StateRunning},
+			{provider.Errorf(provider.CodeFailed, "quota"), records.StateRunning},
+			{provider.Errorf(provider.CodeUnreachable, "the answer was lost"), records.StateSuspended},
+			{nil, records.StateSuspended},
 		} {
 			c.onSuspend = func() error {
-				same(t, "while it is suspended", recordOf(t, one).State, session.StateSuspended)
+				same(t, "while it is suspended", recordOf(t, one).State, records.StateSuspended)
 				return test.fails
 			}
 			_, err = one.Disconnect(t.Context(), "s1", ActionSuspend, nil)
@@ -274,7 +274,7 @@ func TestWakingAndSuspendingAreRecordedBeforeTheyAreDone(t *testing.T) {
 			same(t, "afterwards", recordOf(t, one).State, test.state)
 		}
 		c.onAttach = func(context.Context) error {
-			same(t, "while it is woken", recordOf(t, one).State, session.StateRunning)
+			same(t, "while it is woken", recordOf(t, one).State, records.StateRunning)
 			return nil
 		}
 		_, err = one.Connect(t.Context(), request(), nil)
@@ -286,14 +286,14 @@ func TestTheHealthWaitEndsWithTheLease(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCloud()
-		one := hostOf(c, session.NewMemory(), "one")
+		one := hostOf(c, records.NewMemory(), "one")
 		c.onPing = func(ctx context.Context, _ time.Duration) (provider.PingResult, error) {
 			one.store.End()
 			return provider.PingResult{}, fence.Check(ctx)
 		}
 		began := time.Now()
 		_, err := one.Connect(t.Context(), request(), nil)
-		if !errors.Is(err, session.ErrLost) || time.Since(began) > 5*time.Second {
+		if !errors.Is(err, records.ErrLost) || time.Since(began) > 5*time.Second {
 			t.Errorf("after %s: %v", time.Since(began), err)
 		}
 	})
@@ -310,11 +310,11 @@ func TestWhatAnInterruptedCreateLeftIsDestroyedBeforeANewOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCloud()
 		c.listLag = time.Second // the sandbox shows only later
-		records := session.NewMemory()
-		one, two := hostOf(c, records, "one"), hostOf(c, records, "two")
+		memory := records.NewMemory()
+		one, two := hostOf(c, memory, "one"), hostOf(c, memory, "two")
 		lease, record, err := one.store.Claim(t.Context(), "s1")
 		ok(t, err)
-		record.Provider, record.State, record.Attempt = "acme", session.StateCreating, "a1"
+		record.Provider, record.State, record.Attempt = "acme", records.StateCreating, "a1"
 		ok(t, one.store.Save(t.Context(), lease, record))
 		old := c.put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a1", State: provider.StateRunning})
 		one.store.End()
@@ -332,29 +332,29 @@ func TestASandboxRecordedByAnInterruptedConnectIsAdopted(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCloud()
-		records := session.NewMemory()
-		one, two := hostOf(c, records, "one"), hostOf(c, records, "two")
+		memory := records.NewMemory()
+		one, two := hostOf(c, memory, "one"), hostOf(c, memory, "two")
 		lease, record, err := one.store.Claim(t.Context(), "s1")
 		ok(t, err)
 		id := c.put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a1", State: provider.StateRunning})
-		record.Provider, record.State, record.Attempt, record.SandboxID = "acme", session.StateCreating, "a1", id
+		record.Provider, record.State, record.Attempt, record.SandboxID = "acme", records.StateCreating, "a1", id
 		ok(t, one.store.Save(t.Context(), lease, record))
 		one.store.End()
 
 		result, err := two.Connect(t.Context(), request(), nil)
 		ok(t, err)
 		same(t, "sandbox", result.SandboxID, id)
-		same(t, "state", recordOf(t, two).State, session.StateRunning)
+		same(t, "state", recordOf(t, two).State, records.StateRunning)
 	})
 }
 
 func TestNothingIsMadeThatCannotBeRecorded(t *testing.T) {
 	t.Parallel()
-	full := &session.UnusableError{Where: "records.db", Problem: "the disk is full", Hint: "make room"}
+	full := &records.UnusableError{Where: "records.db", Problem: "the disk is full", Hint: "make room"}
 	for name, spoil := range map[string]func(*faulty){
-		"the intent": func(f *faulty) { f.save = func(session.Record) error { return full } },
+		"the intent": func(f *faulty) { f.save = func(records.Record) error { return full } },
 		"the sandbox": func(f *faulty) {
-			f.save = func(r session.Record) error {
+			f.save = func(r records.Record) error {
 				if r.SandboxID != "" {
 					return full
 				}
@@ -362,8 +362,8 @@ func TestNothingIsMadeThatCannotBeRecorded(t *testing.T) {
 			}
 		},
 		"the connection": func(f *faulty) {
-			f.release = func(r session.Record) error {
-				if r.State == session.StateRunning {
+			f.release = func(r records.Record) error {
+				if r.State == records.StateRunning {
 					return full
 				}
 				return nil
@@ -374,7 +374,7 @@ func TestNothingIsMadeThatCannotBeRecorded(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				c := newCloud()
-				f := &faulty{Store: session.NewMemory().Store("one")}
+				f := &faulty{Store: records.NewMemory().Store("one")}
 				spoil(f)
 				_, err := New(c, "acme", testOwner, []byte("host secret"), f).Connect(t.Context(), request(), nil)
 				e := failure(t, err, CodeRecordsUnusable)
@@ -384,7 +384,7 @@ func TestNothingIsMadeThatCannotBeRecorded(t *testing.T) {
 				nothingLeft(t, c)
 				record, err := f.Get(t.Context(), "s1")
 				ok(t, err)
-				same(t, "state", record.State, session.StateGone)
+				same(t, "state", record.State, records.StateGone)
 			})
 		})
 	}
@@ -394,8 +394,8 @@ func TestRecordsOutOfReachDoNotEndAClaimBeforeItsTime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCloud()
-		store := session.NewMemory().Store("one")
-		f := &faulty{Store: store, check: func(session.Record) error { return &session.UnusableError{Problem: "restarting"} }}
+		store := records.NewMemory().Store("one")
+		f := &faulty{Store: store, check: func(records.Record) error { return &records.UnusableError{Problem: "restarting"} }}
 		k := New(c, "acme", testOwner, []byte("host secret"), f)
 		_, err := k.Connect(t.Context(), request(), nil)
 		ok(t, err)
@@ -412,11 +412,11 @@ func TestASessionHasOneSandboxOverAllProviders(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c, other := newCloud(), newCloud()
-		records := session.NewMemory()
-		h := hostOf(c, records, "one")
+		memory := records.NewMemory()
+		h := hostOf(c, memory, "one")
 		_, err := h.Connect(t.Context(), request(), nil)
 		ok(t, err)
-		there := New(other, "umbrella", testOwner, []byte("host secret"), records.Store("two"))
+		there := New(other, "umbrella", testOwner, []byte("host secret"), memory.Store("two"))
 		_, err = there.Connect(t.Context(), request(), nil)
 		e := failure(t, err, CodeAlreadyExists)
 		if !strings.Contains(e.Hint, "--provider acme") {
@@ -438,11 +438,11 @@ func TestAnUndoThatFailedIsFinishedByRecover(t *testing.T) {
 		c := newCloud()
 		c.onStart = func(context.Context) error { return provider.Errorf(provider.CodeFailed, "no such command") }
 		c.onDestroy = func(context.Context) error { return provider.Errorf(provider.CodeUnreachable, "502") }
-		h := hostOf(c, session.NewMemory(), "one")
+		h := hostOf(c, records.NewMemory(), "one")
 		_, err := h.Connect(t.Context(), request(), nil)
 		same(t, "cleanup", failureCleanup(err), CleanupFailed)
 		record := recordOf(t, h)
-		same(t, "state", record.State, session.StateDestroying)
+		same(t, "state", record.State, records.StateDestroying)
 		same(t, "recorded", record.SandboxID, c.left()[0])
 		c.onDestroy = nil
 		outcome, id, err := h.Recover(t.Context(), "s1")
@@ -450,7 +450,7 @@ func TestAnUndoThatFailedIsFinishedByRecover(t *testing.T) {
 		same(t, "outcome", outcome, OutcomeDestroyed)
 		same(t, "sandbox", id, record.SandboxID)
 		nothingLeft(t, c)
-		same(t, "state", recordOf(t, h).State, session.StateGone)
+		same(t, "state", recordOf(t, h).State, records.StateGone)
 		outcome, _, err = h.Recover(t.Context(), "s1")
 		ok(t, err)
 		same(t, "outcome once more", outcome, OutcomeNothing)
@@ -461,12 +461,12 @@ func TestRecoverRecordsASandboxThatWasThereBeforeTheInterruptedAttempt(t *testin
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCloud()
-		records := session.NewMemory()
-		one, two := hostOf(c, records, "one"), hostOf(c, records, "two")
+		memory := records.NewMemory()
+		one, two := hostOf(c, memory, "one"), hostOf(c, memory, "two")
 		before := c.put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a0", State: provider.StateRunning})
 		lease, record, err := one.store.Claim(t.Context(), "s1")
 		ok(t, err)
-		record.Provider, record.State, record.Attempt = "acme", session.StateCreating, "a1"
+		record.Provider, record.State, record.Attempt = "acme", records.StateCreating, "a1"
 		ok(t, one.store.Save(t.Context(), lease, record))
 		outcome, _, err := two.Recover(t.Context(), "s1")
 		ok(t, err)
@@ -476,7 +476,7 @@ func TestRecoverRecordsASandboxThatWasThereBeforeTheInterruptedAttempt(t *testin
 		ok(t, err)
 		same(t, "outcome", outcome, OutcomeAdopted)
 		same(t, "sandbox", id, before)
-		same(t, "state", recordOf(t, two).State, session.StateRunning)
+		same(t, "state", recordOf(t, two).State, records.StateRunning)
 		same(t, "left", strings.Join(c.left(), " "), before)
 	})
 }
@@ -486,14 +486,14 @@ func TestDisconnectEndsASandboxThatTheListingDoesNotShowYet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCloud()
 		c.listLag = 5 * time.Second
-		h := hostOf(c, session.NewMemory(), "one")
+		h := hostOf(c, records.NewMemory(), "one")
 		result, err := h.Connect(t.Context(), request(), nil)
 		ok(t, err)
 		id, err := h.Disconnect(t.Context(), "s1", ActionDestroy, nil)
 		ok(t, err)
 		same(t, "sandbox", id, result.SandboxID)
 		nothingLeft(t, c)
-		same(t, "state", recordOf(t, h).State, session.StateGone)
+		same(t, "state", recordOf(t, h).State, records.StateGone)
 	})
 }
 
@@ -502,7 +502,7 @@ func interruptedCreate(t *testing.T, h host, id string) {
 	t.Helper()
 	lease, record, err := h.store.Claim(t.Context(), "s1")
 	ok(t, err)
-	record.Provider, record.State, record.Attempt, record.SandboxID = "acme", session.StateCreating, "a1", id
+	record.Provider, record.State, record.Attempt, record.SandboxID = "acme", records.StateCreating, "a1", id
 	ok(t, h.store.Save(t.Context(), lease, record))
 	h.store.End()
 }
@@ -512,15 +512,15 @@ func TestDisconnectEndsWhatAnInterruptedCreateLeftThoughTheListingLags(t *testin
 	synctest.Test(t, func(t *testing.T) {
 		c := newCloud()
 		c.listLag = 2 * time.Second
-		records := session.NewMemory()
-		one, two := hostOf(c, records, "one"), hostOf(c, records, "two")
+		memory := records.NewMemory()
+		one, two := hostOf(c, memory, "one"), hostOf(c, memory, "two")
 		interruptedCreate(t, one, "")
 		left := c.put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a1", State: provider.StateRunning})
 		id, err := two.Disconnect(t.Context(), "s1", ActionDestroy, nil)
 		ok(t, err)
 		same(t, "sandbox", id, left)
 		nothingLeft(t, c)
-		same(t, "state", recordOf(t, two).State, session.StateGone)
+		same(t, "state", recordOf(t, two).State, records.StateGone)
 	})
 }
 
@@ -529,7 +529,7 @@ func TestASandboxThatTheListingDoesNotShowYetCanBeCheckedAndRenewed(t *testing.T
 	synctest.Test(t, func(t *testing.T) {
 		c := renewing{newCloud()}
 		c.listLag = 5 * time.Second
-		h := hostOf(c, session.NewMemory(), "one")
+		h := hostOf(c, records.NewMemory(), "one")
 		result, err := h.Connect(t.Context(), request(), nil)
 		ok(t, err)
 		check, err := h.Check(t.Context(), request())
@@ -547,12 +547,12 @@ func TestOfTwoSandboxesTheRecordedOneIsCheckedAndRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := renewing{newCloud()}
 		c.put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a0", State: provider.StateRunning})
-		h := hostOf(c, session.NewMemory(), "one")
+		h := hostOf(c, records.NewMemory(), "one")
 		mine := c.put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a1", State: provider.StateRunning})
 		c.put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a2", State: provider.StateRunning})
 		lease, record, err := h.store.Claim(t.Context(), "s1")
 		ok(t, err)
-		record.Provider, record.State, record.SandboxID = "acme", session.StateRunning, mine
+		record.Provider, record.State, record.SandboxID = "acme", records.StateRunning, mine
 		ok(t, h.store.Release(t.Context(), lease, record))
 		check, err := h.Check(t.Context(), request())
 		ok(t, err)
@@ -567,15 +567,15 @@ func TestWhatWasInterruptedIsNotRenewed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := renewing{newCloud()}
-		records := session.NewMemory()
-		one, two := hostOf(c, records, "one"), hostOf(c, records, "two")
+		memory := records.NewMemory()
+		one, two := hostOf(c, memory, "one"), hostOf(c, memory, "two")
 		interruptedCreate(t, one, c.put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a1", State: provider.StateRunning}))
 		_, _, err := two.Renew(t.Context(), "s1", time.Hour, nil)
 		e := failure(t, err, CodeNotFound)
 		if !strings.Contains(e.Message, "interrupted") || !strings.Contains(e.Hint, "berth recover") {
 			t.Errorf("%s (%s)", e.Message, e.Hint)
 		}
-		same(t, "state", recordOf(t, two).State, session.StateCreating)
+		same(t, "state", recordOf(t, two).State, records.StateCreating)
 	})
 }
 
@@ -583,8 +583,8 @@ func TestAnInterruptedDisconnectIsFinishedByTheNextConnect(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newCloud()
-		records := session.NewMemory()
-		one, two := hostOf(c, records, "one"), hostOf(c, records, "two")
+		memory := records.NewMemory()
+		one, two := hostOf(c, memory, "one"), hostOf(c, memory, "two")
 		result, err := one.Connect(t.Context(), request(), nil)
 		ok(t, err)
 		c.onDestroy = func(context.Context) error {
@@ -609,7 +609,7 @@ func TestRenewMovesTheEndAndRecordsTheHold(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := renewing{newCloud()}
-		h := hostOf(c, session.NewMemory(), "one")
+		h := hostOf(c, records.NewMemory(), "one")
 		_, _, err := h.Renew(t.Context(), "s1", time.Hour, nil)
 		failure(t, err, CodeNotFound)
 		_, err = h.Connect(t.Context(), request(), nil)
@@ -633,6 +633,6 @@ func (renewing) Renew(_ context.Context, r provider.RenewRequest) (time.Time, er
 func TestARecordFromTheFutureIsNotFresh(t *testing.T) {
 	t.Parallel()
 	for age, want := range map[time.Duration]bool{0: true, 30 * time.Second: true, -30 * time.Second: true, 2 * time.Minute: false, -3 * time.Hour: false} {
-		same(t, age.String(), Fresh(session.Record{UpdatedAt: time.Now().Add(-age)}, time.Minute), want)
+		same(t, age.String(), Fresh(records.Record{UpdatedAt: time.Now().Add(-age)}, time.Minute), want)
 	}
 }

@@ -7,7 +7,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -88,7 +88,7 @@ func (c *Connector) disconnect(ctx context.Context, cl *claim, action Action) (s
 	}
 	before := cl.record
 	cl.found(c.name, sandboxes[0])
-	cl.record.State = map[Action]session.State{ActionDestroy: session.StateDestroying, ActionSuspend: session.StateSuspended}[action]
+	cl.record.State = map[Action]records.State{ActionDestroy: records.StateDestroying, ActionSuspend: records.StateSuspended}[action]
 	if err := cl.save(ctx); err != nil {
 		return sandboxes[0].ID, err
 	}
@@ -123,14 +123,14 @@ const ListingLag = time.Minute
 
 // Fresh says that a record was changed within that time. One from the future is not: the clock was put back since, and
 // how long ago the change was is not known.
-func Fresh(record session.Record, within time.Duration) bool {
+func Fresh(record records.Record, within time.Duration) bool {
 	age := time.Since(record.UpdatedAt)
 	return age < within && age > -within
 }
 
 // present lists the session's sandboxes, the one in the record first. That one is among them even when the provider's
 // listing lags, or when it has none: whether it is still there, the next call on it will tell.
-func (c *Connector) present(ctx context.Context, record session.Record) ([]provider.Sandbox, error) {
+func (c *Connector) present(ctx context.Context, record records.Record) ([]provider.Sandbox, error) {
 	sandboxes, err := c.sandboxes(ctx, record.Session)
 	if record.SandboxID == "" || !record.HasSandbox() || record.Provider != c.name {
 		return sandboxes, err
@@ -150,9 +150,9 @@ func (c *Connector) present(ctx context.Context, record session.Record) ([]provi
 }
 
 // recorded is the sandbox as its record has it.
-func recorded(r session.Record) provider.Sandbox {
+func recorded(r records.Record) provider.Sandbox {
 	state := provider.StateRunning
-	if r.State == session.StateSuspended {
+	if r.State == records.StateSuspended {
 		state = provider.StateSuspended
 	}
 	return provider.Sandbox{
@@ -228,7 +228,7 @@ func (c *Connector) renew(ctx context.Context, cl *claim, lifetime time.Duration
 	state := cl.record.State
 	sandbox.ExpiresAt = end
 	cl.found(c.name, sandbox)
-	if state == session.StateSuspended {
+	if state == records.StateSuspended {
 		cl.record.State = state
 	}
 	cl.record.HeldUntil = end
@@ -251,7 +251,7 @@ func (c *Connector) Check(ctx context.Context, req Request) (Check, error) {
 		return Check{}, err
 	}
 	record, err := c.records.Get(ctx, req.Session)
-	if err != nil && !errors.Is(err, session.ErrNotFound) {
+	if err != nil && !errors.Is(err, records.ErrNotFound) {
 		return Check{}, c.sessionError(req.Session, "", RecordsError(err))
 	}
 	record.Session = req.Session
@@ -307,7 +307,7 @@ func (c *Connector) sandboxes(ctx context.Context, id string) ([]provider.Sandbo
 }
 
 // missing tells a sandbox that is gone from one that never was.
-func (c *Connector) missing(record session.Record) *Error {
+func (c *Connector) missing(record records.Record) *Error {
 	e := c.noSandbox(record.Session)
 	if record.HasSandbox() && record.SandboxID != "" && record.Provider == c.name {
 		e.SandboxID = record.SandboxID

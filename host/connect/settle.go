@@ -6,7 +6,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -16,9 +16,9 @@ import (
 // it, because its host has gone. One whose sandbox is in the record had come to its end; Attach finds it.
 func (c *Connector) settle(ctx context.Context, cl *claim) error {
 	switch {
-	case cl.record.State == session.StateDestroying:
+	case cl.record.State == records.StateDestroying:
 		return c.finishDestroying(ctx, cl)
-	case cl.record.State == session.StateCreating && cl.record.SandboxID == "":
+	case cl.record.State == records.StateCreating && cl.record.SandboxID == "":
 		return c.destroyAttempt(ctx, cl)
 	}
 	return nil
@@ -34,8 +34,8 @@ func (c *Connector) finishDestroying(ctx context.Context, cl *claim) error {
 
 // destroyRecorded destroys a sandbox, and records before that it is to be destroyed: nobody may attach to it any more.
 func (c *Connector) destroyRecorded(ctx context.Context, cl *claim, id string) error {
-	if cl.record.State != session.StateDestroying || cl.record.SandboxID != id {
-		cl.record.State, cl.record.SandboxID = session.StateDestroying, id
+	if cl.record.State != records.StateDestroying || cl.record.SandboxID != id {
+		cl.record.State, cl.record.SandboxID = records.StateDestroying, id
 		if err := cl.save(ctx); err != nil {
 			return err
 		}
@@ -120,15 +120,15 @@ func (c *Connector) recover(ctx context.Context, cl *claim) (Outcome, error) {
 	}
 	cl.found(c.name, left[0])
 	if left[0].State == provider.StateSuspended {
-		cl.record.State = session.StateSuspended
+		cl.record.State = records.StateSuspended
 	}
 	return OutcomeAdopted, nil
 }
 
-func isLost(err error) bool { return errors.Is(err, session.ErrLost) }
+func isLost(err error) bool { return errors.Is(err, records.ErrLost) }
 
-func verb(state session.State) string {
-	if state == session.StateDestroying {
+func verb(state records.State) string {
+	if state == records.StateDestroying {
 		return "disconnect"
 	}
 	return "connect"

@@ -8,7 +8,7 @@ import (
 
 	"github.com/sethvargo/go-retry"
 
-	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -57,7 +57,7 @@ func (r *run) undo(ctx context.Context) (Cleanup, error) {
 		r.emit(Event{Phase: PhaseUndo, Status: StatusFailed, Elapsed: time.Since(r.phaseBegan), Message: err.Error()})
 		return CleanupPending, err
 	default:
-		r.claim.record.State, r.claim.record.SandboxID = session.StateDestroying, r.sandboxID
+		r.claim.record.State, r.claim.record.SandboxID = records.StateDestroying, r.sandboxID
 		r.emit(Event{Phase: PhaseUndo, Status: StatusFailed, Elapsed: time.Since(r.phaseBegan), Message: err.Error()})
 		return CleanupFailed, err
 	}
@@ -98,7 +98,7 @@ func (c *Connector) destroy(ctx context.Context, under *claim, sandboxID string)
 
 // findMade looks for the sandbox that the record's attempt made. It looks for a while before it believes that there is
 // none, because a cloud's listing lags behind its creations.
-func (c *Connector) findMade(ctx context.Context, record session.Record, patience time.Duration) (id string, err error) {
+func (c *Connector) findMade(ctx context.Context, record records.Record, patience time.Duration) (id string, err error) {
 	settle, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var last error

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/berth-dev/berth/host/connect"
-	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -104,10 +104,10 @@ func (r Report) Err() error {
 // without them nothing can be told. found, which may be nil, gets every finding as it is dealt with, from one goroutine
 // at a time. Errors are *connect.Error.
 func Sweep(
-	ctx context.Context, records session.Store, connectors map[string]*connect.Connector, o Options, found func(Finding),
+	ctx context.Context, store records.Store, connectors map[string]*connect.Connector, o Options, found func(Finding),
 ) (Report, error) {
-	s := &sweep{records: records, connectors: connectors, options: o, found: found, report: Report{Failures: map[string]error{}}}
-	began, err := records.Began(ctx)
+	s := &sweep{records: store, connectors: connectors, options: o, found: found, report: Report{Failures: map[string]error{}}}
+	began, err := store.Began(ctx)
 	if err != nil {
 		return s.report, connect.RecordsError(err)
 	}
@@ -128,7 +128,7 @@ func Sweep(
 	providers.Wait()
 	s.sort()
 	if !o.DryRun {
-		if s.report.Forgotten, err = records.Forget(ctx, time.Now().Add(-Retention)); err != nil {
+		if s.report.Forgotten, err = store.Forget(ctx, time.Now().Add(-Retention)); err != nil {
 			return s.report, connect.RecordsError(err)
 		}
 	}
@@ -137,9 +137,9 @@ func Sweep(
 
 // Recover only finishes what the records say was interrupted. It asks no provider for anything else.
 func Recover(
-	ctx context.Context, records session.Store, connectors map[string]*connect.Connector, found func(Finding),
+	ctx context.Context, store records.Store, connectors map[string]*connect.Connector, found func(Finding),
 ) (Report, error) {
-	s := &sweep{records: records, connectors: connectors, found: found, report: Report{Failures: map[string]error{}}}
+	s := &sweep{records: store, connectors: connectors, found: found, report: Report{Failures: map[string]error{}}}
 	err := s.recover(ctx)
 	s.sort()
 	return s.report, err
@@ -147,7 +147,7 @@ func Recover(
 
 // sweep is one sweep under way.
 type sweep struct {
-	records    session.Store
+	records    records.Store
 	connectors map[string]*connect.Connector
 	options    Options
 	began      time.Time
@@ -178,17 +178,17 @@ func (s *sweep) recover(ctx context.Context) error {
 	if err != nil {
 		return connect.RecordsError(err)
 	}
-	var interrupted []session.Record
+	var interrupted []records.Record
 	for _, record := range all {
 		if record.Interrupted() && (s.options.Provider == "" || s.options.Provider == record.Provider) {
 			interrupted = append(interrupted, record)
 		}
 	}
-	eachOf(interrupted, func(record session.Record) { s.finish(ctx, record) })
+	eachOf(interrupted, func(record records.Record) { s.finish(ctx, record) })
 	return nil
 }
 
-func (s *sweep) finish(ctx context.Context, record session.Record) {
+func (s *sweep) finish(ctx context.Context, record records.Record) {
 	f := Finding{
 		Provider: record.Provider, Session: record.Session, SandboxID: record.SandboxID, Verdict: Interrupted, Age: age(record.CreatedAt),
 		Why: fmt.Sprintf("a host ended while it was %s the sandbox", record.State),
@@ -225,9 +225,9 @@ func (s *sweep) provider(ctx context.Context, name string, connector *connect.Co
 	if err != nil {
 		return connect.RecordsError(err)
 	}
-	records := map[string]session.Record{}
+	bySession := map[string]records.Record{}
 	for _, record := range all {
-		records[record.Session] = record
+		bySession[record.Session] = record
 	}
 	there := map[string]provider.Sandbox{}
 	for _, sandbox := range sandboxes {
@@ -235,7 +235,7 @@ func (s *sweep) provider(ctx context.Context, name string, connector *connect.Co
 	}
 
 	eachOf(sandboxes, func(sandbox provider.Sandbox) {
-		f := s.judge(name, connector.Owner(), sandbox, records[sandbox.Session])
+		f := s.judge(name, connector.Owner(), sandbox, bySession[sandbox.Session])
 		if f.Verdict == Orphan && !s.options.DryRun {
 			var removed bool
 			if removed, f.Err = connector.RemoveOrphan(ctx, sandbox); removed {
@@ -246,7 +246,7 @@ func (s *sweep) provider(ctx context.Context, name string, connector *connect.Co
 		}
 		s.add(f)
 	})
-	eachOf(all, func(record session.Record) {
+	eachOf(all, func(record records.Record) {
 		if f, outdated := s.compare(name, record, there); outdated {
 			if !s.options.DryRun {
 				s.correct(ctx, connector, &f)
@@ -259,7 +259,7 @@ func (s *sweep) provider(ctx context.Context, name string, connector *connect.Co
 
 // judge says whose a sandbox is. record is that of its session, if there is one. Two provider blocks may name one account:
 // then each lists what the other has made, and a record counts whichever of them it names.
-func (s *sweep) judge(name, owner string, sandbox provider.Sandbox, record session.Record) Finding {
+func (s *sweep) judge(name, owner string, sandbox provider.Sandbox, record records.Record) Finding {
 	f := Finding{
 		Provider: name, Session: sandbox.Session, SandboxID: sandbox.ID, Owner: sandbox.Owner, Age: age(sandbox.CreatedAt),
 	}
@@ -300,7 +300,7 @@ func (s *sweep) ofOthers(sandbox provider.Sandbox) bool {
 }
 
 // compare says whether a record differs from what the provider has.
-func (s *sweep) compare(name string, record session.Record, there map[string]provider.Sandbox) (Finding, bool) {
+func (s *sweep) compare(name string, record records.Record, there map[string]provider.Sandbox) (Finding, bool) {
 	if record.Provider != name || record.Holder != "" || record.Interrupted() || !record.HasSandbox() {
 		return Finding{}, false
 	}
@@ -311,8 +311,8 @@ func (s *sweep) compare(name string, record session.Record, there map[string]pro
 	switch {
 	case !listed && !connect.Fresh(record, max(s.options.Grace, connect.ListingLag)):
 		f.Why = fmt.Sprintf("recorded as %s, and the provider does not have it", record.State)
-	case listed && sandbox.State == provider.StateSuspended && record.State == session.StateRunning,
-		listed && sandbox.State == provider.StateRunning && record.State == session.StateSuspended:
+	case listed && sandbox.State == provider.StateSuspended && record.State == records.StateRunning,
+		listed && sandbox.State == provider.StateRunning && record.State == records.StateSuspended:
 		f.Why = fmt.Sprintf("recorded as %s, and it is %s", record.State, sandbox.State)
 	default:
 		return Finding{}, false

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/berth-dev/berth/host/connect"
-	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -84,14 +84,14 @@ func (c *cloud) left() string {
 // world is records, a cloud, and a host that sweeps.
 type world struct {
 	*testing.T
-	records *session.Memory
-	store   *session.MemoryStore
+	records *records.Memory
+	store   *records.MemoryStore
 	cloud   *cloud
 }
 
 func newWorld(t *testing.T, sandboxes ...provider.Sandbox) *world {
-	records := session.NewMemory()
-	return &world{t, records, records.Store("sweeper"), newCloud(sandboxes...)}
+	memory := records.NewMemory()
+	return &world{t, memory, memory.Store("sweeper"), newCloud(sandboxes...)}
 }
 
 func (w *world) connectors() map[string]*connect.Connector {
@@ -108,7 +108,7 @@ func (w *world) sweep(o Options) Report {
 }
 
 // write makes a record; the state of the lease is the caller's to choose.
-func (w *world) write(r session.Record, release bool) *session.MemoryStore {
+func (w *world) write(r records.Record, release bool) *records.MemoryStore {
 	w.Helper()
 	host := w.records.Store("host of " + r.Session)
 	lease, _, err := host.Claim(w.Context(), r.Session)
@@ -170,9 +170,9 @@ func TestASweepDestroysWhatNobodyOwnsAndKeepsEverythingElse(t *testing.T) {
 			provider.Sandbox{ID: "asleep", Session: "s7", CreatedAt: old, State: provider.StateSuspended},
 			provider.Sandbox{ID: "ended", Session: "s8", CreatedAt: old, State: provider.StateGone},
 		)
-		w.write(session.Record{Session: "s1", SandboxID: "kept", State: session.StateRunning}, true)
-		w.write(session.Record{Session: "s6", Attempt: "a6", State: session.StateCreating}, false)
-		w.write(session.Record{Session: "s7", SandboxID: "asleep", State: session.StateSuspended}, true)
+		w.write(records.Record{Session: "s1", SandboxID: "kept", State: records.StateRunning}, true)
+		w.write(records.Record{Session: "s6", Attempt: "a6", State: records.StateCreating}, false)
+		w.write(records.Record{Session: "s7", SandboxID: "asleep", State: records.StateSuspended}, true)
 		time.Sleep(25 * time.Minute)
 
 		dry := w.sweep(Options{Grace: grace, DryRun: true})
@@ -213,8 +213,8 @@ func TestAFailedConnectDoesNotMakeAnOrphanOfASandboxOlderThanTheRecords(t *testi
 		before := time.Now().Add(-time.Hour)
 		w := newWorld(t, provider.Sandbox{ID: "live", Session: "s1", CreatedAt: before}, provider.Sandbox{ID: "ended", Session: "s2", CreatedAt: before})
 		time.Sleep(time.Hour)
-		w.write(session.Record{Session: "s1", State: session.StateGone}, true)                     // it has seen nothing
-		w.write(session.Record{Session: "s2", SandboxID: "ended", State: session.StateGone}, true) // it has ended this one
+		w.write(records.Record{Session: "s1", State: records.StateGone}, true)                     // it has seen nothing
+		w.write(records.Record{Session: "s2", SandboxID: "ended", State: records.StateGone}, true) // it has ended this one
 		want(t, "sweep", verdicts(w.sweep(Options{Grace: grace})), "ended=orphan(destroyed) live=unrecorded")
 		want(t, "left", w.cloud.left(), "live")
 	})
@@ -227,7 +227,7 @@ func TestTwoProvidersOnOneAccountKeepEachOthersSandboxes(t *testing.T) {
 		time.Sleep(time.Hour)
 		sandbox := provider.Sandbox{ID: "large", Session: "s1", CreatedAt: time.Now()}
 		w.cloud = newCloud(sandbox)
-		w.write(session.Record{Session: "s1", SandboxID: "large", State: session.StateRunning}, true) // on acme
+		w.write(records.Record{Session: "s1", SandboxID: "large", State: records.StateRunning}, true) // on acme
 		time.Sleep(time.Hour)
 		other := connect.New(w.cloud, "acme-small", owner, []byte("secret"), w.store)
 		connectors := w.connectors()
@@ -270,7 +270,7 @@ func TestAnInterruptedAttemptIsFinishedFirst(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, provider.Sandbox{ID: "half", Session: "s1", Attempt: "a1", CreatedAt: time.Now()})
-		host := w.write(session.Record{Session: "s1", Attempt: "a1", State: session.StateCreating}, false)
+		host := w.write(records.Record{Session: "s1", Attempt: "a1", State: records.StateCreating}, false)
 		want(t, "while its host lives", verdicts(w.sweep(Options{Grace: grace})), "half=busy")
 		host.End()
 		want(t, "dry run", verdicts(w.sweep(Options{Grace: grace, DryRun: true})), "=interrupted half=busy")
@@ -284,15 +284,15 @@ func TestARecordIsCorrectedByWhatTheProviderHas(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, provider.Sandbox{ID: "asleep", Session: "s1", State: provider.StateSuspended, CreatedAt: time.Now()})
-		w.write(session.Record{Session: "s1", SandboxID: "asleep", State: session.StateRunning}, true)
-		w.write(session.Record{Session: "s2", SandboxID: "vanished", State: session.StateRunning}, true)
+		w.write(records.Record{Session: "s1", SandboxID: "asleep", State: records.StateRunning}, true)
+		w.write(records.Record{Session: "s2", SandboxID: "vanished", State: records.StateRunning}, true)
 		want(t, "at once, when listings lag", verdicts(w.sweep(Options{Grace: grace})),
 			"asleep=kept asleep=outdated(recorded as suspended)")
 		time.Sleep(time.Hour)
-		w.write(session.Record{Session: "s3", SandboxID: "fresh", State: session.StateRunning}, true)
+		w.write(records.Record{Session: "s3", SandboxID: "fresh", State: records.StateRunning}, true)
 		want(t, "later", verdicts(w.sweep(Options{Grace: grace})), "asleep=kept vanished=outdated(recorded as gone)")
 		record, err := w.store.Get(t.Context(), "s2")
-		if err != nil || record.State != session.StateGone {
+		if err != nil || record.State != records.StateGone {
 			t.Errorf("%+v, %v", record, err)
 		}
 		time.Sleep(Retention + time.Second)
@@ -310,7 +310,7 @@ func TestASessionTakenUpDuringTheSweepIsLeftAlone(t *testing.T) {
 		w.cloud = newCloud(provider.Sandbox{ID: "sb", Session: "s1", CreatedAt: time.Now()})
 		time.Sleep(time.Hour)
 		// Between the listing of the sandboxes and the reading of the records, and after it.
-		w.cloud.onList = func() { w.write(session.Record{Session: "s1", SandboxID: "sb", State: session.StateRunning}, true) }
+		w.cloud.onList = func() { w.write(records.Record{Session: "s1", SandboxID: "sb", State: records.StateRunning}, true) }
 		want(t, "recorded meanwhile", verdicts(w.sweep(Options{Grace: grace})), "sb=kept")
 
 		removed, err := w.connectors()["acme"].RemoveOrphan(t.Context(), provider.Sandbox{ID: "sb", Session: "s1"})
@@ -345,11 +345,11 @@ func TestWhatFailsIsReportedAndTheRestIsSwept(t *testing.T) {
 		silent.listError = provider.Errorf(provider.CodeDenied, "wrong key")
 		connectors := w.connectors()
 		connectors["silent"] = connect.New(silent, "silent", owner, []byte("secret"), w.store)
-		w.write(session.Record{Session: "s3", Attempt: "a3", State: session.StateCreating}, false).End()
+		w.write(records.Record{Session: "s3", Attempt: "a3", State: records.StateCreating}, false).End()
 		lost := w.records.Store("lost")
 		lease, _, err := lost.Claim(t.Context(), "s4")
 		if err == nil {
-			err = lost.Save(t.Context(), lease, session.Record{Provider: "removed", Attempt: "a4", State: session.StateCreating})
+			err = lost.Save(t.Context(), lease, records.Record{Provider: "removed", Attempt: "a4", State: records.StateCreating})
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -371,7 +371,7 @@ func TestASweepOfOneProviderLeavesWhatWasInterruptedOnOthers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		w.write(session.Record{Session: "s1", Attempt: "a1", State: session.StateCreating}, false).End()
+		w.write(records.Record{Session: "s1", Attempt: "a1", State: records.StateCreating}, false).End()
 		w.cloud.listError = provider.Errorf(provider.CodeDenied, "it must not be asked")
 		good := newCloud()
 		connectors := map[string]*connect.Connector{"good": connect.New(good, "good", owner, []byte("secret"), w.store)}
@@ -384,10 +384,10 @@ func TestASweepOfOneProviderLeavesWhatWasInterruptedOnOthers(t *testing.T) {
 }
 
 // unreadable records cannot be read.
-type unreadable struct{ session.Store }
+type unreadable struct{ records.Store }
 
-func (unreadable) List(context.Context) ([]session.Record, error) {
-	return nil, &session.UnusableError{Where: "records.db", Problem: "the file is damaged"}
+func (unreadable) List(context.Context) ([]records.Record, error) {
+	return nil, &records.UnusableError{Where: "records.db", Problem: "the file is damaged"}
 }
 
 func TestNothingIsSweptWithoutTheRecords(t *testing.T) {

@@ -71,7 +71,7 @@ func TestEveryPartImportsOnlyWhatItMay(t *testing.T) {
 				forbidden = "a plugin does not know another"
 			case under(p.ImportPath, "examples") && inside:
 				forbidden = "an example shows what a stranger can do"
-			case p.ImportPath == "host/connect" && inside && !under(ours, "shared/provider", "host/session", "host/fence"):
+			case p.ImportPath == "host/connect" && inside && !under(ours, "shared/provider", "host/records", "host/fence"):
 				forbidden = "the lifecycle knows the provider contract, the records, the fence and nothing else of ours"
 			case p.ImportPath == "host/connect" && under(path, "net/http", "os", "os/exec", "github.com/hashicorp", "google.golang.org"):
 				forbidden = "the lifecycle knows no processes, configuration files, wire or HTTP"

@@ -10,7 +10,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/berth-dev/berth/host/connect"
-	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/internal/testbin"
 	"github.com/berth-dev/berth/shared/provider"
@@ -92,7 +92,7 @@ func newPlugin(b *testing.B, path, config string, mtls bool) *supervise.Plugin {
 }
 
 func newConnector(plugin *supervise.Plugin) *connect.Connector {
-	return connect.New(plugin, "bench", owner, secret, session.NewMemory().Store("bench"))
+	return connect.New(plugin, "bench", owner, secret, records.NewMemory().Store("bench"))
 }
 
 // request asks for a session as a usual configuration would.

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/berth-dev/berth/host/connect"
-	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/host/records"
 )
 
 // Many hosts at once: each session is connected by two of them.
@@ -35,10 +35,10 @@ type crowdAnswer struct {
 func runCrowdHost() int {
 	ctx := context.Background()
 	h := must(newHand("config.hcl", os.LookupEnv))
-	records := must(session.Open(ctx, session.Options{
+	store := must(records.Open(ctx, records.Options{
 		URL: os.Getenv(urlVariable), Dir: os.Getenv(dirVariable), Owner: os.Getenv(ownerVariable),
 	}))
-	c := connect.New(h, crowdProvider, os.Getenv(ownerVariable), []byte(secret), records)
+	c := connect.New(h, crowdProvider, os.Getenv(ownerVariable), []byte(secret), store)
 	var connects sync.WaitGroup
 	var printing sync.Mutex
 	for _, id := range os.Args[1:] {
@@ -54,8 +54,8 @@ func runCrowdHost() int {
 		})
 	}
 	connects.Wait()
-	_ = h.Stop(ctx)     // its end is the harness's to see
-	_ = records.Close() // likewise
+	_ = h.Stop(ctx)   // its end is the harness's to see
+	_ = store.Close() // likewise
 	return 0
 }
 

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/berth-dev/berth/host/connect"
-	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -18,7 +18,7 @@ type command struct {
 	name     string
 	args     []string
 	suspends bool // needs a provider that can
-	prepare  func(context.Context, *world, *connect.Connector, *session.SQL) error
+	prepare  func(context.Context, *world, *connect.Connector, *records.SQL) error
 }
 
 // sweepArgs sweep without any grace: what no record names goes at once.
@@ -41,13 +41,13 @@ func commandOf(name string) command {
 	return commands[slices.IndexFunc(commands, func(c command) bool { return c.name == name })]
 }
 
-func connectVictim(ctx context.Context, n *world, c *connect.Connector, _ *session.SQL) error {
+func connectVictim(ctx context.Context, n *world, c *connect.Connector, _ *records.SQL) error {
 	_, err := c.Connect(ctx, n.hand.request(victim), nil)
 	return err
 }
 
-func suspendVictim(ctx context.Context, n *world, c *connect.Connector, records *session.SQL) error {
-	if err := connectVictim(ctx, n, c, records); err != nil {
+func suspendVictim(ctx context.Context, n *world, c *connect.Connector, store *records.SQL) error {
+	if err := connectVictim(ctx, n, c, store); err != nil {
 		return err
 	}
 	_, err := c.Disconnect(ctx, victim, connect.ActionSuspend, nil)
@@ -55,31 +55,31 @@ func suspendVictim(ctx context.Context, n *world, c *connect.Connector, records 
 }
 
 // interruptVictim leaves what a host leaves that is killed between the end of a Create and its being recorded.
-func interruptVictim(ctx context.Context, n *world, _ *connect.Connector, records *session.SQL) error {
+func interruptVictim(ctx context.Context, n *world, _ *connect.Connector, store *records.SQL) error {
 	const attempt = "interrupted"
-	err := write(ctx, records, victim, func(r *session.Record) {
-		r.Provider, r.State, r.Attempt, r.CreatedAt = n.provider, session.StateCreating, attempt, time.Now()
+	err := write(ctx, store, victim, func(r *records.Record) {
+		r.Provider, r.State, r.Attempt, r.CreatedAt = n.provider, records.StateCreating, attempt, time.Now()
 	})
 	if err != nil {
 		return err
 	}
-	_, err = n.make(ctx, records, n.owner, victim, attempt)
+	_, err = n.make(ctx, store, n.owner, victim, attempt)
 	return err
 }
 
 // write writes a record, and leaves it as a host that ends then.
-func write(ctx context.Context, records *session.SQL, id string, change func(*session.Record)) error {
-	lease, record, err := records.Claim(ctx, id)
+func write(ctx context.Context, store *records.SQL, id string, change func(*records.Record)) error {
+	lease, record, err := store.Claim(ctx, id)
 	if err != nil {
 		return err
 	}
 	change(&record)
-	return records.Release(ctx, lease, record)
+	return store.Release(ctx, lease, record)
 }
 
 // make has the provider make a sandbox, as a host with these records does.
-func (n *world) make(ctx context.Context, records *session.SQL, owner, id, attempt string) (string, error) {
-	began, err := records.Began(ctx)
+func (n *world) make(ctx context.Context, store *records.SQL, owner, id, attempt string) (string, error) {
+	began, err := store.Began(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -92,22 +92,22 @@ func (n *world) make(ctx context.Context, records *session.SQL, owner, id, attem
 
 // prepareSweep leaves one of everything: an interrupted session, an orphan, a record whose sandbox is gone, and another
 // owner's sandbox.
-func prepareSweep(ctx context.Context, n *world, c *connect.Connector, records *session.SQL) error {
-	if err := interruptVictim(ctx, n, c, records); err != nil {
+func prepareSweep(ctx context.Context, n *world, c *connect.Connector, store *records.SQL) error {
+	if err := interruptVictim(ctx, n, c, store); err != nil {
 		return err
 	}
-	if _, err := n.make(ctx, records, n.owner, orphan, "forgotten"); err != nil {
+	if _, err := n.make(ctx, store, n.owner, orphan, "forgotten"); err != nil {
 		return err
 	}
-	if _, err := n.make(ctx, records, stranger+n.owner, stranger, "foreign"); err != nil {
+	if _, err := n.make(ctx, store, stranger+n.owner, stranger, "foreign"); err != nil {
 		return err
 	}
-	id, err := n.make(ctx, records, n.owner, outdated, "gone")
+	id, err := n.make(ctx, store, n.owner, outdated, "gone")
 	if err != nil {
 		return err
 	}
-	err = write(ctx, records, outdated, func(r *session.Record) {
-		r.Provider, r.State, r.SandboxID, r.CreatedAt = n.provider, session.StateRunning, id, time.Now()
+	err = write(ctx, store, outdated, func(r *records.Record) {
+		r.Provider, r.State, r.SandboxID, r.CreatedAt = n.provider, records.StateRunning, id, time.Now()
 	})
 	// A record that is younger than listings may lag behind is believed.
 	return errors.Join(err, n.age(ctx, outdated), n.hand.Destroy(ctx, provider.SandboxRef{Owner: n.owner, SandboxID: id}))
@@ -123,13 +123,13 @@ func (n *world) age(ctx context.Context, id string) error {
 
 // prepare connects the bystander and then makes the command's situation.
 func (n *world) prepare(ctx context.Context, c command) error {
-	return n.asHost(ctx, func(connector *connect.Connector, records *session.SQL) (err error) {
+	return n.asHost(ctx, func(connector *connect.Connector, store *records.SQL) (err error) {
 		if n.bystander, err = connector.Connect(ctx, n.hand.request(bystander), nil); err != nil {
 			return fmt.Errorf("connecting the bystander: %w", err)
 		}
 		if c.prepare == nil {
 			return nil
 		}
-		return c.prepare(ctx, n, connector, records)
+		return c.prepare(ctx, n, connector, store)
 	})
 }

@@ -1,9 +1,9 @@
-// Package session keeps the records of who owns which sandbox, and the leases that let one host at a time work on a
+// Package records keeps the records of who owns which sandbox, and the leases that let one host at a time work on a
 // session. Everything that costs money is written here before it is done, so that another host can finish or undo it.
 //
 // A Store is one host's way to the records: SQL (SQLite in the state directory, or PostgreSQL for many machines) or
 // Memory. Nothing secret is stored.
-package session
+package records
 
 import (
 	"context"

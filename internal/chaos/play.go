@@ -13,7 +13,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/host/records"
 )
 
 // result is how a case went. All counts should be 0.
@@ -415,14 +415,14 @@ func (n *world) live(ctx context.Context, r *result, disturbed *host) (live []bo
 	if r.action == removeFile && !r.missed {
 		return live, nil // there is nothing in the records
 	}
-	records, err := n.records(ctx)
+	store, err := n.records(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer records.Close() //nolint:contextcheck // it ends whatever it began
-	all, err := records.List(ctx)
+	defer store.Close() //nolint:contextcheck // it ends whatever it began
+	all, err := store.List(ctx)
 	for _, record := range all {
-		kept := record.State == session.StateRunning || record.State == session.StateSuspended
+		kept := record.State == records.StateRunning || record.State == records.StateSuspended
 		if kept && isThere(record.SandboxID) {
 			live = append(live, box{id: record.SandboxID, session: record.Session, owner: n.owner})
 		}

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/berth-dev/berth/host/cli"
-	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -49,19 +49,19 @@ func runHost() int {
 			g.plugin.Store(p)
 			return &steppedProvider{Plugin: p, gate: g}
 		},
-		Records: func(s session.Store) session.Store { return &steppedRecords{Store: reopened(s), gate: g} },
+		Records: func(s records.Store) records.Store { return &steppedRecords{Store: reopened(s), gate: g} },
 	}
 	return cli.MainWithHooks(os.Args[1:], os.Stdout, os.Stderr, os.LookupEnv, hooks)
 }
 
 // reopened opens the records once more where the harness wants a shorter lease than a configuration may have.
-func reopened(s session.Store) session.Store {
+func reopened(s records.Store) records.Store {
 	lease := os.Getenv(leaseVariable)
 	if lease == "" {
 		return s
 	}
 	s.Close()
-	return must(session.Open(context.Background(), session.Options{
+	return must(records.Open(context.Background(), records.Options{
 		Dir: os.Getenv(dirVariable), Owner: os.Getenv(ownerVariable), URL: os.Getenv(urlVariable), Lease: must(time.ParseDuration(lease)),
 	}))
 }
@@ -184,37 +184,37 @@ func (p *steppedProvider) Destroy(ctx context.Context, ref provider.SandboxRef) 
 
 // steppedRecords tells each call on the records.
 type steppedRecords struct {
-	session.Store
+	records.Store
 	gate *gate
 }
 
-func (s *steppedRecords) Claim(ctx context.Context, id string) (session.Lease, session.Record, error) {
-	var record session.Record
-	lease, err := pass(s.gate, "records.Claim", func() (lease session.Lease, err error) {
+func (s *steppedRecords) Claim(ctx context.Context, id string) (records.Lease, records.Record, error) {
+	var record records.Record
+	lease, err := pass(s.gate, "records.Claim", func() (lease records.Lease, err error) {
 		lease, record, err = s.Store.Claim(ctx, id)
 		return lease, err
 	})
 	return lease, record, err
 }
 
-func (s *steppedRecords) Check(ctx context.Context, lease session.Lease) error {
+func (s *steppedRecords) Check(ctx context.Context, lease records.Lease) error {
 	return passError(s.gate, "records.Check", func() error { return s.Store.Check(ctx, lease) })
 }
 
-func (s *steppedRecords) Save(ctx context.Context, lease session.Lease, record session.Record) error {
+func (s *steppedRecords) Save(ctx context.Context, lease records.Lease, record records.Record) error {
 	return passError(s.gate, "records.Save", func() error { return s.Store.Save(ctx, lease, record) })
 }
 
-func (s *steppedRecords) Release(ctx context.Context, lease session.Lease, record session.Record) error {
+func (s *steppedRecords) Release(ctx context.Context, lease records.Lease, record records.Record) error {
 	return passError(s.gate, "records.Release", func() error { return s.Store.Release(ctx, lease, record) })
 }
 
-func (s *steppedRecords) Get(ctx context.Context, id string) (session.Record, error) {
-	return pass(s.gate, "records.Get", func() (session.Record, error) { return s.Store.Get(ctx, id) })
+func (s *steppedRecords) Get(ctx context.Context, id string) (records.Record, error) {
+	return pass(s.gate, "records.Get", func() (records.Record, error) { return s.Store.Get(ctx, id) })
 }
 
-func (s *steppedRecords) List(ctx context.Context) ([]session.Record, error) {
-	return pass(s.gate, "records.List", func() ([]session.Record, error) { return s.Store.List(ctx) })
+func (s *steppedRecords) List(ctx context.Context) ([]records.Record, error) {
+	return pass(s.gate, "records.List", func() ([]records.Record, error) { return s.Store.List(ctx) })
 }
 
 func (s *steppedRecords) Forget(ctx context.Context, before time.Time) (int, error) {

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/berth-dev/berth/host/connect"
-	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/internal/testbin"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -21,12 +21,12 @@ func BenchmarkRecords(b *testing.B) {
 	ctx := context.Background()
 	dir := b.TempDir()
 	began := time.Now()
-	records, err := session.Open(ctx, session.Options{Dir: dir, Owner: owner})
+	store, err := records.Open(ctx, records.Options{Dir: dir, Owner: owner})
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() {
-		if err := records.Close(); err != nil {
+		if err := store.Close(); err != nil {
 			b.Error(err)
 		}
 	})
@@ -34,7 +34,7 @@ func BenchmarkRecords(b *testing.B) {
 	var opened figures
 	for range 20 {
 		began := time.Now()
-		again, err := session.Open(ctx, session.Options{Dir: dir, Owner: owner})
+		again, err := records.Open(ctx, records.Options{Dir: dir, Owner: owner})
 		opened = append(opened, time.Since(began))
 		if err != nil {
 			b.Fatal(err)
@@ -44,7 +44,7 @@ func BenchmarkRecords(b *testing.B) {
 		}
 	}
 
-	safe, unsafe := connect.New(plugin, "bench", owner, secret, records), newConnector(plugin)
+	safe, unsafe := connect.New(plugin, "bench", owner, secret, store), newConnector(plugin)
 	var withRecords, without figures
 	for i := range warmUps + pairs {
 		turns := []struct {

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/host/records"
 )
 
 // auditTime is how long a cloud may take to finish what it has begun.
@@ -48,9 +48,9 @@ func (n *world) compare(ctx context.Context, live []box) (found counts, notes []
 		return found, nil, err
 	}
 	note := func(format string, args ...any) { notes = append(notes, fmt.Sprintf(format, args...)) }
-	records := map[string]session.Record{}
+	bySession := map[string]records.Record{}
 	for _, record := range list {
-		records[record.Session] = record
+		bySession[record.Session] = record
 	}
 
 	sandboxes := map[string]int{} // by session
@@ -68,7 +68,7 @@ func (n *world) compare(ctx context.Context, live []box) (found counts, notes []
 			found.duplicated++
 			note("duplicated: session %s also has %s", b.session, b.id)
 		}
-		if record := records[b.session]; !record.HasSandbox() || record.SandboxID != b.id {
+		if record := bySession[b.session]; !record.HasSandbox() || record.SandboxID != b.id {
 			found.leaked++
 			note("leaked: %+v is %s; the record is %+v", b.id, b.state, record)
 		}
@@ -91,7 +91,7 @@ func (n *world) compare(ctx context.Context, live []box) (found counts, notes []
 }
 
 // disagreement says in what a record differs from the cloud.
-func disagreement(record session.Record, there map[string]box) string {
+func disagreement(record records.Record, there map[string]box) string {
 	if record.Holder != "" {
 		return "somebody still holds it"
 	}
@@ -102,7 +102,7 @@ func disagreement(record session.Record, there map[string]box) string {
 		return "it is still interrupted"
 	}
 	b, isThere := there[record.SandboxID]
-	states := map[session.State]boxState{session.StateRunning: running, session.StateSuspended: asleep}
+	states := map[records.State]boxState{records.StateRunning: running, records.StateSuspended: asleep}
 	switch {
 	case !isThere:
 		return "there is no such sandbox"

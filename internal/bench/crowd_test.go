@@ -17,7 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/berth-dev/berth/host/connect"
-	"github.com/berth-dev/berth/host/session"
+	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/internal/testbin"
 	"github.com/berth-dev/berth/shared/provider"
@@ -161,12 +161,12 @@ func connectAllRecorded(plugin *supervise.Plugin) (rounds figures, err error) {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	records, err := session.Open(context.Background(), session.Options{Dir: dir, Owner: owner})
+	store, err := records.Open(context.Background(), records.Options{Dir: dir, Owner: owner})
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, records.Close()) }()
-	connector := connect.New(plugin, "bench", owner, secret, records)
+	defer func() { err = errors.Join(err, store.Close()) }()
+	connector := connect.New(plugin, "bench", owner, secret, store)
 	for i := range crowdRounds {
 		took, err := connectAll(connector, plugin, fmt.Sprintf("recorded-%d", i), crowd)
 		if err != nil {

@@ -17,8 +17,8 @@ import (
 
 	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/host/redact"
-	"github.com/berth-dev/berth/host/session"
 	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -190,23 +190,23 @@ func (n *world) clean(ctx context.Context) (err error) {
 }
 
 // records opens the world's records as one more host.
-func (n *world) records(ctx context.Context) (*session.SQL, error) {
+func (n *world) records(ctx context.Context) (*records.SQL, error) {
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(200 * time.Millisecond) {
-		records, err := session.Open(ctx, session.Options{Dir: n.state(), Owner: n.owner, URL: n.database})
+		store, err := records.Open(ctx, records.Options{Dir: n.state(), Owner: n.owner, URL: n.database})
 		if err == nil || n.database == "" || time.Now().After(deadline) {
-			return records, err
+			return store, err
 		}
 	}
 }
 
 // asHost works as one more host does.
-func (n *world) asHost(ctx context.Context, work func(*connect.Connector, *session.SQL) error) error {
-	records, err := n.records(ctx)
+func (n *world) asHost(ctx context.Context, work func(*connect.Connector, *records.SQL) error) error {
+	store, err := n.records(ctx)
 	if err != nil {
 		return err
 	}
-	err = work(connect.New(n.hand, n.provider, n.owner, []byte(secret), records), records)
-	return errors.Join(err, records.Close()) //nolint:contextcheck // it ends whatever it began
+	err = work(connect.New(n.hand, n.provider, n.owner, []byte(secret), store), store)
+	return errors.Join(err, store.Close()) //nolint:contextcheck // it ends whatever it began
 }
 
 func (h *hand) request(id string) connect.Request {
