@@ -107,7 +107,7 @@ func (p Plugin) sources() (map[string][]byte, error) {
 func EnvPrefix(name string) string { return strings.ToUpper(strings.ReplaceAll(name, "-", "_")) }
 
 // needed are the packages outside the standard library that the starter imports.
-var needed = []string{sdkModule + "/shared/provider", sdkModule + "/shared/providertest", "github.com/hashicorp/go-hclog", "go.uber.org/goleak"}
+var needed = []string{sdkModule + "/shared/provider", sdkModule + "/shared/cloud", sdkModule + "/shared/providertest", "github.com/hashicorp/go-hclog", "go.uber.org/goleak"}
 
 // requirements makes go.mod and go.sum from those of the checkout, so that the versions are the ones the SDK is tested
 // with and everything is in the module cache that was there when the SDK was built.

@@ -1,27 +1,36 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"io"
+	"fmt"
 	"net/http"
 	"net/url"
-	"strconv"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/berth-dev/berth/shared/cloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// api speaks the cloud's HTTP API. Its errors are those of the contract: this file is where they are told apart.
-type api struct {
-	url    string
-	key    string
-	client *http.Client
+// api speaks the cloud's HTTP API: one method a call. What its errors mean is told apart in classify.
+type api struct{ *cloud.API }
+
+func newAPI(url, key string, log hclog.Logger) *api {
+	return &api{&cloud.API{
+		Cloud: "acme", Base: url, Setting: "url", Header: http.Header{"Authorization": {"Bearer " + key}},
+		Client: cloud.NewHTTPClient(log), Limit: 15 * time.Second, Retry: cloud.DefaultTimes.Retry, Classify: classify,
+	}}
 }
 
-func newAPI(url, key string) *api {
-	return &api{url: url, key: key, client: &http.Client{Transport: http.DefaultTransport.(*http.Transport).Clone()}}
+// classify corrects the class that an answer's status suggests.
+func classify(e *cloud.StatusError, suggested *provider.Error) {
+	switch e.Status {
+	case http.StatusConflict: // a name that is taken
+		suggested.Code, suggested.Retryable = provider.CodeConflict, false
+	case http.StatusUnprocessableEntity:
+		suggested.Code = provider.CodeState
+	}
 }
 
 // box is the cloud's word for a sandbox.
@@ -41,26 +50,19 @@ type grant struct {
 	Token string `json:"token"`
 }
 
-// process is what runs in a box, or ran.
-type process struct {
-	State    string   `json:"state"` // none, running or exited
-	ExitCode int      `json:"exit_code"`
-	Log      []string `json:"log"`
-}
-
-// create makes a box. A name that is taken is CodeConflict.
+// create makes a box. A name that is taken is CodeConflict. It is not repeated here: the kit looks first.
 func (a *api) create(ctx context.Context, name, size string, labels map[string]string, lifetime time.Duration) (box, error) {
-	return ask[box](ctx, a, http.MethodPost, "/v1/boxes", map[string]any{
+	return ask[box](ctx, a, cloud.Never, "creating a box", http.MethodPost, "/v1/boxes", map[string]any{
 		"name": name, "size": size, "labels": labels, "ttl_seconds": lifetime.Seconds(),
 	})
 }
 
-// get gives a box by its id or by its name. None is CodeNotFound.
+// get returns a box by its id or its name. None is CodeNotFound.
 func (a *api) get(ctx context.Context, idOrName string) (box, error) {
-	return ask[box](ctx, a, http.MethodGet, "/v1/boxes/"+url.PathEscape(idOrName), nil)
+	return ask[box](ctx, a, cloud.Always, "looking for the box", http.MethodGet, boxPath(idOrName, ""), nil)
 }
 
-// list gives all boxes with the label, of all pages. No label is all.
+// list returns all boxes with the label, of all pages. No label is all.
 func (a *api) list(ctx context.Context, label, value string) ([]box, error) {
 	var all []box
 	for after := ""; ; {
@@ -71,12 +73,12 @@ func (a *api) list(ctx context.Context, label, value string) ([]box, error) {
 		page, err := ask[struct {
 			Boxes []box  `json:"boxes"`
 			Next  string `json:"next"`
-		}](ctx, a, http.MethodGet, "/v1/boxes?"+query.Encode(), nil)
+		}](ctx, a, cloud.Always, "listing the boxes", http.MethodGet, "/v1/boxes?"+query.Encode(), nil)
 		if err != nil {
 			return nil, err
 		}
 		all = append(all, page.Boxes...)
-		if page.Next == "" {
+		if page.Next == "" || page.Next == after {
 			return all, nil
 		}
 		after = page.Next
@@ -85,112 +87,46 @@ func (a *api) list(ctx context.Context, label, value string) ([]box, error) {
 
 // resume wakes a suspended box. Its life ends after lifetime from now.
 func (a *api) resume(ctx context.Context, id string, lifetime time.Duration) (box, error) {
-	return ask[box](ctx, a, http.MethodPost, "/v1/boxes/"+url.PathEscape(id)+"/resume", map[string]any{"ttl_seconds": lifetime.Seconds()})
+	return ask[box](ctx, a, cloud.Always, "waking the box", http.MethodPost, boxPath(id, "/resume"), map[string]any{"ttl_seconds": lifetime.Seconds()})
 }
 
-func (a *api) suspend(ctx context.Context, id string) (box, error) {
-	return ask[box](ctx, a, http.MethodPost, "/v1/boxes/"+url.PathEscape(id)+"/suspend", nil)
+func (a *api) suspend(ctx context.Context, id string) error {
+	_, err := ask[box](ctx, a, cloud.Always, "suspending the box", http.MethodPost, boxPath(id, "/suspend"), nil)
+	return err
 }
 
 // renew moves the end of the box's life to lifetime from now.
 func (a *api) renew(ctx context.Context, id string, lifetime time.Duration) (box, error) {
-	return ask[box](ctx, a, http.MethodPut, "/v1/boxes/"+url.PathEscape(id)+"/ttl", map[string]any{"ttl_seconds": lifetime.Seconds()})
+	return ask[box](ctx, a, cloud.Always, "renewing the box", http.MethodPut, boxPath(id, "/ttl"), map[string]any{"ttl_seconds": lifetime.Seconds()})
 }
 
 func (a *api) destroy(ctx context.Context, id string) error {
-	_, err := ask[struct{}](ctx, a, http.MethodDelete, "/v1/boxes/"+url.PathEscape(id), nil)
+	_, err := ask[struct{}](ctx, a, cloud.Always, "destroying the box", http.MethodDelete, boxPath(id, ""), nil)
 	return err
 }
 
 // ports publishes ports of a box by name, the same ones each time.
 func (a *api) ports(ctx context.Context, id string, wanted map[string]int) (map[string]grant, error) {
-	return ask[map[string]grant](ctx, a, http.MethodPut, "/v1/boxes/"+url.PathEscape(id)+"/ports", wanted)
+	return ask[map[string]grant](ctx, a, cloud.Always, "publishing the ports", http.MethodPut, boxPath(id, "/ports"), wanted)
 }
 
-// start starts a process in a box unless one runs.
-func (a *api) start(ctx context.Context, id string, command []string, env map[string]string, workdir string) error {
-	_, err := ask[process](ctx, a, http.MethodPut, "/v1/boxes/"+url.PathEscape(id)+"/process", map[string]any{
-		"command": command, "env": env, "workdir": workdir,
+// exec runs a command in a box and returns what it printed, once it has closed its output.
+func (a *api) exec(ctx context.Context, id string, command []string, env map[string]string) (string, error) {
+	answer, err := ask[struct {
+		Output string `json:"output"`
+	}](ctx, a, cloud.Never, "running a command in the box", http.MethodPost, boxPath(id, "/exec"), map[string]any{
+		"command": command, "env": env,
 	})
-	return err
+	return answer.Output, err
 }
 
-func (a *api) process(ctx context.Context, id string) (process, error) {
-	return ask[process](ctx, a, http.MethodGet, "/v1/boxes/"+url.PathEscape(id)+"/process", nil)
+func boxPath(id, operation string) string {
+	return fmt.Sprintf("/v1/boxes/%s%s", url.PathEscape(id), operation)
 }
 
-// ask makes one request of the API.
-func ask[Answer any](ctx context.Context, a *api, method, path string, body any) (Answer, error) {
-	var answer Answer
-	encoded, err := json.Marshal(body)
-	if err != nil {
-		return answer, err
-	}
-	request, err := http.NewRequestWithContext(ctx, method, a.url+path, bytes.NewReader(encoded))
-	if err != nil {
-		return answer, err
-	}
-	request.Header.Set("Authorization", "Bearer "+a.key)
-	request.Header.Set("Content-Type", "application/json")
-	response, err := a.client.Do(request)
-	if err != nil {
-		return answer, unreachable(ctx, err)
-	}
-	defer response.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(response.Body, 16<<20))
-	switch {
-	case err != nil:
-		return answer, unreachable(ctx, err)
-	case response.StatusCode >= 300:
-		return answer, refusal(response, text)
-	}
-	if err := json.Unmarshal(text, &answer); err != nil {
-		return answer, provider.Errorf(provider.CodeUnreachable, "the cloud's answer to %s is not what it should be", method)
-	}
-	return answer, nil
-}
-
-// unreachable is for a request without an answer: what it was to do may have been done or not.
-func unreachable(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return ctx.Err() // the caller gave up: that is no fault of the cloud
-	}
-	return &provider.Error{
-		Code: provider.CodeUnreachable, Message: "the cloud's API does not answer", Retryable: true, Cause: err,
-	}
-}
-
-// refusal is for an answer that is an error.
-func refusal(response *http.Response, text []byte) error {
-	var said struct {
-		Message string `json:"message"`
-	}
-	_ = json.Unmarshal(text, &said) // an answer that is not JSON says nothing
-	e := &provider.Error{Message: "the cloud says: " + response.Status}
-	if said.Message != "" {
-		e.Message = "the cloud says: " + said.Message
-	}
-	switch response.StatusCode {
-	case http.StatusUnauthorized, http.StatusForbidden:
-		e.Code = provider.CodeDenied
-	case http.StatusNotFound:
-		e.Code = provider.CodeNotFound
-	case http.StatusConflict:
-		e.Code = provider.CodeConflict
-	case http.StatusUnprocessableEntity:
-		e.Code = provider.CodeFailed
-	case http.StatusPaymentRequired:
-		e.Code, e.Reason = provider.CodeExhausted, provider.ReasonQuota
-	case http.StatusTooManyRequests:
-		e.Code, e.Reason, e.Retryable = provider.CodeExhausted, provider.ReasonRateLimit, true
-		if seconds, err := strconv.Atoi(response.Header.Get("Retry-After")); err == nil {
-			e.RetryAfter = time.Duration(seconds) * time.Second
-		}
-	default:
-		e.Code = provider.CodeInvalid
-		if response.StatusCode >= 500 {
-			e.Code, e.Retryable = provider.CodeUnreachable, true
-		}
-	}
-	return e
+// ask makes one call of the API.
+func ask[T any](ctx context.Context, a *api, again cloud.Again, doing, method, path string, body any) (T, error) {
+	var answer T
+	_, err := a.Do(ctx, cloud.Call{Doing: doing, Method: method, Path: path, Body: body, Into: &answer, Again: again})
+	return answer, err
 }

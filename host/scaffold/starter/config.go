@@ -2,12 +2,10 @@ package main
 
 import (
 	"context"
-	"net/url"
-	"strings"
 
 	"github.com/hashicorp/go-hclog"
 
-	"github.com/berth-dev/berth/shared/provider"
+	"github.com/berth-dev/berth/shared/cloud"
 )
 
 // Config is what users may write into the config block. Schema, defaults, environment fallbacks and documentation all
@@ -20,13 +18,12 @@ type Config struct {
 
 // open makes the provider from its configuration. It asks the cloud nothing: a plugin should start at once, and
 // `berth doctor` finds out whether the cloud accepts the key.
-func open(_ context.Context, config Config, log hclog.Logger) (*Cloud, error) {
-	u, err := url.Parse(config.URL)
-	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return nil, provider.InvalidField("url", "must be an http or https URL")
+func open(_ context.Context, config Config, log hclog.Logger) (*Acme, error) {
+	var refused cloud.Refusals
+	refused.Credential("api_key", config.APIKey)
+	config.URL = refused.URL("url", config.URL, "https://api.example.com")
+	if err := refused.Err(); err != nil {
+		return nil, err
 	}
-	return &Cloud{
-		log: log, size: config.Size, api: newAPI(strings.TrimSuffix(config.URL, "/"), config.APIKey),
-		probe: provider.NewProbeClient(), asked: newThrottle(),
-	}, nil
+	return newAcme(config, log), nil
 }

@@ -58,7 +58,7 @@ func newSim(t *testing.T) *sim.Cloud {
 }
 
 // newCloud gives a provider for the simulated cloud, like a plugin process of its own.
-func newCloud(t *testing.T, simulated *sim.Cloud) *Cloud {
+func newCloud(t *testing.T, simulated *sim.Cloud) *Acme {
 	t.Helper()
 	c, err := open(t.Context(), Config{APIKey: key, URL: simulated.URL, Size: "small"}, hclog.NewNullLogger())
 	if err != nil {
@@ -68,7 +68,7 @@ func newCloud(t *testing.T, simulated *sim.Cloud) *Cloud {
 	return c
 }
 
-func setup(t *testing.T) (*sim.Cloud, *Cloud) {
+func setup(t *testing.T) (*sim.Cloud, *Acme) {
 	t.Helper()
 	simulated := newSim(t)
 	return simulated, newCloud(t, simulated)
@@ -80,7 +80,7 @@ func createRequest(session string) provider.CreateRequest {
 	}
 }
 
-func create(t *testing.T, c *Cloud, session string) provider.Sandbox {
+func create(t *testing.T, c *Acme, session string) provider.Sandbox {
 	t.Helper()
 	sandbox, err := c.Create(t.Context(), createRequest(session))
 	if err != nil {
@@ -89,7 +89,7 @@ func create(t *testing.T, c *Cloud, session string) provider.Sandbox {
 	return sandbox
 }
 
-func start(t *testing.T, c *Cloud, sandbox provider.Sandbox) provider.Endpoints {
+func start(t *testing.T, c *Acme, sandbox provider.Sandbox) provider.Endpoints {
 	t.Helper()
 	endpoints, err := c.StartServer(t.Context(), startRequest(sandbox, testServer()))
 	if err != nil {
@@ -108,7 +108,7 @@ func pingRequest(sandbox provider.Sandbox, endpoints provider.Endpoints) provide
 	}
 }
 
-func list(t *testing.T, c *Cloud) []provider.Sandbox {
+func list(t *testing.T, c *Acme) []provider.Sandbox {
 	t.Helper()
 	sandboxes, err := c.List(t.Context(), provider.ListRequest{Owner: owner})
 	if err != nil {
@@ -126,7 +126,7 @@ func wantCode(t *testing.T, err error, code provider.Code) *provider.Error {
 }
 
 // awaitPing pings until there is an answer that ends a wait.
-func awaitPing(t *testing.T, c *Cloud, request provider.PingRequest) provider.PingResult {
+func awaitPing(t *testing.T, c *Acme, request provider.PingRequest) provider.PingResult {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		result, err := c.Ping(t.Context(), request)

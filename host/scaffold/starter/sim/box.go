@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	rng "math/rand/v2"
 	"net"
 	"net/http"
@@ -12,7 +13,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
-	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -30,7 +31,7 @@ type box struct {
 	timer     *time.Timer // ends it
 	suspended bool
 	grants    map[string]grant // its ports by name
-	server    *server          // the last one, nil before the first
+	processes []*process
 }
 
 // view is a box as the API shows it.
@@ -145,19 +146,17 @@ func (c *Cloud) portOf(r *http.Request) (port int, token string) {
 	return 0, ""
 }
 
-// server is a process in a box.
-type server struct {
+// process is a command that was run in a box, and whatever it has left running.
+type process struct {
 	command *exec.Cmd
-	log     string
 	ended   chan struct{}
 }
 
-// start starts the box's server unless one runs.
-func (c *Cloud) start(b *box, r *http.Request) (any, error) {
+// exec runs a command in a box and answers what it printed, once it has closed its output: it may go on after that.
+func (c *Cloud) exec(b *box, r *http.Request) (any, error) {
 	body, err := decode[struct {
 		Command []string          `json:"command"`
 		Env     map[string]string `json:"env"`
-		Workdir string            `json:"workdir"`
 	}](r)
 	switch {
 	case err != nil:
@@ -166,72 +165,48 @@ func (c *Cloud) start(b *box, r *http.Request) (any, error) {
 		return nil, refuse(http.StatusBadRequest, "no command")
 	case b.state() != "running":
 		return nil, refuse(http.StatusUnprocessableEntity, "the box is %s", b.state())
-	case b.server != nil && !b.server.exited():
-		return b.process(), nil
 	}
-	log, err := os.Create(filepath.Join(b.dir, "server.log"))
+	output, write, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
-	defer log.Close()
+	defer output.Close()
 	command := exec.Command(body.Command[0], body.Command[1:]...) //nolint:noctx // it lives as long as the box
-	command.Dir, command.Stdout, command.Stderr = b.dir, log, log
-	if body.Workdir != "" {
-		command.Dir = body.Workdir
-	}
+	command.Dir, command.Stdout = b.dir, write
 	command.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + b.dir}
 	for name, value := range body.Env {
 		command.Env = append(command.Env, name+"="+value)
 	}
 	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // so that what it starts ends with it
-	if err := command.Start(); err != nil {
+	err = command.Start()
+	write.Close()
+	if err != nil {
 		return nil, refuse(http.StatusUnprocessableEntity, "the command does not start: %v", err)
 	}
-	started := &server{command: command, log: log.Name(), ended: make(chan struct{})}
+	p := &process{command: command, ended: make(chan struct{})}
 	go func() {
-		_ = command.Wait() // its exit code is in ProcessState
-		close(started.ended)
+		_ = command.Wait()
+		close(p.ended)
 	}()
-	b.server = started
-	return b.process(), nil
+	b.processes = append(slices.DeleteFunc(b.processes, (*process).exited), p)
+	text, err := io.ReadAll(output)
+	return map[string]string{"output": string(text)}, err
 }
 
-func (s *server) exited() bool {
+func (p *process) exited() bool {
 	select {
-	case <-s.ended:
+	case <-p.ended:
 		return true
 	default:
 		return false
 	}
 }
 
-// kill ends the box's server and waits for its end.
+// kill ends everything in the box and waits for its end.
 func (b *box) kill() {
-	if b.server != nil {
-		_ = syscall.Kill(-b.server.command.Process.Pid, syscall.SIGKILL) // it may have ended already
-		<-b.server.ended
+	for _, p := range b.processes {
+		_ = syscall.Kill(-p.command.Process.Pid, syscall.SIGKILL) // it may have ended already
+		<-p.ended
 	}
-}
-
-const logLines = 200
-
-// process is the box's server as the API shows it.
-func (b *box) process() any {
-	shown := struct {
-		State    string   `json:"state"`
-		ExitCode int      `json:"exit_code"`
-		Log      []string `json:"log"`
-	}{State: "none"}
-	if b.server == nil {
-		return shown
-	}
-	shown.State = "running"
-	if b.server.exited() {
-		shown.State, shown.ExitCode = "exited", b.server.command.ProcessState.ExitCode()
-	}
-	if text, err := os.ReadFile(b.server.log); err == nil && len(text) > 0 {
-		lines := strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
-		shown.Log = lines[max(0, len(lines)-logLines):]
-	}
-	return shown
+	b.processes = nil
 }

@@ -100,8 +100,7 @@ func (c *Cloud) routes() http.Handler {
 		"POST /v1/boxes/{id}/resume":  c.one(c.resume),
 		"PUT /v1/boxes/{id}/ttl":      c.one(c.renew),
 		"PUT /v1/boxes/{id}/ports":    c.one(c.publish),
-		"PUT /v1/boxes/{id}/process":  c.one(c.start),
-		"GET /v1/boxes/{id}/process":  c.one(func(b *box, _ *http.Request) (any, error) { return b.process(), nil }),
+		"POST /v1/boxes/{id}/exec":    c.one(c.exec),
 	} {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { c.serve(w, r, answer) })
 	}
@@ -254,7 +253,7 @@ func (c *Cloud) destroy(b *box, _ *http.Request) (any, error) {
 
 func (c *Cloud) suspend(b *box, _ *http.Request) (any, error) {
 	b.kill()
-	b.server, b.suspended = nil, true
+	b.suspended = true
 	return b.view(), nil
 }
 

@@ -1,0 +1,189 @@
+package cloud
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// Attach is provider.Provider.Attach.
+func (p *Provider[B]) Attach(ctx context.Context, req provider.AttachRequest) (provider.Sandbox, error) {
+	if req.Lifetime <= 0 {
+		req.Lifetime = defaultLifetime
+	}
+	present, err := p.find(ctx, req.Owner, req.Session)
+	if err != nil {
+		return provider.Sandbox{}, err
+	}
+	if present, err = p.prefer(ctx, present, req); err != nil {
+		return provider.Sandbox{}, err
+	}
+	sandbox, err := p.adopt(ctx, present, req.Lifetime)
+	switch {
+	case provider.CodeOf(err) == provider.CodeNotFound && req.SandboxID != "":
+		return provider.Sandbox{}, Gone(req.SandboxID, "")
+	case provider.CodeOf(err) == provider.CodeNotFound:
+		return provider.Sandbox{}, provider.Errorf(provider.CodeNotFound, "session %q has no sandbox in %s", req.Session, p.options.Name)
+	case err != nil:
+		return provider.Sandbox{}, err
+	}
+	if sandbox.Origin == provider.OriginAttached {
+		ref := provider.SandboxRef{Owner: req.Owner, SandboxID: sandbox.ID}
+		if box, known := p.recall(ref); known {
+			if endpoints, err := p.endpoints(ctx, box, req.Server, p.portOf(req.Server)); err == nil {
+				sandbox.Endpoints = &endpoints
+			}
+		}
+	}
+	return sandbox, nil
+}
+
+// find returns the session's sandboxes that have not ended: running ones first, then the oldest first.
+func (p *Provider[B]) find(ctx context.Context, owner, session string) ([]B, error) {
+	found, err := p.cloud.Find(ctx, owner, session)
+	if err != nil {
+		return nil, err
+	}
+	present := found[:0:0]
+	for _, box := range found {
+		s := p.cloud.Describe(box)
+		if s.State == provider.StateGone {
+			continue
+		}
+		if err := owned(s, owner, session); err != nil {
+			return nil, err
+		}
+		present = append(present, box)
+	}
+	slices.SortFunc(present, func(a, b B) int {
+		x, y := p.cloud.Describe(a), p.cloud.Describe(b)
+		switch runs := x.State == provider.StateRunning; {
+		case runs != (y.State == provider.StateRunning) && runs, runs == (y.State == provider.StateRunning) && older(x, y):
+			return -1
+		}
+		return 1
+	})
+	return present, nil
+}
+
+func older(a, b provider.Sandbox) bool {
+	if !a.CreatedAt.Equal(b.CreatedAt) {
+		return a.CreatedAt.Before(b.CreatedAt)
+	}
+	return a.ID < b.ID
+}
+
+func oldestOf[B any](c Cloud[B], boxes []B) *B {
+	var oldest *B
+	for i := range boxes {
+		if oldest == nil || older(c.Describe(boxes[i]), c.Describe(*oldest)) {
+			oldest = &boxes[i]
+		}
+	}
+	return oldest
+}
+
+// prefer puts the sandbox that the request names before the others. A listing may not show it yet.
+func (p *Provider[B]) prefer(ctx context.Context, present []B, req provider.AttachRequest) ([]B, error) {
+	if req.SandboxID == "" {
+		return present, nil
+	}
+	known := slices.IndexFunc(present, func(box B) bool { return p.cloud.Describe(box).ID == req.SandboxID })
+	if known >= 0 {
+		box := present[known]
+		return slices.Insert(slices.Delete(present, known, known+1), 0, box), nil
+	}
+	box, err := p.Own(ctx, provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
+	switch {
+	case provider.CodeOf(err) == provider.CodeNotFound:
+		return present, nil
+	case err != nil:
+		return nil, err
+	}
+	if err := owned(p.cloud.Describe(box), req.Owner, req.Session); err != nil {
+		return nil, err
+	}
+	return slices.Insert(present, 0, box), nil
+}
+
+// adopt takes the first of the sandboxes into use that is still there. None is CodeNotFound.
+func (p *Provider[B]) adopt(ctx context.Context, present []B, lifetime time.Duration) (provider.Sandbox, error) {
+	for _, box := range present {
+		box, woken, err := p.bringUp(ctx, box, lifetime)
+		if finder, asks := p.cloud.(Finder[B]); asks && err == nil {
+			box, woken, err = finder.Found(ctx, box, woken, lifetime)
+		}
+		if provider.CodeOf(err) == provider.CodeNotFound {
+			continue
+		}
+		if err != nil {
+			return provider.Sandbox{}, err
+		}
+		if woken {
+			p.Forget(p.cloud.Describe(box).ID) // its server may be gone with its other processes
+			p.remember(box)
+			return p.result(box, provider.OriginWoken), nil
+		}
+		p.remember(box)
+		return p.result(box, provider.OriginAttached), nil
+	}
+	return provider.Sandbox{}, provider.Errorf(provider.CodeNotFound, "the session has no sandbox in %s", p.options.Name)
+}
+
+// mostWakes is how often a sandbox is woken that falls asleep again on its way.
+const mostWakes = 3
+
+// bringUp waits until a sandbox runs, and wakes it if it sleeps.
+func (p *Provider[B]) bringUp(ctx context.Context, box B, lifetime time.Duration) (_ B, woken bool, err error) {
+	wakes, looks := 0, 0
+	for {
+		s := p.cloud.Describe(box)
+		next := box
+		switch s.State {
+		case provider.StateRunning:
+			return box, woken, nil
+		case provider.StateGone:
+			return box, woken, Gone(s.ID, s.Detail)
+		case provider.StateSuspended, provider.StateFailed:
+			if wakes++; wakes > mostWakes {
+				return box, woken, &provider.Error{
+					Code: provider.CodeFailed, SandboxID: s.ID, Message: fmt.Sprintf("the sandbox %s does not wake: it is %s", s.ID, s.Detail),
+				}
+			}
+			woken = true
+			next, err = p.cloud.Wake(ctx, box, lifetime)
+		default:
+			next, err = p.await(ctx, box, looks)
+			looks++
+		}
+		switch {
+		case ctx.Err() != nil && err != nil:
+			e := Ended(ctx, "waiting until the sandbox runs")
+			e.Message += fmt.Sprintf(": the sandbox %s is %s", s.ID, s.Detail)
+			if s.State == provider.StateUnknown {
+				e.Message += ", a state that this plugin does not know"
+			}
+			e.SandboxID = s.ID
+			return box, woken, e
+		case err != nil:
+			return box, woken, About(err, s.ID)
+		}
+		box = next
+	}
+}
+
+// await looks at a sandbox that is on its way: at first at once, because the answer to a create may show it as it was before.
+func (p *Provider[B]) await(ctx context.Context, box B, looks int) (B, error) {
+	if waiter, able := p.cloud.(Waiter[B]); able {
+		return waiter.Await(ctx, box)
+	}
+	if looks > 0 {
+		pause := min(p.times.Poll<<min(looks/2, 10), p.times.PollMost)
+		Pause(ctx, pause/2+rand.N(pause/2+1))
+	}
+	return p.cloud.Look(ctx, p.cloud.Describe(box).ID)
+}

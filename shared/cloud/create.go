@@ -1,0 +1,264 @@
+package cloud
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// Create is provider.Provider.Create.
+func (p *Provider[B]) Create(ctx context.Context, req provider.CreateRequest) (provider.Sandbox, error) {
+	if req.Lifetime <= 0 {
+		req.Lifetime = defaultLifetime
+	}
+	if !p.options.UniqueNames {
+		present, err := p.find(ctx, req.Owner, req.Session)
+		if err != nil {
+			return provider.Sandbox{}, err
+		}
+		if sandbox, err := p.adopt(ctx, present, req.Lifetime); provider.CodeOf(err) != provider.CodeNotFound {
+			return sandbox, unnamed(err)
+		}
+	}
+	c := &creation[B]{Provider: p, req: req, name: provider.SandboxName(req.Owner, req.Session)}
+	sandbox, err := c.create(ctx)
+	if err != nil {
+		return provider.Sandbox{}, c.undo(ctx, err)
+	}
+	return sandbox, nil
+}
+
+// unnamed takes the sandbox out of an error of Create, where it would mean that Create made it.
+func unnamed(err error) error {
+	if err == nil {
+		return nil
+	}
+	e := *provider.AsError(err)
+	e.SandboxID = ""
+	return &e
+}
+
+// creation is one Create under way.
+type creation[B any] struct {
+	*Provider[B]
+	name string
+	req  provider.CreateRequest
+
+	made    *B   // what this Create has made
+	unclear bool // a call went out whose effect is not known
+}
+
+func (c *creation[B]) create(ctx context.Context) (provider.Sandbox, error) {
+	box, err := c.make(ctx)
+	if err != nil {
+		return provider.Sandbox{}, err
+	}
+	if c.made == nil {
+		return c.adopt(ctx, []B{box}, c.req.Lifetime)
+	}
+	box, _, err = c.bringUp(ctx, box, c.req.Lifetime)
+	if err != nil {
+		return provider.Sandbox{}, err
+	}
+	c.made = &box
+	if !c.options.UniqueNames {
+		return c.giveWay(ctx, box)
+	}
+	c.remember(box)
+	return c.result(box, provider.OriginCreated), nil
+}
+
+func (p *Provider[B]) result(box B, origin provider.Origin) provider.Sandbox {
+	s := p.cloud.Describe(box)
+	s.Origin = origin
+	return s
+}
+
+// make makes the sandbox, or returns the one that has its name.
+func (c *creation[B]) make(ctx context.Context) (B, error) {
+	var none B
+	wait := c.times.Retry.First
+	for began, try := time.Now(), 1; ; try++ {
+		box, err := c.cloud.Make(ctx, c.name, c.req)
+		if err == nil {
+			c.made = &box
+			return box, nil
+		}
+		e := provider.AsError(err)
+		taken := e.Code == provider.CodeConflict && c.options.UniqueNames
+		lost := MayHaveWorked(e)
+		c.unclear = c.unclear || lost
+		if (taken || lost) && ctx.Err() == nil {
+			c.log.Debug("a create had no clear answer: looking for what it made", "attempt", c.req.Attempt, "error", e.Message)
+			found, err := c.look(ctx)
+			if err != nil {
+				return none, err // asking again blindly could make a second one
+			}
+			if found != nil {
+				return *found, nil
+			}
+			// There is none, or none yet that can be seen. Asking again makes no second one: the name, or the attempt, forbids it.
+		}
+		again := taken && time.Since(began) < c.times.Taken || !taken && (lost || e.Retryable) && try < c.times.Retry.Tries
+		switch {
+		case !again && taken:
+			return none, &provider.Error{
+				Code: provider.CodeState, Retryable: true, Message: fmt.Sprintf("the name %s is taken by a sandbox that does not run", c.name),
+			}
+		case !again || e.RetryAfter > c.times.Retry.Longest || ctx.Err() != nil:
+			return none, e
+		case !Pause(ctx, max(wait, e.RetryAfter)):
+			return none, Ended(ctx, "creating the sandbox")
+		}
+		wait = min(2*wait, c.times.Retry.Most)
+	}
+}
+
+// look looks for what a call made that had no clear answer, or for what has the name. It returns nil if there is neither.
+func (c *creation[B]) look(ctx context.Context) (*B, error) {
+	for began := time.Now(); ; {
+		present, err := c.find(ctx, c.req.Owner, c.req.Session)
+		if err != nil {
+			return nil, err
+		}
+		for _, box := range present {
+			switch {
+			case c.unclear && c.cloud.Describe(box).Attempt == c.req.Attempt:
+				c.made = &box
+				return &box, nil
+			case c.options.UniqueNames:
+				c.unclear = false
+				return &box, nil
+			}
+		}
+		if c.options.UniqueNames || time.Since(began) >= c.times.Lost || !Pause(ctx, c.times.Lost/5) {
+			return nil, nil
+		}
+	}
+}
+
+// giveWay lets one sandbox remain where several processes made one for the same session at the same time. Each process
+// removes its own only: one that is not the oldest, which all see alike. Listings lag, so it looks until its own is listed:
+// by then every older one is too. Should they be listed in another order than they were made in, so that the maker of the
+// younger one saw no reason to give way, the maker of the older one does after a while.
+func (c *creation[B]) giveWay(ctx context.Context, made B) (provider.Sandbox, error) {
+	mine := c.cloud.Describe(made)
+	for began := time.Now(); ; {
+		present, err := c.find(ctx, c.req.Owner, c.req.Session)
+		if err != nil {
+			return provider.Sandbox{}, err
+		}
+		listed := false
+		var rivals []B
+		for _, box := range present {
+			s := c.cloud.Describe(box)
+			switch {
+			case s.ID == mine.ID:
+				mine, listed = s, true
+			case s.Attempt == c.req.Attempt: // an earlier try of this very call, seen late
+				if err := c.cloud.Remove(ctx, box); err != nil {
+					return provider.Sandbox{}, err
+				}
+			default:
+				rivals = append(rivals, box)
+			}
+		}
+		late := time.Since(began) > c.times.Rivals
+		if len(rivals) == 0 && (listed || late) {
+			c.remember(made)
+			return c.result(made, provider.OriginCreated), nil
+		}
+		if oldest := oldestOf(c.cloud, rivals); oldest != nil && (listed && older(c.cloud.Describe(*oldest), mine) || late) {
+			sandbox, err := c.adopt(ctx, []B{*oldest}, c.req.Lifetime)
+			switch provider.CodeOf(err) {
+			case "":
+				c.log.Debug("another sandbox of the session is older", "stays", sandbox.ID, "goes", mine.ID)
+				return sandbox, c.cloud.Remove(ctx, made)
+			case provider.CodeNotFound: // it has given way meanwhile
+			default:
+				return provider.Sandbox{}, err
+			}
+		}
+		if !Pause(ctx, c.times.Rivals/20) {
+			return provider.Sandbox{}, Ended(ctx, "creating the sandbox")
+		}
+	}
+}
+
+// undo removes what this Create made or may have made, and returns cause as the error to report.
+func (c *creation[B]) undo(ctx context.Context, cause error) error {
+	failure := *provider.AsError(cause)
+	failure.SandboxID = ""
+	if c.made == nil && !c.unclear {
+		return &failure
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.times.Undo)
+	defer cancel()
+	left, err := c.removeMade(ctx)
+	switch {
+	case err == nil:
+	case left != "":
+		failure.SandboxID = left
+		failure.Message += fmt.Sprintf("; and removing the sandbox %s again failed: %v", left, err)
+	default: // the class must not say that nothing can have been made
+		failure.Code, failure.Retryable = provider.CodeUnreachable, true
+		failure.Message += fmt.Sprintf("; a sandbox named %s may be left: %v", c.name, err)
+	}
+	return &failure
+}
+
+// removeMade removes every sandbox of this attempt. It looks for as long as a call that was cut off may still have its
+// effect, unless it knows what was made. It returns the id of what it could not remove.
+func (c *creation[B]) removeMade(ctx context.Context) (left string, err error) {
+	if c.made != nil && !c.unclear {
+		return c.cloud.Describe(*c.made).ID, c.cloud.Remove(ctx, *c.made)
+	}
+	removed := map[string]bool{}
+	if c.made != nil {
+		id := c.cloud.Describe(*c.made).ID
+		if err := c.cloud.Remove(ctx, *c.made); err != nil {
+			return id, err
+		}
+		removed[id] = true
+	}
+	for began := time.Now(); ; {
+		mine, err := c.ofAttempt(ctx)
+		if err != nil {
+			return "", err
+		}
+		for _, box := range mine {
+			id := c.cloud.Describe(box).ID
+			if removed[id] {
+				continue
+			}
+			if err := c.cloud.Remove(ctx, box); err != nil {
+				return id, err
+			}
+			removed[id] = true
+		}
+		if len(removed) > 0 && c.options.UniqueNames || time.Since(began) >= c.times.Lost {
+			return "", nil
+		}
+		if !Pause(ctx, c.times.Lost/5) {
+			return "", Ended(ctx, "looking for the sandbox")
+		}
+	}
+}
+
+// ofAttempt returns what this attempt has made. Where a name is found only once its sandbox runs, it may be listed before.
+func (c *creation[B]) ofAttempt(ctx context.Context) ([]B, error) {
+	present, err := c.cloud.Find(ctx, c.req.Owner, c.req.Session)
+	if err == nil && len(present) == 0 {
+		present, err = c.cloud.List(ctx, provider.ListRequest{Owner: c.req.Owner, Session: c.req.Session})
+	}
+	var mine []B
+	for _, box := range present {
+		s := c.cloud.Describe(box)
+		if s.Attempt == c.req.Attempt && s.State != provider.StateGone && owned(s, c.req.Owner, c.req.Session) == nil {
+			mine = append(mine, box)
+		}
+	}
+	return mine, err
+}

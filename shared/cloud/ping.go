@@ -1,0 +1,207 @@
+package cloud
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// watch is what is remembered of a sandbox whose server was started by this process or does not answer.
+type watch struct {
+	launched time.Time // when this process started the server; zero if it did not
+	failing  time.Time // since when the server does not answer; zero before
+	server   time.Time // when its process was last looked at
+	cloud    time.Time // when the cloud was last asked about the sandbox
+}
+
+// serverDue reports whether the server's process may be looked at now.
+func (w watch) serverDue(now time.Time, t Times) bool {
+	gap := t.LookServer
+	switch {
+	case !w.launched.IsZero():
+		gap = min(gap, max(t.FirstLook, w.server.Sub(w.launched)))
+		if w.server.IsZero() {
+			return now.Sub(w.launched) >= gap
+		}
+	case w.failing.IsZero() || now.Sub(w.failing) < t.Patience:
+		return false
+	}
+	return now.Sub(w.server) >= gap
+}
+
+// cloudDue reports whether the cloud may be asked about the sandbox now. A server that refuses us is a reason at once:
+// one that boots does not do that.
+func (w watch) cloudDue(now time.Time, t Times, denied bool) bool {
+	long := !w.failing.IsZero() && now.Sub(w.failing) >= t.Patience
+	return (long || denied) && now.Sub(w.cloud) >= t.LookCloud
+}
+
+// Ping is provider.Provider.Ping. Only a server that keeps silent makes it look at the server's process, and only if that
+// cannot be done, or the server refuses us, does it ask the cloud, seldom.
+func (p *Provider[B]) Ping(ctx context.Context, req provider.PingRequest) (provider.PingResult, error) {
+	if ctx.Err() != nil {
+		return provider.PingResult{}, Ended(ctx, "the ping")
+	}
+	probing, cancel := p.leaveTime(ctx, req.SandboxID)
+	result := provider.Probe(probing, p.probe, p.probeEndpoint(req.Endpoint), req.Health)
+	cancel()
+	if result.Status == provider.PingAlive {
+		p.noteAlive(req.SandboxID)
+		return result, nil
+	}
+	return p.judge(ctx, req, result)
+}
+
+// leaveTime halves the time for a probe that is to be followed by a look, so that a server which hangs leaves some.
+func (p *Provider[B]) leaveTime(ctx context.Context, id string) (context.Context, context.CancelFunc) {
+	p.mutex.Lock()
+	w := p.watches[id]
+	due := w != nil && (w.serverDue(time.Now(), p.times) || w.cloudDue(time.Now(), p.times, false))
+	p.mutex.Unlock()
+	deadline, limited := ctx.Deadline()
+	if !limited || !due {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, time.Until(deadline)/2)
+}
+
+func (p *Provider[B]) probeEndpoint(e provider.Endpoint) provider.Endpoint {
+	if len(p.options.ProbeHeaders) > 0 {
+		headers := maps.Clone(p.options.ProbeHeaders)
+		maps.Copy(headers, e.Headers)
+		e.Headers = headers
+	}
+	return e
+}
+
+// judge finds out about a server that does not answer. What cannot be found out leaves the answer as it is.
+func (p *Provider[B]) judge(ctx context.Context, req provider.PingRequest, result provider.PingResult) (provider.PingResult, error) {
+	denied := result.Status == provider.PingDenied
+	box, known := p.recall(provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
+	if known && !denied && p.takeServerLook(req.SandboxID) {
+		if said, err := p.runOnce(ctx, box, lookScript()); err == nil {
+			return judgeServer(said, result), nil
+		}
+	}
+	if !p.takeCloudLook(req.SandboxID, denied) {
+		return result, nil
+	}
+	box, verdict := p.judgeSandbox(ctx, req, result)
+	switch {
+	case verdict != nil:
+		return *verdict, nil
+	case denied:
+		if denier, able := p.cloud.(Denier[B]); able {
+			if why := denier.Denied(ctx, box, req.Endpoint); why != "" {
+				result.Reason += " (" + why + ")"
+			}
+		}
+	case !known: // another process started the server
+		if said, err := p.runOnce(ctx, box, lookScript()); err == nil {
+			return judgeServer(said, result), nil
+		}
+	}
+	return result, nil
+}
+
+// judgeSandbox asks the cloud about the sandbox. It returns the answer to give, or nil if the sandbox runs.
+func (p *Provider[B]) judgeSandbox(ctx context.Context, req provider.PingRequest, result provider.PingResult) (B, *provider.PingResult) {
+	answer := func(status provider.PingStatus, format string, args ...any) *provider.PingResult {
+		return &provider.PingResult{Status: status, Reason: fmt.Sprintf(format, args...)}
+	}
+	box, err := p.cloud.Look(ctx, req.SandboxID)
+	if provider.CodeOf(err) == provider.CodeNotFound {
+		p.Forget(req.SandboxID)
+		return box, answer(provider.PingGone, "%s", Gone(req.SandboxID, "").Message)
+	}
+	if err != nil {
+		result.Reason += fmt.Sprintf(" (%v)", err)
+		return box, &result
+	}
+	s := p.cloud.Describe(box)
+	if owned(s, req.Owner, "") != nil {
+		return box, answer(provider.PingDenied, "the sandbox belongs to another owner")
+	}
+	switch s.State {
+	case provider.StateRunning:
+		p.remember(box)
+		return box, nil
+	case provider.StateSuspended:
+		p.Forget(s.ID)
+		return box, answer(provider.PingStopped, "the sandbox is %s", s.Detail)
+	case provider.StateGone, provider.StateFailed:
+		p.Forget(s.ID)
+		return box, answer(provider.PingGone, "the sandbox has ended: %s", s.Detail)
+	}
+	result.Reason += fmt.Sprintf(" (the sandbox is %s)", s.Detail)
+	return box, &result
+}
+
+// judgeServer reads what a sandbox says of the server.
+func judgeServer(said report, result provider.PingResult) provider.PingResult {
+	switch said.state {
+	case "exited":
+		e := said.exited("")
+		return provider.PingResult{Status: provider.PingExited, Reason: e.Message, ExitCode: e.ExitCode, LogTail: e.LogTail}
+	case "none":
+		result.Reason += " (no server was started)"
+	}
+	return result
+}
+
+// noteLaunch notes that a server was started: how an earlier one failed counts no more.
+func (p *Provider[B]) noteLaunch(id string) {
+	p.changeWatch(id, func(w *watch) { *w = watch{launched: time.Now()} })
+}
+
+func (p *Provider[B]) noteAlive(id string) {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	delete(p.watches, id)
+}
+
+// takeServerLook notes a failure, and reports whether it is time to look at the server's process. Then nobody else looks for
+// a while.
+func (p *Provider[B]) takeServerLook(id string) (take bool) {
+	p.changeWatch(id, func(w *watch) {
+		now := time.Now()
+		if w.failing.IsZero() {
+			w.failing = now
+		}
+		if take = w.serverDue(now, p.times); take {
+			w.server = now
+		}
+	})
+	return take
+}
+
+// takeCloudLook is takeServerLook for a call of the cloud's API.
+func (p *Provider[B]) takeCloudLook(id string, denied bool) (take bool) {
+	p.changeWatch(id, func(w *watch) {
+		now := time.Now()
+		if w.failing.IsZero() {
+			w.failing = now
+		}
+		if take = w.cloudDue(now, p.times, denied); take {
+			w.cloud = now
+		}
+	})
+	return take
+}
+
+func (p *Provider[B]) changeWatch(id string, change func(*watch)) {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	w := p.watches[id]
+	if w == nil {
+		if len(p.watches) >= remembered {
+			clear(p.watches)
+		}
+		w = &watch{}
+		p.watches[id] = w
+	}
+	change(w)
+}
