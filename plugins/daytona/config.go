@@ -78,4 +78,10 @@ func (c *Config) check() error {
 func (c *Config) token() string { return cmp.Or(c.JWTToken, c.APIKey) }
 
 // minutes rounds up: the cloud counts in whole minutes, and takes 0 for something else.
-func minutes(d time.Duration) int32 { return int32(max(1, (d+time.Minute-1)/time.Minute)) }
+func minutes(d time.Duration) int32 {
+	whole := d / time.Minute
+	if d%time.Minute > 0 {
+		whole++
+	}
+	return int32(max(1, whole))
+}
