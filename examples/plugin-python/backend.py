@@ -31,7 +31,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Callable, Iterator
 
 CANCEL_TIME = 0.03  # seconds after which a cancelled call is known to be one
-SETTLE_TIME = 0.15  # seconds after its start in which a server shows whether it dies at once
 KILL_TIME = 5.0  # seconds the kernel may take to end what was killed
 MAX_LIFETIME = 10 * 365 * 86400.0
 PORTS = range(20000, 32000)  # below those that the kernel gives to outgoing connections
@@ -57,14 +56,6 @@ class Suspended(Exception):
 
 class NotStarted(Exception):
     """The server could not be started. The text says why."""
-
-
-class Exited(Exception):
-    """The server ended right after its start."""
-
-    def __init__(self, exit_code: int | None, log_tail: list[str]):
-        super().__init__()
-        self.exit_code, self.log_tail = exit_code, log_tail
 
 
 @dataclass
@@ -191,7 +182,8 @@ class Backend:
 
     def start_server(self, owner: str, id: str, command: list[str], env: dict[str, str], workdir: str,
                      extra_ports: list[str], check: Check) -> Sandbox:
-        """Starts the server unless one runs. The running one stays, whatever its command."""
+        """Starts the server unless one runs, and returns without waiting for it. A running server stays, even if its
+        command differs from the one requested."""
         with self._hold(owner, id, check) as sandbox:
             if sandbox.suspended:
                 raise Suspended
@@ -199,7 +191,6 @@ class Backend:
                 return sandbox
             self._choose_ports(sandbox, extra_ports, check)
             self._launch(sandbox, command, env, workdir)
-            self._settle(sandbox, check)
             return sandbox
 
     def server_up(self, sandbox: Sandbox) -> bool:
@@ -351,20 +342,6 @@ class Backend:
             self._forget_server(sandbox)
             raise NotStarted(problem or "its keeper died")
         threading.Thread(target=keeper.wait, daemon=True).start()  # leaves no zombie
-
-    def _settle(self, sandbox: Sandbox, check: Check) -> None:
-        """Looks once more a moment later, or until the server accepts connections: it may die at once."""
-        end = time.monotonic() + SETTLE_TIME
-        while time.monotonic() < end and self.server_up(sandbox):
-            try:
-                socket.create_connection(("127.0.0.1", sandbox.port), timeout=SETTLE_TIME).close()
-                break
-            except OSError:
-                check()
-                time.sleep(0.005)
-        ended = self.server_end(sandbox)
-        if ended:
-            raise Exited(*ended)
 
     def _forget_server(self, sandbox: Sandbox) -> None:
         """Forgets how the last server ended. None runs."""

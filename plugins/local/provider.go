@@ -106,7 +106,8 @@ func none(req provider.AttachRequest) error {
 	return provider.Errorf(provider.CodeNotFound, "session %q has no sandbox on this machine", req.Session)
 }
 
-// StartServer starts the server unless one runs. The running one stays, whatever its command.
+// StartServer starts the server unless one runs, and returns without waiting for it. A running server stays, even if
+// its command differs from the one requested.
 func (l *Local) StartServer(ctx context.Context, req provider.StartServerRequest) (provider.Endpoints, error) {
 	record, unlock, err := l.hold(ctx, provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
 	if err != nil {
@@ -138,14 +139,7 @@ func (l *Local) StartServer(ctx context.Context, req provider.StartServerRequest
 	if status, err = client.Start(ctx, spec); err != nil {
 		return provider.Endpoints{}, provider.Errorf(provider.CodeFailed, "the server did not start: %w", err)
 	}
-	server, ok := status.Running()
-	if !ok {
-		tail, _ := keeper.Tail(l.store.ServerLog(record.ID), tailLines)
-		exited := provider.ServerExited(status.Server.ExitCode, tail)
-		exited.SandboxID = record.ID
-		return provider.Endpoints{}, exited
-	}
-	return endpointsOf(server.Port, server.ExtraPorts), nil
+	return endpointsOf(status.Server.Port, status.Server.ExtraPorts), nil
 }
 
 func suspended(id string) error {

@@ -210,20 +210,13 @@ var callBreaches = []breach{
 			return honest(ctx, q)
 		})},
 	{check: "start/once", does: "StartServer replaces a server that runs", method: "start", effect: before(dropServer)},
-	{check: "start/dies-at-once", does: "StartServer does not look whether the server lives", method: "start",
-		effect: effect{failed: func(ctx context.Context, c *call, err error) error {
-			if provider.AsError(err).Reason != provider.ReasonServerExited {
-				return err
-			}
-			return c.giveEndpoints(ctx)
-		}}},
-	{check: "start/last-words", does: "StartServer does not say why a server died", method: "start",
-		effect: effect{failed: func(_ context.Context, _ *call, err error) error {
-			if e := provider.AsError(err); e.Reason == provider.ReasonServerExited {
-				return provider.ServerExited(nil, nil)
-			}
-			return err
-		}}},
+	{check: "start/dies-at-once", does: "a server that died at once is forgotten", method: "start", effect: after(forgetDead)},
+	{check: "start/last-words", does: "Ping does not report why a server ended", method: "ping",
+		effect: after(func(_ context.Context, c *call) error {
+			result := c.reply.(*provider.PingResult)
+			result.ExitCode, result.LogTail = nil, nil
+			return nil
+		})},
 	{check: "start/no-such-command", does: "StartServer takes any command", method: "start",
 		effect: effect{failed: func(ctx context.Context, c *call, err error) error {
 			if !strings.HasPrefix(c.request.(provider.StartServerRequest).Server.Command[0], "/nonexistent/") {
@@ -279,8 +272,7 @@ var callBreaches = []breach{
 		})},
 	{check: "ping/slow", does: "Ping ignores the timeout of the health check", method: "ping",
 		effect: probes(func(q *provider.PingRequest) { q.Health.Timeout = time.Hour })},
-	{check: "ping/exited", does: "Ping does not notice that the server ended", method: "ping",
-		effect: says(provider.PingNotYet, provider.PingExited)},
+	{check: "ping/exited", does: "Ping notices only that a server ended at once", method: "ping", effect: after(hideLaterEnd)},
 	{check: "ping/stopped", does: "Ping does not notice that the sandbox is suspended", method: "ping",
 		effect: says(provider.PingNotYet, provider.PingStopped)},
 	{check: "ping/wakes-nothing", does: "Ping wakes a suspended sandbox", method: "ping", effect: after(wakeAfterPing)},
@@ -376,7 +368,36 @@ func (c *call) giveEndpoints(ctx context.Context) error {
 	return c.faulty.cloud.store.do(ctx, func(w *world) error {
 		s, err := w.find(time.Now(), provider.SandboxRef{Owner: q.Owner, SandboxID: q.SandboxID})
 		if err == nil {
+			s.Server = nil
 			*c.reply.(*provider.Endpoints) = c.faulty.cloud.endpoints(s, q.Server)
+		}
+		return err
+	})
+}
+
+// forgetDead removes the record of a server that was started and is dead already.
+func forgetDead(ctx context.Context, c *call) error {
+	return c.faulty.cloud.store.do(ctx, func(w *world) error {
+		now := time.Now()
+		s, err := w.find(now, started(c))
+		if err == nil && s.Server.diedBy(now) {
+			s.Server = nil
+		}
+		return err
+	})
+}
+
+// hideLaterEnd hides that a server ended, unless it did at once.
+func hideLaterEnd(ctx context.Context, c *call) error {
+	result := c.reply.(*provider.PingResult)
+	if result.Status != provider.PingExited {
+		return nil
+	}
+	q := c.request.(provider.PingRequest)
+	return c.faulty.cloud.store.do(ctx, func(w *world) error {
+		s, err := w.find(time.Now(), provider.SandboxRef{Owner: q.Owner, SandboxID: q.SandboxID})
+		if err == nil && s.Server != nil && s.Server.DiesAt.After(s.Server.StartedAt) {
+			*result = provider.PingResult{Status: provider.PingNotYet, Reason: "mock: told to hide that the server ended"}
 		}
 		return err
 	})

@@ -146,7 +146,7 @@ func makeCrash(at moment) func([]string) (effect, error) {
 	}
 }
 
-// makeStartExited is a server that dies before StartServer looks once more.
+// makeStartExited is a server that dies at once, which StartServer reports itself instead of leaving it to Ping.
 func makeStartExited(arguments []string) (effect, error) {
 	code, err := needCode(arguments)
 	return effect{after: func(ctx context.Context, c *call) error {

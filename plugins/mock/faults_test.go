@@ -270,6 +270,22 @@ func TestAServerThatExitsAtOnceIsAnErrorWithCodeAndLog(t *testing.T) {
 	mustPing(t, f, s.ID, endpoints.Server, provider.PingAlive)
 }
 
+func TestAServerWhoseCommandEndsAtOnceIsReportedByPing(t *testing.T) {
+	t.Parallel()
+	f := mustConfigure(t, attributes{})
+	s := mustCreate(t, f, "s1")
+	endpoints, err := f.StartServer(t.Context(), provider.StartServerRequest{
+		Session: "s1", Owner: "me", SandboxID: s.ID, Server: provider.Server{Command: []string{"sh", "-c", "echo last words; exit 7"}},
+	})
+	if err != nil {
+		t.Fatalf("StartServer: %v", err)
+	}
+	result := mustPing(t, f, s.ID, endpoints.Server, provider.PingExited)
+	if *result.ExitCode != 7 || !slices.Equal(result.LogTail, []string{"last words"}) {
+		t.Errorf("%+v", result)
+	}
+}
+
 func TestAServerDiesSomeTimeAfterItsStart(t *testing.T) {
 	t.Parallel()
 	for fault, code := range map[string]int{"die:100ms": 1, "die:100ms:3": 3} {

@@ -217,11 +217,6 @@ func (c *cloud) StartServer(ctx context.Context, req provider.StartServerRequest
 				return err
 			}
 		}
-		if s.Server.diedBy(now) {
-			err := provider.ServerExited(&s.Server.ExitCode, s.Server.log(now))
-			err.SandboxID = s.ID
-			return err
-		}
 		endpoints = c.endpoints(s, req.Server)
 		return nil
 	})

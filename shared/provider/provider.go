@@ -28,9 +28,11 @@ type Provider interface {
 	// CodeDenied. Idempotent.
 	Attach(ctx context.Context, req AttachRequest) (Sandbox, error)
 
-	// StartServer starts the server unless it is up already, and returns where to reach it: the server itself and
-	// every extra port. It looks once more a moment after the start: a server that died at once is a ServerExited
-	// error. Idempotent: there is never a second copy.
+	// StartServer launches the server unless it runs already, and returns where to reach the server and every extra
+	// port. It returns as soon as the server was launched and does not wait for it to answer. A server that dies at
+	// once is reported by StartServer with a ServerExited error, or by the next Ping with PingExited; both carry the
+	// exit code and the last log lines. StartServer is idempotent: it never starts a second copy, and a server that
+	// ended is started again.
 	StartServer(ctx context.Context, req StartServerRequest) (Endpoints, error)
 
 	// Ping asks the server's health path once; Probe does the asking. A Go error means that the question could not

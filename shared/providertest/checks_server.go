@@ -166,33 +166,30 @@ func (t *trial) starts(ctx context.Context, sandbox provider.Sandbox) ([]string,
 
 func startDiesAtOnce(_ context.Context, t *trial) error {
 	d := t.deaths()
-	switch {
-	case d.err != nil:
+	if d.err != nil {
 		return d.err
-	case d.atOnce == nil:
-		return errors.New("StartServer succeeds")
-	case provider.AsError(d.atOnce).Reason != provider.ReasonServerExited:
-		return fmt.Errorf("%s", describeError(d.atOnce))
+	}
+	if _, _, ok := d.atOnce.exited(); !ok {
+		return errors.New(d.atOnce.String())
 	}
 	return nil
 }
 
 func startLastWords(_ context.Context, t *trial) error {
 	d := t.deaths()
-	switch {
-	case d.err != nil:
+	if d.err != nil {
 		return d.err
-	case d.atOnce == nil || provider.AsError(d.atOnce).Reason != provider.ReasonServerExited:
-		return needed(fmt.Errorf("it answers %s", describeError(d.atOnce)), "StartServer of a server that dies at once")
 	}
-	e := provider.AsError(d.atOnce)
+	code, tail, ok := d.atOnce.exited()
 	switch {
-	case e.ExitCode == nil:
+	case !ok:
+		return needed(errors.New(d.atOnce.String()), "StartServer of a server that dies at once")
+	case code == nil:
 		return errors.New("the exit code is missing, which was 7")
-	case *e.ExitCode != 7:
-		return fmt.Errorf("the exit code is %d instead of 7", *e.ExitCode)
-	case !slices.ContainsFunc(e.LogTail, func(line string) bool { return strings.TrimSpace(line) == lastWords }):
-		return fmt.Errorf("the line %q is not among its last lines %q", lastWords, e.LogTail)
+	case *code != 7:
+		return fmt.Errorf("the exit code is %d instead of 7", *code)
+	case !slices.ContainsFunc(tail, func(line string) bool { return strings.TrimSpace(line) == lastWords }):
+		return fmt.Errorf("the line %q is not among its last lines %q", lastWords, tail)
 	}
 	return nil
 }
@@ -202,10 +199,14 @@ func startNoSuchCommand(_ context.Context, t *trial) error {
 	if d.err != nil {
 		return d.err
 	}
-	if d.noCommand == nil {
-		return errors.New("StartServer succeeds")
+	code, tail, exited := d.noCommand.exited()
+	switch {
+	case d.noCommand.startErr == nil && !exited:
+		return errors.New(d.noCommand.String())
+	case exited && code != nil && *code == 7 && slices.Contains(tail, lastWords):
+		return errors.New("Ping still reports the end of the server before")
 	}
-	t.saw("%s", describeError(d.noCommand))
+	t.saw("%s", d.noCommand)
 	return nil
 }
 

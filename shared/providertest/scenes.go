@@ -67,11 +67,39 @@ type nap struct {
 // deaths is a sandbox whose servers die.
 type deaths struct {
 	err       error // of a preparation
-	atOnce    error // what StartServer says of a server that dies at once
-	noCommand error // and of one that is not there
+	atOnce    death // of a server that dies at once
+	noCommand death // of one whose command does not exist
 	startErr  error // of starting one that dies later
 	ping      provider.PingResult
 	pingErr   error
+}
+
+// death is what a plugin reports of a server that dies at once: by StartServer's error, or else by Ping.
+type death struct {
+	startErr error
+	ping     provider.PingResult // the last one
+	pingErr  error
+}
+
+// exited reports whether the plugin noticed that the server's process ended, and returns the exit code and the last
+// lines that it knows.
+func (d death) exited() (exitCode *int, logTail []string, ok bool) {
+	if d.startErr != nil {
+		e := provider.AsError(d.startErr)
+		return e.ExitCode, e.LogTail, e.Reason == provider.ReasonServerExited
+	}
+	return d.ping.ExitCode, d.ping.LogTail, d.pingErr == nil && d.ping.Status == provider.PingExited
+}
+
+// String describes what was reported.
+func (d death) String() string {
+	switch {
+	case d.startErr != nil:
+		return "StartServer answers " + describeError(d.startErr)
+	case d.pingErr != nil:
+		return "StartServer succeeds, and Ping answers " + describeError(d.pingErr)
+	}
+	return fmt.Sprintf("StartServer succeeds, and Ping answers %s: %s", d.ping.Status, d.ping.Reason)
 }
 
 // talker is a sandbox whose server only writes.
@@ -247,12 +275,23 @@ func (s *suite) playDeaths(ctx context.Context) (d deaths) {
 	start := func(server provider.Server) (provider.Endpoints, error) {
 		return client.StartServer(ctx, s.startRequest(sandbox, server))
 	}
-	_, d.atOnce = start(s.script("echo " + lastWords + "; exit 7"))
+	dies := func(server provider.Server) (d death) {
+		var endpoints provider.Endpoints
+		if endpoints, d.startErr = start(server); d.startErr != nil {
+			return d
+		}
+		_, _ = eventually(ctx, s.pace.died, func() (bool, error) {
+			d.ping, d.pingErr = client.Ping(ctx, s.pingRequest(sandbox, endpoints.Server))
+			return d.pingErr == nil && d.ping.Status == provider.PingExited, nil
+		})
+		return d
+	}
+	d.atOnce = dies(s.script("echo " + lastWords + "; exit 7"))
 	missing := s.server()
 	missing.Command = []string{"/nonexistent/berth-check-server"}
-	_, d.noCommand = start(missing)
+	d.noCommand = dies(missing)
 
-	// How soon is "at once"? A plugin that looks for longer gets a server that lives for longer.
+	// A StartServer that waits to see whether the server dies gets one that lives for longer.
 	var endpoints provider.Endpoints
 	for life := 2; life <= 8; life *= 2 {
 		endpoints, d.startErr = start(s.script(fmt.Sprintf("echo %s; sleep %d; exit 9", lastWords, life)))

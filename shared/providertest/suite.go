@@ -27,13 +27,14 @@ type pace struct {
 	exit     time.Duration // until a process that was told to exit must have done so
 	overtime time.Duration // how long after its end a call may still be at work
 	verdict  time.Duration // until pings know what a server does
+	died     time.Duration // until a ping reports a server that died at once
 	settled  time.Duration // until a listing shows what is
 	quick    time.Duration // a call that takes less cannot be cut in the middle
 }
 
 var normalPace = pace{
 	start: 30 * time.Second, check: 15 * time.Minute, exit: 5 * time.Second, overtime: 10 * time.Second,
-	verdict: 60 * time.Second, settled: 30 * time.Second, quick: 10 * time.Millisecond,
+	verdict: 60 * time.Second, died: 10 * time.Second, settled: 30 * time.Second, quick: 10 * time.Millisecond,
 }
 
 const (

@@ -98,7 +98,7 @@ func (c *Client) State() State { return c.contact.State }
 // Status asks how things are.
 func (c *Client) Status(ctx context.Context) (Status, error) { return c.call(ctx, "status", nil) }
 
-// Start starts the server unless one runs, and returns once it accepts connections, has ended or has had a moment.
+// Start starts the server unless one runs, and returns once its process was started.
 func (c *Client) Start(ctx context.Context, spec Spec) (Status, error) {
 	return c.call(ctx, "start", spec)
 }

@@ -187,7 +187,7 @@ func (k *keeper) handler() http.Handler {
 		if err := json.NewDecoder(r.Body).Decode(&spec); err != nil {
 			return Status{}, err
 		}
-		return k.start(r.Context(), spec)
+		return k.start(spec)
 	})
 	operation("suspend", func(*http.Request) (Status, error) { return k.suspend() })
 	operation("resume", func(*http.Request) (Status, error) { return k.resume() })
@@ -215,7 +215,7 @@ func (k *keeper) status() Status {
 	return status
 }
 
-func (k *keeper) start(ctx context.Context, spec Spec) (Status, error) {
+func (k *keeper) start(spec Spec) (Status, error) {
 	if err := k.takeTurn(); err != nil {
 		return Status{}, err
 	}
@@ -235,7 +235,6 @@ func (k *keeper) start(ctx context.Context, spec Spec) (Status, error) {
 	k.mutex.Lock()
 	k.server = s
 	k.mutex.Unlock()
-	s.settle(ctx)
 	return k.status(), nil
 }
 

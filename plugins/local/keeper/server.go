@@ -1,25 +1,18 @@
 package keeper
 
 import (
-	"context"
 	"errors"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"runtime"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
 )
 
-const (
-	// settleTime is how long a start looks whether the server accepts connections or dies at once.
-	settleTime = 150 * time.Millisecond
-	// killTime is how long the kernel may take to end what was killed.
-	killTime = 5 * time.Second
-)
+// killTime is how long the kernel may take to end what was killed.
+const killTime = 5 * time.Second
 
 // server is one run of a server: the process that was started and everything in its process group. When the process
 // ends, the rest of its group is ended with it.
@@ -117,27 +110,6 @@ func (s *server) stop(grace time.Duration) error {
 		return nil
 	case <-time.After(killTime):
 		return errors.New("the server's processes do not end, although they were killed")
-	}
-}
-
-// settle waits until the server accepts connections, ends, or has had its chance.
-func (s *server) settle(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, settleTime)
-	defer cancel()
-	dialer := net.Dialer{}
-	for {
-		connection, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(s.spec.Port)))
-		if err == nil {
-			connection.Close()
-			return
-		}
-		select {
-		case <-s.ended:
-			return
-		case <-ctx.Done():
-			return
-		case <-time.After(5 * time.Millisecond):
-		}
 	}
 }
 
