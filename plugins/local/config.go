@@ -105,7 +105,7 @@ func pathOf(config Config, executable string) ([]string, error) {
 	return path, nil
 }
 
-// findBwrap gives the path of a bubblewrap that works here.
+// findBwrap returns the path of a bubblewrap that works here.
 func findBwrap(ctx context.Context) (string, error) {
 	if runtime.GOOS != "linux" {
 		return "", provider.InvalidField("isolation", `bubblewrap exists for Linux only: use "none"`)

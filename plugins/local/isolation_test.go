@@ -11,7 +11,7 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// newIsolated gives a provider with bubblewrap, where there is one.
+// newIsolated returns a provider with bubblewrap, where there is one.
 func newIsolated(t *testing.T, root string) *Local {
 	t.Helper()
 	if _, err := findBwrap(t.Context()); err != nil {

@@ -78,7 +78,7 @@ func playCreator() {
 
 const owner = "tests"
 
-// newLocal gives a provider with an empty root. At the end of the test everything it made is destroyed, and nothing
+// newLocal returns a provider with an empty root. At the end of the test everything it made is destroyed, and nothing
 // may be left running.
 func newLocal(t *testing.T, config Config) *Local {
 	t.Helper()
@@ -242,14 +242,14 @@ func pidFrom(t *testing.T, l *Local, id, file string) int {
 	return pid
 }
 
-// lives says whether a process runs; one that ended and was not collected does not.
+// lives reports whether a process runs; one that ended and was not collected does not.
 func lives(t *testing.T, pid int) bool {
 	t.Helper()
 	state := stateOf(t, pid)
 	return state != "" && state != "Z"
 }
 
-// stateOf gives the letter ps shows for a process, and "" when there is none.
+// stateOf returns the letter ps shows for a process, and "" when there is none.
 func stateOf(t *testing.T, pid int) string {
 	t.Helper()
 	if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil {
@@ -260,7 +260,7 @@ func stateOf(t *testing.T, pid int) string {
 	return strings.TrimSpace(string(output))[:min(1, len(strings.TrimSpace(string(output))))]
 }
 
-// processesOf gives the processes with root in their command line or environment: keepers and servers.
+// processesOf returns the processes with root in their command line or environment: keepers and servers.
 func processesOf(root string) []string {
 	var found []string
 	for _, file := range []string{"cmdline", "environ"} {

@@ -365,8 +365,8 @@ func TestSandboxesNeverShareAPort(t *testing.T) {
 		group.Go(func() { l.Destroy(t.Context(), ref(sandbox)) })
 	}
 	group.Wait()
-	if claims, _ := os.ReadDir(filepath.Join(l.store.Root, "ports")); len(claims) != 0 {
-		t.Errorf("%d ports were not given back", len(claims))
+	if reserved, _ := os.ReadDir(filepath.Join(l.store.Root, "ports")); len(reserved) != 0 {
+		t.Errorf("%d ports were not released", len(reserved))
 	}
 }
 

@@ -104,7 +104,7 @@ func otherCode(method string, right, wrong provider.Code) effect {
 	}}
 }
 
-// past says what became of a session: whether there ever was a sandbox, and whether there is one.
+// past describes what became of a session: whether there ever was a sandbox, and whether there is one.
 func (f *faulty) past(ctx context.Context, owner, session string) (ever, now bool) {
 	_ = f.cloud.store.do(ctx, func(w *world) error { // an error is "never"
 		for _, s := range w.Sandboxes {
@@ -133,7 +133,7 @@ func newMemory() *memory {
 	return &memory{sessions: map[string]int{}, own: map[string]bool{}, broken: map[string]bool{}, waiting: map[string]int{}}
 }
 
-// cutOff says whether a call was ended, and for this cause. The context's error cannot tell, because at the deadline the
+// cutOff reports whether a call was ended, and for this cause. The context's error cannot tell, because at the deadline the
 // caller's cancelling often arrives first; but a call of the suite that is cancelled has a deadline far away.
 func cutOff(ctx context.Context, cause error) bool {
 	deadline, set := ctx.Deadline()

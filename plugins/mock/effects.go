@@ -268,7 +268,7 @@ func makeFork(daemon bool) func([]string) (effect, error) {
 	}
 }
 
-// leakSecret says what must not be said, in the ways plugins do.
+// leakSecret describes what must not be said, in the ways plugins do.
 func leakSecret(_ context.Context, c *call) error {
 	key := c.faulty.cloud.config.APIKey
 	fmt.Fprintf(c.faulty.stderr, "mock: calling the cloud with api_key=%s\n", key)

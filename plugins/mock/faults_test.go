@@ -202,7 +202,7 @@ func TestIgnoreCancelGoesOnForAWhile(t *testing.T) {
 	}
 }
 
-// stdio gives the provider files instead of the test's own streams, and a function that reads what it wrote.
+// stdio returns the provider files instead of the test's own streams, and a function that reads what it wrote.
 func stdio(t *testing.T, f *faulty) (stdout, stderr func() string) {
 	t.Helper()
 	file := func(name string) (*os.File, func() string) {

@@ -88,7 +88,7 @@ func (s *server) log(t time.Time) []string {
 	return lines
 }
 
-// named gives the live sandbox of a session, or nil.
+// named returns the live sandbox of a session, or nil.
 func (w *world) named(now time.Time, owner, session string) *sandbox {
 	s := w.Sandboxes[w.Names[provider.SandboxName(owner, session)]]
 	if s == nil || !s.liveAt(now) {
@@ -97,7 +97,7 @@ func (w *world) named(now time.Time, owner, session string) *sandbox {
 	return s
 }
 
-// find gives the live sandbox of an id. Another owner's is refused.
+// find returns the live sandbox of an id. Another owner's is refused.
 func (w *world) find(now time.Time, ref provider.SandboxRef) (*sandbox, error) {
 	s := w.Sandboxes[ref.SandboxID]
 	switch {

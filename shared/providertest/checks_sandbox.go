@@ -180,7 +180,7 @@ func createSeparatesOwners(ctx context.Context, t *trial) error {
 	return nil
 }
 
-// attachFails says what an Attach that must fail with a code does instead.
+// attachFails describes what an Attach that must fail with a code does instead.
 func (t *trial) attachFails(ctx context.Context, req provider.AttachRequest, want provider.Code) error {
 	found, err := t.shared.client.Attach(ctx, req)
 	switch {
@@ -229,7 +229,7 @@ func attachWakes(_ context.Context, t *trial) error {
 	return sameSandbox(n.woken, n.wakeErr, n.sandbox, provider.OriginWoken)
 }
 
-// ready says whether the sandbox did sleep.
+// ready reports whether the sandbox did sleep.
 func (n nap) ready() error {
 	if n.suspendErr != nil {
 		return needed(n.suspendErr, "Suspend")
@@ -237,7 +237,7 @@ func (n nap) ready() error {
 	return n.err
 }
 
-// ready says whether the sandbox was destroyed.
+// ready reports whether the sandbox was destroyed.
 func (e ended) ready() error {
 	if e.destroyErr != nil {
 		return needed(e.destroyErr, "Destroy")

@@ -94,7 +94,7 @@ func sameEndpoint(a, b provider.Endpoint) bool {
 	return a.URL == b.URL && fmt.Sprint(a.Headers) == fmt.Sprint(b.Headers)
 }
 
-// ready says whether the talker talks.
+// ready reports whether the talker talks.
 func (t talker) ready() error {
 	if t.startErr != nil {
 		return needed(t.startErr, "StartServer")

@@ -227,7 +227,7 @@ func (i *instance) close() {
 	i.printing.Wait()
 }
 
-// alive says whether the process still runs.
+// alive reports whether the process still runs.
 func (i *instance) alive() bool {
 	select {
 	case <-i.done:
@@ -237,7 +237,7 @@ func (i *instance) alive() bool {
 	}
 }
 
-// endsWithin says whether the process ends by itself in that time.
+// endsWithin reports whether the process ends by itself in that time.
 func (i *instance) endsWithin(ctx context.Context, limit time.Duration) bool {
 	timer := time.NewTimer(limit)
 	defer timer.Stop()

@@ -2,7 +2,7 @@ package providertest
 
 import "syscall"
 
-// processAttributes give the plugin a process group, and end it with this process.
+// processAttributes returns the plugin a process group, and end it with this process.
 func processAttributes() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }

@@ -4,5 +4,5 @@ package providertest
 
 import "syscall"
 
-// processAttributes give the plugin a process group.
+// processAttributes returns the plugin a process group.
 func processAttributes() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }

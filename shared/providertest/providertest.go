@@ -105,7 +105,7 @@ func Checks() []Info {
 	return all
 }
 
-// CheckOnly says what is wrong with Plugin.Only: a pattern is malformed, or matches no check.
+// CheckOnly describes what is wrong with Plugin.Only: a pattern is malformed, or matches no check.
 func CheckOnly(only string) error {
 	if only == "" {
 		return nil

@@ -46,7 +46,7 @@ func (r Report) Count(status Status) int {
 	return count
 }
 
-// Failed says whether a check failed.
+// Failed reports whether a check failed.
 func (r Report) Failed() bool { return r.Count(Fail) > 0 }
 
 // Summary is one line.

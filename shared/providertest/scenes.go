@@ -27,7 +27,7 @@ type running struct {
 	aliveErr error
 }
 
-// ready says whether the scene can be used.
+// ready reports whether the scene can be used.
 func (r running) ready() error {
 	switch {
 	case r.createErr != nil:
@@ -228,7 +228,7 @@ func (s *suite) playNap(ctx context.Context) (n nap) {
 	return n
 }
 
-// lookAt gives a sandbox as the plugin lists it; without listing, nothing.
+// lookAt returns a sandbox as the plugin lists it; without listing, nothing.
 func (s *suite) lookAt(ctx context.Context, sandbox provider.Sandbox) (provider.Sandbox, error) {
 	if !s.description.Can(provider.CapabilityList) {
 		return provider.Sandbox{}, nil

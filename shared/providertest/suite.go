@@ -193,7 +193,7 @@ func (s *suite) wanted(c check) bool {
 // tooEarly is why checks are skipped that come after the first failure at the start.
 const tooEarly = "the plugin did not get that far"
 
-// runInTurn runs the checks of a stage one after the other, whether they are asked for or not, and says whether all is
+// runInTurn runs the checks of a stage one after the other, whether they are asked for or not, and reports whether all is
 // well. The ones not asked for appear in the report when they fail only.
 func (s *suite) runInTurn(ctx context.Context, at stage, tell func(Result)) bool {
 	well := true
@@ -453,7 +453,7 @@ func (s *suite) closeInstances() {
 	all.Wait()
 }
 
-// session gives a session's id that was not used before.
+// session returns a session's id that was not used before.
 func (s *suite) session() string { return fmt.Sprintf("check-%s-%d", s.id, s.numbers.Add(1)) }
 
 // server is the server to run. It holds a secret.
@@ -532,7 +532,7 @@ func (s *suite) newSandbox(ctx context.Context, server provider.Server) (provide
 	return sandbox, needed(err, "Create")
 }
 
-// list gives the sandboxes of a session that are not gone.
+// list returns the sandboxes of a session that are not gone.
 func (s *suite) list(ctx context.Context, owner, session string) ([]provider.Sandbox, error) {
 	all, err := s.shared.client.List(ctx, provider.ListRequest{Owner: owner, Session: session})
 	if err != nil {

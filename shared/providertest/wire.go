@@ -59,7 +59,7 @@ func newIdentity() (*identity, error) {
 	}, nil
 }
 
-// trusting gives the TLS configuration for a plugin with the certificate of its handshake.
+// trusting returns the TLS configuration for a plugin with the certificate of its handshake.
 func (id *identity) trusting(certificate string) (*tls.Config, error) {
 	der, err := base64.RawStdEncoding.DecodeString(certificate)
 	if err != nil {

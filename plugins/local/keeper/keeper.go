@@ -46,7 +46,7 @@ type keeper struct {
 	life    context.Context // ends when there is nothing left to keep
 	die     context.CancelFunc
 
-	// turn is held by the operation that is changing something. mutex guards what follows, only ever for a moment.
+	// turn is locked by the operation that changes something. mutex guards the fields below, and is locked only briefly.
 	turn    sync.Mutex
 	mutex   sync.Mutex
 	contact contact
@@ -264,7 +264,7 @@ func (k *keeper) resume() (Status, error) {
 	return status, err
 }
 
-// takeTurn lets one operation at a time change something, and none after the last one.
+// takeTurn locks turn, unless the keeper is about to exit.
 func (k *keeper) takeTurn() error {
 	k.turn.Lock()
 	if k.life.Err() != nil {

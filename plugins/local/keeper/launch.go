@@ -19,7 +19,7 @@ import (
 // Argument is the first word of a keeper's command line; the sandbox's directory is the second.
 const Argument = "keeper"
 
-// ready is what a keeper says once it can be controlled. Anything else is why it cannot.
+// ready is what a keeper writes once it can be controlled. Anything else is the reason why it cannot.
 const ready = "ready"
 
 // Descriptors a keeper is started with.

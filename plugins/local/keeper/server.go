@@ -14,8 +14,8 @@ import (
 // killTime is how long the kernel may take to end what was killed.
 const killTime = 5 * time.Second
 
-// server is one run of a server: the process that was started and everything in its process group. When the process
-// ends, the rest of its group is ended with it.
+// server is a process that was started, with everything in its process group. When the process ends, the rest of its
+// group is ended, too.
 type server struct {
 	spec Spec
 	id   string
@@ -76,7 +76,7 @@ func (s *server) wait(command *exec.Cmd, output *os.File, log io.Writer) {
 		s.signal(syscall.SIGKILL)
 		s.forgetGroup()
 	}
-	_ = command.Wait() // what it has to say is in ProcessState
+	_ = command.Wait() // its result is in ProcessState
 	s.forgetGroup()
 	s.exitCode = exitCode(command.ProcessState)
 	Sweep(s.id)
@@ -84,17 +84,17 @@ func (s *server) wait(command *exec.Cmd, output *os.File, log io.Writer) {
 
 	select {
 	case <-copied:
-	case <-time.After(time.Second): // somebody beyond our reach holds the pipe
+	case <-time.After(time.Second): // a process that is not ours to end has the pipe open
 		_ = output.SetReadDeadline(time.Now())
 		<-copied
 	}
 	output.Close()
 }
 
-// stop ends the server: asks it to, and after grace makes it. It returns when nothing of it is left.
+// stop asks the server to end, and kills it after grace. It returns when nothing of the server is left.
 func (s *server) stop(grace time.Duration) error {
 	if s.spec.Isolated {
-		// The group starts with bwrap, which would take the server along without letting it say goodbye.
+		// The group starts with bwrap, which would kill the server before it can end by itself.
 		signalStrays(s.id, syscall.SIGTERM)
 	} else {
 		s.signal(syscall.SIGTERM)
@@ -130,7 +130,7 @@ func (s *server) signal(signal syscall.Signal) {
 	}
 }
 
-// forgetGroup is for before the process is collected: after that its number may be given to others.
+// forgetGroup must be called before the process is reaped: after that, its number may be reused.
 func (s *server) forgetGroup() {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
