@@ -78,7 +78,6 @@ func gone(id string) error {
 
 // wake makes the sandbox run, whatever its state. The origin of its result tells whether the sandbox was suspended. The
 // caller has locked the session.
-// held.
 func (l *Local) wake(ctx context.Context, record store.Record, lifetime time.Duration) (provider.Sandbox, error) {
 	client, err := l.keeper(ctx, record.ID)
 	if err != nil {

@@ -21,7 +21,7 @@ const patience = 30 * time.Second
 func paceFor(breach string) pace {
 	p := pace{
 		start: time.Minute, check: 2 * time.Minute, exit: patience, overtime: patience, verdict: patience, died: patience,
-		settled: patience, quick: 10 * time.Millisecond,
+		listing: patience, quick: 10 * time.Millisecond,
 	}
 	switch breach {
 	case "process/ends-with-stdin", "process/ends-on-shutdown", "process/ends-on-sigterm", "process/ends-in-a-call":
@@ -33,7 +33,7 @@ func paceFor(breach string) pace {
 	case "ping/exited": // the server lives for two seconds
 		p.verdict = 5 * time.Second
 	case "housekeeping/list-after-destroy", "housekeeping/list-complete", "housekeeping/logs", "end/nothing-left", "cancel/create", "cancel/create-deadline":
-		p.settled = time.Second
+		p.listing = time.Second
 	case "ping/slow", "cancel/ping", "cancel/ping-deadline":
 		p.overtime = time.Second
 	}

@@ -18,9 +18,9 @@ const (
 // check is one line of the contract, put to the test.
 type check struct {
 	group, name string
-	// contract is what must hold, in one sentence.
+	// contract is what the contract demands, in one sentence.
 	contract string
-	// fix is what to do about a failure.
+	// fix tells the author how to fix a failure.
 	fix   string
 	run   func(ctx context.Context, t *trial) error
 	at    stage

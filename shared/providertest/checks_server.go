@@ -40,7 +40,7 @@ func startEndpoint(ctx context.Context, t *trial) error {
 	return fmt.Errorf("a request to it is answered with status %d", status)
 }
 
-// get asks an endpoint, following no redirects.
+// get requests an endpoint and returns the status. It follows no redirects.
 func (t *trial) get(ctx context.Context, endpoint provider.Endpoint, headers map[string]string) (status int, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, t.pace.overtime)
 	defer cancel()
@@ -94,7 +94,7 @@ func sameEndpoint(a, b provider.Endpoint) bool {
 	return a.URL == b.URL && fmt.Sprint(a.Headers) == fmt.Sprint(b.Headers)
 }
 
-// ready reports whether the talker talks.
+// ready returns an error if the talker cannot be used.
 func (t talker) ready() error {
 	if t.startErr != nil {
 		return needed(t.startErr, "StartServer")
@@ -155,7 +155,7 @@ func startOnce(ctx context.Context, t *trial) error {
 	return nil
 }
 
-// starts are the lines of the talker's log that tell of its starts; none without logs.
+// starts returns the lines of the talker's log that its starts wrote, or none if the plugin has no logs.
 func (t *trial) starts(ctx context.Context, sandbox provider.Sandbox) ([]string, error) {
 	if !t.description.Can(logs) {
 		return nil, nil
@@ -257,7 +257,7 @@ func (t *trial) pings(ctx context.Context, endpoint provider.Endpoint, health pr
 	case err != nil:
 		return fmt.Errorf("the answer is an error, %s", describeError(err))
 	case result.Status != want:
-		return fmt.Errorf("it says %s instead of %s: %s", result.Status, want, result.Reason)
+		return fmt.Errorf("it answers %s instead of %s: %s", result.Status, want, result.Reason)
 	}
 	return nil
 }
@@ -399,7 +399,7 @@ func pingExited(_ context.Context, t *trial) error {
 	case d.pingErr != nil:
 		return fmt.Errorf("the answer is an error, %s", describeError(d.pingErr))
 	case d.ping.Status != provider.PingExited:
-		return fmt.Errorf("it says %s: %s", d.ping.Status, d.ping.Reason)
+		return fmt.Errorf("it answers %s: %s", d.ping.Status, d.ping.Reason)
 	case d.ping.ExitCode != nil && *d.ping.ExitCode != 9:
 		return fmt.Errorf("the exit code is %d instead of 9", *d.ping.ExitCode)
 	}
@@ -419,7 +419,7 @@ func verdictIs(result provider.PingResult, err error, want provider.PingStatus) 
 	case err != nil:
 		return fmt.Errorf("the answer is an error, %s", describeError(err))
 	case result.Status != want:
-		return fmt.Errorf("it says %s: %s", result.Status, result.Reason)
+		return fmt.Errorf("it answers %s: %s", result.Status, result.Reason)
 	}
 	return nil
 }

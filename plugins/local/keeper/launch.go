@@ -71,7 +71,7 @@ func Launch(ctx context.Context, executable string, s store.Store, id string, lo
 }
 
 // hideDescriptors keeps from the keeper what this process was itself started with: somebody may be waiting for the end
-// of a pipe that a keeper would hold open for hours.
+// of a pipe that a keeper would keep open for hours.
 func hideDescriptors() {
 	entries, _ := os.ReadDir("/dev/fd")
 	for _, entry := range entries {

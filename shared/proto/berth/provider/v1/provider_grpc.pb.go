@@ -16,7 +16,7 @@
 //   INVALID_ARGUMENT    the request or configuration is wrong and will stay wrong
 //   PERMISSION_DENIED   credentials missing, wrong or too weak (UNAUTHENTICATED is read the same way)
 //   NOT_FOUND           the provider answered: there is no such sandbox. Never sent for a look-up that failed
-//   ALREADY_EXISTS      the sandbox's name is held by a sandbox that is not ours
+//   ALREADY_EXISTS      the sandbox's name belongs to a sandbox that is not ours
 //   FAILED_PRECONDITION the sandbox is there but in a state that forbids the call
 //   RESOURCE_EXHAUSTED  quota or rate limit
 //   UNAVAILABLE         the provider, or the way to it, did not answer
