@@ -1,10 +1,16 @@
 # berth: `make` lists the targets.
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-LDFLAGS := -s -w -X github.com/berth-dev/berth/host/cli.Version=$(VERSION)
 PLUGINS := $(notdir $(patsubst %/main.go,%,$(wildcard plugins/*/main.go)))
 TOOL    := go tool -modfile=tools/go.mod
 BENCH   ?= .
+
+# Static executables without debug information, all in one go invocation: what they share is compiled once. go names them
+# after their folders; the links are what users run.
+BUILD := CGO_ENABLED=0 go build -trimpath -gcflags=all=-dwarf=false \
+	-ldflags '-s -w -X github.com/berth-dev/berth/host/cli.Version=$(VERSION)' -o bin/build/ ./host ./examples/action-server
+LINK   = mkdir -p bin/plugins && ln -f bin/build/host bin/berth && ln -f bin/build/action-server bin/berth-action-server && \
+	for p in $(1); do ln -f bin/build/$$p bin/plugins/berth-provider-$$p || exit 1; done
 
 .PHONY: help
 help: ## list the targets
@@ -12,13 +18,14 @@ help: ## list the targets
 
 .PHONY: build
 build: ## build the host, the plugins and the action server into bin/
-	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/berth ./host
-	go build -trimpath -ldflags '-s -w' -o bin/berth-action-server ./examples/action-server
-	$(foreach p,$(PLUGINS),go build -trimpath -ldflags '-s -w' -o bin/plugins/berth-provider-$(p) ./plugins/$(p) &&) true
+	$(BUILD) $(PLUGINS:%=./plugins/%)
+	@$(call LINK,$(PLUGINS))
 
 .PHONY: run
-run: build ## the main job, end to end, on this machine: connect, act, disconnect
-	go run ./examples/quickstart
+run: ## the main job, end to end, on this machine: connect, act, disconnect
+	$(BUILD) ./plugins/local ./examples/quickstart
+	@$(call LINK,local)
+	bin/build/quickstart
 
 .PHONY: test
 test: ## all tests, with the race detector

@@ -170,7 +170,7 @@ func TestAHeartbeatThatComesTooLateRevivesNothing(t *testing.T) {
 		if !s.Valid() {
 			t.Error("the heartbeat was not counted")
 		}
-		h.heard(time.Now().Add(24 * time.Hour)) // for this process there is time left, but not in the records
+		h.renewed(time.Now().Add(24 * time.Hour)) // for this process there is time left, but not in the records
 		c.advance(time.Minute)
 		wantNil(t, "a heartbeat too late", s.renew(ctx, h))
 		if s.Valid() {
@@ -194,7 +194,7 @@ func TestTheRecordsDecideWhetherALeaseHolds(t *testing.T) {
 			s := openWith(t, o, &c)
 			lease, _ := claim(t, s, name)
 			wantNil(t, "Save", s.Save(ctx, lease, sample(name)))
-			s.currentHolder().heard(time.Now().Add(24 * time.Hour)) // for this process there is time left
+			s.currentHolder().renewed(time.Now().Add(24 * time.Hour)) // for this process there is time left
 			c.advance(long)
 			if !s.Valid() {
 				t.Fatal("the process knows it already")
@@ -213,7 +213,7 @@ func TestAHostCountsItsTimeByWhicheverClockIsAhead(t *testing.T) {
 	start := time.Now()
 	now := start
 	h := &holder{ttl: time.Minute, now: func() time.Time { return now }}
-	h.heard(start)
+	h.renewed(start)
 	if !h.valid() {
 		t.Error("lapsed at once")
 	}
