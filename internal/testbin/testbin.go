@@ -38,8 +38,8 @@ func Main(m *testing.M) int {
 }
 
 // Build compiles a main package of this module, such as "./plugins/mock", once for the test process, and returns the
-// executable. It is named and placed as in bin/: berth, berth-action-server, plugins/berth-provider-NAME. The test's
-// TestMain must call Main.
+// executable. It is named and placed as in bin/: berth, berth-action-server, plugins/berth-provider-NAME, sim/NAME. The
+// test's TestMain must call Main.
 func Build(t testing.TB, pkg string) string {
 	t.Helper()
 	mutex.Lock()
@@ -80,6 +80,8 @@ func place(pkg string) string {
 	switch {
 	case pkg == "./host":
 		return "berth"
+	case strings.HasSuffix(pkg, "/sim/cmd"):
+		return filepath.Join("sim", strings.Split(pkg, "/")[2])
 	case strings.HasPrefix(pkg, "./plugins/"):
 		return filepath.Join("plugins", "berth-provider-"+name)
 	case pkg == "./examples/action-server":
