@@ -108,7 +108,7 @@ func compile(pkgs []string) error {
 	}
 	defer unlock()
 	args := []string{"build", "-buildvcs=false", "-ldflags=-s -w", "-o", shared + "/"}
-	if raceEnabled {
+	if Race {
 		args = append(args, "-race")
 	}
 	command := exec.CommandContext(context.Background(), "go", append(args, pkgs...)...) // one build serves many tests
@@ -129,7 +129,7 @@ func compile(pkgs []string) error {
 // process's own.
 func lockShared(pkgs []string) (dir string, unlock func(), err error) {
 	kind := "plain"
-	if raceEnabled {
+	if Race {
 		kind = "race"
 	}
 	cache, err := os.UserCacheDir()
