@@ -23,8 +23,6 @@ var boots = []time.Duration{
 }
 
 const (
-	// servers is how many servers there are of each boot time.
-	servers = 10
 	// spread is how far their boot times differ from it, so that they become ready at all points between two probes.
 	spread = 0.2
 	// crowded is the boot time from which on they boot at the same time, a moment apart: they are probed rarely then.
@@ -58,6 +56,7 @@ type starter func(b *testing.B, times []time.Duration) func(i int, health connec
 
 func detect(b *testing.B, start starter, noRamp bool) {
 	b.ReportMetric(0, "ns/op")
+	servers := size(10, 2) // of each boot time
 	worst := time.Duration(0)
 	for _, boot := range boots {
 		connectTo := start(b, bootTimes(boot, servers))
