@@ -230,7 +230,7 @@ func (a *app) callDefaults(p *config.Provider) (message, error) {
 // fillIn adds the defaults to a request where it lacks the field, in nested messages too.
 func fillIn(request map[string]any, defaults message) {
 	for name, value := range defaults {
-		given, found := request[name]
+		given, found := fieldOf(request, name)
 		nested, isMessage := value.(message)
 		object, isObject := given.(map[string]any)
 		switch {
@@ -240,6 +240,16 @@ func fillIn(request map[string]any, defaults message) {
 			fillIn(object, nested)
 		}
 	}
+}
+
+// fieldOf returns a field of a request by either of its names, such as extra_ports and extraPorts.
+func fieldOf(request map[string]any, name string) (value any, found bool) {
+	for given, value := range request {
+		if strings.EqualFold(strings.ReplaceAll(given, "_", ""), strings.ReplaceAll(name, "_", "")) {
+			return value, true
+		}
+	}
+	return nil, false
 }
 
 // redacted removes known secrets from an answer, except from the headers that open an endpoint.

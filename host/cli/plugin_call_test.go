@@ -35,7 +35,7 @@ func TestEveryMethodOfAPluginCanBeCalled(t *testing.T) {
 		t.Errorf("attached: %v", attached)
 	}
 	of := func(more string) string { return `{"session": "s1", "sandbox_id": "` + id + `"` + more + `}` }
-	endpoints := m.call("StartServer", of(`, "server": {"extra_ports": {"code": 8001}}`))["endpoints"]
+	endpoints := m.call("StartServer", of(`, "server": {"extraPorts": {"code": 8001}, "health": {"json_fields": {}}}`))["endpoints"]
 	encoded, _ := json.Marshal(endpoints.(map[string]any)["server"])
 	if endpoints.(map[string]any)["extra"].(map[string]any)["code"] == nil {
 		t.Errorf("endpoints: %v", endpoints)
