@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/wire"
 )
 
 func (a *app) holdCommand() *cobra.Command {
@@ -54,7 +55,9 @@ func (a *app) hold(ctx context.Context, connector *connect.Connector, id string,
 	if err != nil {
 		return err
 	}
-	a.printHold(id, sandboxID, end)
+	if err := a.printHold(id, sandboxID, end); err != nil {
+		return err
+	}
 	if limit > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, limit, errHeld)
@@ -98,18 +101,14 @@ func (a *app) renew(
 	return sandboxID, end, err
 }
 
-func (a *app) printHold(session, sandboxID string, end time.Time) {
+func (a *app) printHold(session, sandboxID string, end time.Time) error {
 	if a.flags.output == "json" {
-		a.printJSON(struct {
-			Session   string     `json:"session"`
-			SandboxID string     `json:"sandbox_id"`
-			ExpiresAt *time.Time `json:"expires_at"`
-		}{session, sandboxID, pointer(end)})
-		return
+		return a.printJSON(wire.NewRenewed(session, sandboxID, end))
 	}
 	otherwise := "has no end of its own"
 	if !end.IsZero() {
 		otherwise = "would end " + ago(end)
 	}
 	fmt.Fprintf(a.stdout, "session %s: sandbox %s is held; without that it %s\n", session, sandboxID, otherwise)
+	return nil
 }

@@ -69,6 +69,21 @@ func TestAFileWithoutAProviderBlockMeansTheLocalProvider(t *testing.T) {
 	}
 }
 
+func TestTheNearestNameIsSuggested(t *testing.T) {
+	t.Parallel()
+	for given, want := range map[string]string{
+		"modle":  ` Did you mean "mode"?`, // "node" and "modal" are two letters away
+		"modell": ` Did you mean "modal"?`,
+		"loca":   ` Did you mean "local"?`,
+		"nodes":  ` Did you mean "node"?`,
+		"xyz":    "",
+	} {
+		if got := DidYouMean(given, []string{"node", "modal", "mode", "local"}); got != want {
+			t.Errorf("%q: got %q, want %q", given, got, want)
+		}
+	}
+}
+
 func TestEveryAttributeOfTheHostsBlocksIsRead(t *testing.T) {
 	t.Parallel()
 	sum := strings.Repeat("0123456789abcdef", 4)

@@ -441,14 +441,19 @@ func oneOf(allowed ...string) func(string) string {
 	}
 }
 
-// DidYouMean is a question to append to a sentence, or "" when nothing is close.
+// DidYouMean returns a question to append to a sentence: whether the nearest of the candidates is meant, the first of
+// several. It returns "" when none is near.
 func DidYouMean(given string, candidates []string) string {
+	nearest, least := "", 3
 	for _, candidate := range candidates {
-		if levenshtein.Distance(given, candidate, nil) < 3 {
-			return fmt.Sprintf(" Did you mean %q?", candidate)
+		if distance := levenshtein.Distance(given, candidate, nil); distance < least {
+			nearest, least = candidate, distance
 		}
 	}
-	return ""
+	if nearest == "" {
+		return ""
+	}
+	return fmt.Sprintf(" Did you mean %q?", nearest)
 }
 
 func unacceptable(attribute *hcl.Attribute, problem string) *hcl.Diagnostic {

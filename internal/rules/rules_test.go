@@ -77,6 +77,12 @@ func TestEveryPartImportsOnlyWhatItMay(t *testing.T) {
 				forbidden = "the lifecycle knows no processes, configuration files, wire or HTTP"
 			case under(p.ImportPath, "host") && under(ours, "shared/proto"):
 				forbidden = "only shared/provider knows the wire"
+			case under(p.ImportPath, "host") && under(path, "google.golang.org/protobuf") && p.ImportPath != "host/supervise/internal/stub":
+				forbidden = "only shared/provider knows protobuf, and the plugin that misbehaves in the supervisor's tests"
+			case p.ImportPath == "host/wire" && inside && !under(ours, "shared/provider", "host/connect", "host/records", "host/sweep"):
+				forbidden = "the public forms are made of the engine's types and know no front"
+			case p.ImportPath == "host/wire" && under(path, "github.com/spf13", "golang.org/x/term", "os", "net/http"):
+				forbidden = "the public forms are the same for every front"
 			case under(p.ImportPath, "host") && under(ours, "plugins"):
 				forbidden = "nothing in the host knows a provider"
 			}
