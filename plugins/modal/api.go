@@ -60,8 +60,28 @@ type known struct {
 	tags map[string]string
 }
 
+var processEnvironment sync.Mutex
+
+// newAPI makes the SDK's client. The SDK takes the address of the control plane from the environment alone, and mixes in a
+// profile of the user's, of which nothing may get here: neither its settings nor, if it is malformed, its errors.
 func newAPI(config Config, log hclog.Logger, times times) (*api, error) {
-	client, err := newClient(config, log, times)
+	processEnvironment.Lock()
+	defer processEnvironment.Unlock()
+	for _, variable := range os.Environ() {
+		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "MODAL_") {
+			os.Unsetenv(name)
+		}
+	}
+	os.Setenv("MODAL_CONFIG_PATH", os.DevNull)
+	os.Setenv("MODAL_SERVER_URL", config.ServerURL)
+	warnings := log.StandardWriter(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug})
+	client, err := modal.NewClientWithOptions(&modal.ClientParams{
+		TokenID: config.TokenID, TokenSecret: config.TokenSecret, Environment: config.Environment,
+		// Without a limit the SDK waits as often as the cloud asks it to.
+		MaxThrottleWait:       &times.throttle,
+		Logger:                slog.New(slog.NewTextHandler(warnings, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		GRPCUnaryInterceptors: []grpc.UnaryClientInterceptor{notes(log, times.call/2)},
+	})
 	if err != nil {
 		return nil, provider.Errorf(provider.CodeInvalid, "Modal's client cannot be set up: %w", err)
 	}
@@ -77,30 +97,6 @@ func (a *api) close() {
 		delete(a.known, id)
 	}
 	a.client.Close()
-}
-
-var processEnvironment sync.Mutex
-
-// newClient makes the SDK's client. The SDK takes the address of the control plane from the environment alone, and mixes
-// in a profile of the user's, of which nothing may get here: neither its settings nor, if it is malformed, its errors.
-func newClient(config Config, log hclog.Logger, times times) (*modal.Client, error) {
-	processEnvironment.Lock()
-	defer processEnvironment.Unlock()
-	for _, variable := range os.Environ() {
-		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "MODAL_") {
-			os.Unsetenv(name)
-		}
-	}
-	os.Setenv("MODAL_CONFIG_PATH", os.DevNull)
-	os.Setenv("MODAL_SERVER_URL", config.ServerURL)
-	warnings := log.StandardWriter(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug})
-	return modal.NewClientWithOptions(&modal.ClientParams{
-		TokenID: config.TokenID, TokenSecret: config.TokenSecret, Environment: config.Environment,
-		// Without a limit the SDK waits as often as the cloud asks it to.
-		MaxThrottleWait:       &times.throttle,
-		Logger:                slog.New(slog.NewTextHandler(warnings, &slog.HandlerOptions{Level: slog.LevelWarn})),
-		GRPCUnaryInterceptors: []grpc.UnaryClientInterceptor{notes(log, times.call/2)},
-	})
 }
 
 // details is what the SDK leaves out of the cloud's answers.
@@ -154,11 +150,10 @@ const (
 
 func newSandbox(id string, tags map[string]string) sandbox {
 	instant := func(tag string) time.Time {
-		number, err := strconv.ParseInt(tags[tag], 10, 64)
-		if err != nil {
-			return time.Time{}
+		if seconds, err := strconv.ParseInt(tags[tag], 10, 64); err == nil {
+			return time.Unix(seconds, 0)
 		}
-		return time.Unix(number, 0)
+		return time.Time{}
 	}
 	return sandbox{id: id, tags: tags, created: instant(tagCreated), expires: instant(tagExpires)}
 }
@@ -213,11 +208,20 @@ func (a *api) named(ctx context.Context, name string) (string, error) {
 // get returns a sandbox by its id. One that the cloud has forgotten is CodeNotFound.
 func (a *api) get(ctx context.Context, id string) (sandbox, error) {
 	tags, err := a.tags(ctx, id)
-	if err != nil {
-		return sandbox{}, a.forgotten(id, err)
+	found := newSandbox(id, tags)
+	if err == nil {
+		found.result, err = a.result(ctx, id)
 	}
-	// The SDK reduces a result to an exit code, which for a sandbox that was idle is the same as for one that did well.
-	result, err := again(ctx, a, a.times.call, "asking for the sandbox's state", func(ctx context.Context) (*pb.GenericResult, error) {
+	if found.result != nil || provider.CodeOf(err) == provider.CodeNotFound {
+		a.forget(id)
+	}
+	return found, err
+}
+
+// result returns how a sandbox ended, nil while it runs. The SDK reduces that to an exit code, which for a sandbox that was
+// idle is the same as for one that did well.
+func (a *api) result(ctx context.Context, id string) (*pb.GenericResult, error) {
+	return again(ctx, a, a.times.call, "asking for the sandbox's state", func(ctx context.Context) (*pb.GenericResult, error) {
 		var seen details
 		code, err := a.handle(id).Poll(context.WithValue(ctx, detailsKey{}, &seen), nil)
 		if err != nil || code == nil {
@@ -225,15 +229,6 @@ func (a *api) get(ctx context.Context, id string) (sandbox, error) {
 		}
 		return seen.result, nil
 	})
-	if err != nil {
-		return sandbox{}, a.forgotten(id, err)
-	}
-	if result != nil {
-		a.forget(id)
-	}
-	found := newSandbox(id, tags)
-	found.result = result
-	return found, nil
 }
 
 // tags returns a sandbox's tags. They are asked for once.
@@ -256,7 +251,7 @@ func (a *api) tags(ctx context.Context, id string) (map[string]string, error) {
 	return tags, err
 }
 
-// list returns the running sandboxes of the app that have all the tags. The cloud lists none that has ended.
+// list returns the running sandboxes of the app that have all the tags.
 func (a *api) list(ctx context.Context, tags map[string]string) ([]sandbox, error) {
 	return again(ctx, a, a.times.list, "listing the sandboxes", func(ctx context.Context) ([]sandbox, error) {
 		app, err := a.client.Apps.FromName(ctx, a.config.App, nil)
@@ -278,7 +273,9 @@ func (a *api) list(ctx context.Context, tags map[string]string) ([]sandbox, erro
 		}
 		var found []sandbox
 		for _, info := range seen.infos {
-			found = append(found, listed(info))
+			if info.GetTaskInfo().GetResult().GetStatus() == pb.GenericResult_GENERIC_STATUS_UNSPECIFIED { // it has not ended
+				found = append(found, listed(info))
+			}
 		}
 		return found, nil
 	})
@@ -297,21 +294,14 @@ func listed(info *pb.SandboxInfo) sandbox {
 			found.expires = found.created.Add(time.Duration(info.GetTimeoutSecs()) * time.Second)
 		}
 	}
-	if result := info.GetTaskInfo().GetResult(); result.GetStatus() != pb.GenericResult_GENERIC_STATUS_UNSPECIFIED {
-		found.result = result
-	}
 	return found
 }
 
 // token makes a token that opens one port, and returns the port's URL with it.
-func (a *api) token(ctx context.Context, id string, port int) (url, token string, err error) {
-	access, err := again(ctx, a, a.times.call, "making a token for the server's port", func(ctx context.Context) (*modal.SandboxCreateConnectCredentials, error) {
+func (a *api) token(ctx context.Context, id string, port int) (*modal.SandboxCreateConnectCredentials, error) {
+	return again(ctx, a, a.times.call, "making a token for the server's port", func(ctx context.Context) (*modal.SandboxCreateConnectCredentials, error) {
 		return a.handle(id).CreateConnectToken(ctx, &modal.SandboxCreateConnectTokenParams{Port: port})
 	})
-	if err != nil {
-		return "", "", err
-	}
-	return access.URL, access.Token, nil
 }
 
 // tunnels returns the public URLs of ports. Each try uses a new handle: one remembers an answer without tunnels for good,
@@ -434,23 +424,15 @@ func (a *api) forget(id string) {
 	}
 }
 
-// forgotten forgets a sandbox that the cloud does not know, and returns err.
-func (a *api) forgotten(id string, err error) error {
-	if provider.CodeOf(err) == provider.CodeNotFound {
-		a.forget(id)
-	}
-	return err
-}
-
 // once makes one call, within limit.
 func once[T any](ctx context.Context, limit time.Duration, doing string, call func(context.Context) (T, error)) (T, error) {
 	within, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	answer, err := call(within)
 	if err != nil {
-		return answer, failure(ctx, doing, err)
+		err = failure(ctx, doing, err)
 	}
-	return answer, nil
+	return answer, err
 }
 
 // again makes a call that is safe to repeat, a few times if that may help.
@@ -461,14 +443,14 @@ func again[T any](ctx context.Context, a *api, limit time.Duration, doing string
 // failure returns an error of the SDK with its class. Some are of types of the SDK's own, some are as they came from the
 // cloud. ctx is the caller's.
 func failure(ctx context.Context, doing string, err error) *provider.Error {
-	var known *provider.Error
-	if errors.As(err, &known) {
-		return known
+	var classified *provider.Error
+	if errors.As(err, &classified) {
+		return classified
 	}
 	if ctx.Err() != nil {
 		return cloud.Ended(ctx, doing)
 	}
-	e := &provider.Error{Message: doing + " failed: " + text(err), Cause: err}
+	e := &provider.Error{Message: doing + " failed: " + text(err), RetryAfter: retryAfter(err), Cause: err}
 	switch codeOf(err) {
 	case codes.Unauthenticated, codes.PermissionDenied:
 		e.Code = provider.CodeDenied
@@ -476,7 +458,6 @@ func failure(ctx context.Context, doing string, err error) *provider.Error {
 		e.Code = provider.CodeNotFound
 	case codes.ResourceExhausted:
 		e.Code, e.Reason = provider.CodeExhausted, provider.ReasonQuota
-		e.RetryAfter = retryAfter(err)
 		// Only the words tell the two kinds apart.
 		if e.RetryAfter > 0 || strings.Contains(strings.ToLower(text(err)), "rate limit") {
 			e.Reason, e.Retryable = provider.ReasonRateLimit, true
@@ -493,14 +474,13 @@ func failure(ctx context.Context, doing string, err error) *provider.Error {
 		e.Code, e.Retryable, e.Message = provider.CodeTimeout, true, doing+" failed: no answer in time"
 	case codes.Unavailable, codes.Internal, codes.Unknown, codes.Aborted, codes.Canceled, codes.DataLoss:
 		e.Code, e.Retryable = provider.CodeUnreachable, true
-		e.RetryAfter = retryAfter(err)
 	default:
 		e.Code = provider.CodeFailed
 	}
 	return e
 }
 
-// codeOf returns the code of an error of the SDK. OK stands for none.
+// codeOf returns the code of an error of the SDK. OK stands for none, as of a RemoteError: an image that cannot be built.
 func codeOf(err error) codes.Code {
 	for _, kind := range []struct {
 		is   bool
@@ -514,7 +494,6 @@ func codeOf(err error) codes.Code {
 		{is[modal.TimeoutError](err) || is[modal.SandboxTimeoutError](err) || is[modal.ExecTimeoutError](err), codes.DeadlineExceeded},
 		{is[modal.InternalFailure](err), codes.Internal},
 		{is[modal.ClientClosedError](err), codes.Unavailable}, // a handle that was forgotten meanwhile: the next one is new
-		{is[modal.RemoteError](err), codes.OK},                // an image that cannot be built
 		{errors.Is(err, context.DeadlineExceeded), codes.DeadlineExceeded},
 	} {
 		if kind.is {

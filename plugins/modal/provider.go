@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -117,10 +118,10 @@ func (c *sandboxes) List(ctx context.Context, req provider.ListRequest) ([]sandb
 // Make creates a sandbox, after the app and the image it needs.
 func (c *sandboxes) Make(ctx context.Context, name string, req provider.CreateRequest) (sandbox, error) {
 	app, err := c.api.app(ctx)
-	if err != nil {
-		return sandbox{}, cloud.NotAsked(missing(err))
+	var image *modal.Image
+	if err == nil {
+		image, err = c.api.image(ctx, app)
 	}
-	image, err := c.api.image(ctx, app)
 	if err != nil {
 		return sandbox{}, cloud.NotAsked(missing(err))
 	}
@@ -155,11 +156,7 @@ func (c *sandboxes) params(name string, req provider.CreateRequest) *modal.Sandb
 		params.OutboundCIDRAllowlist = &modal.Allowlist{Entries: c.config.AllowNetworks}
 	}
 	if c.config.Public { // tunnels cannot be added later
-		port := req.Server.Port
-		if port == 0 {
-			port = c.config.Port
-		}
-		ports := append(slices.Collect(maps.Values(req.Server.ExtraPorts)), port)
+		ports := append(slices.Collect(maps.Values(req.Server.ExtraPorts)), cmp.Or(req.Server.Port, c.config.Port))
 		slices.Sort(ports)
 		params.EncryptedPorts = slices.Compact(ports)
 	}
@@ -191,17 +188,18 @@ func (c *sandboxes) Endpoints(ctx context.Context, s sandbox, ports []int) (map[
 		return endpoints, err
 	}
 	for _, port := range ports {
-		url, token, err := c.api.token(ctx, s.id, port)
-		if err == nil {
-			url, err = cloud.PortURL(url)
-		}
-		switch {
-		case err != nil:
+		access, err := c.api.token(ctx, s.id, port)
+		if err != nil {
 			return nil, err
-		case token == "":
+		}
+		url, err := cloud.PortURL(access.URL)
+		if err != nil {
+			return nil, err
+		}
+		if access.Token == "" { // without one the URL would have to be public
 			return nil, provider.Errorf(provider.CodeFailed, "the cloud gave no token for port %d", port)
 		}
-		endpoints[port] = provider.Endpoint{URL: url, Headers: map[string]string{"Authorization": "Bearer " + token}}
+		endpoints[port] = provider.Endpoint{URL: url, Headers: map[string]string{"Authorization": "Bearer " + access.Token}}
 	}
 	return endpoints, nil
 }
