@@ -3,15 +3,15 @@ package main
 import (
 	"context"
 	"net"
-	"net/netip"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
-	"github.com/berth-dev/berth/shared/provider"
+	"github.com/berth-dev/berth/shared/cloud"
 )
 
 // Config is what the provider's config block may hold.
@@ -33,91 +33,77 @@ type Config struct {
 	AllowNetworks []string      `berth:"allow_networks" doc:"The networks the sandbox may reach, such as 208.80.154.232/32; no others. Default: all."`
 }
 
-// open checks the configuration. It asks the cloud nothing.
+// open makes the provider from its configuration. It asks the cloud nothing.
 func open(_ context.Context, config Config, log hclog.Logger) (*Modal, error) {
 	if err := config.check(); err != nil {
 		return nil, err
 	}
-	return newModal(config, log, normalPace)
+	return newModal(config, log, normalTimes)
 }
 
-var objectName = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+var appName = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
 // check refuses what the cloud would refuse, and what would not mean what it says. All of it at once.
 func (c *Config) check() error {
-	refused := &provider.Error{Code: provider.CodeInvalid, Message: "the configuration was refused"}
-	refuse := func(field, message string) {
-		refused.Fields = append(refused.Fields, provider.FieldError{Field: field, Message: message})
-	}
-	// The SDK notices missing ones only at the first call.
+	var refused cloud.Refusals
+	// The SDK notices missing credentials only at the first call.
 	for name, value := range map[string]string{"token_id": c.TokenID, "token_secret": c.TokenSecret} {
-		switch {
-		case value == "":
-			refuse(name, "is missing: set it, or the environment variable MODAL_"+strings.ToUpper(name)+"; modal.com/settings/tokens makes tokens")
-		case strings.ContainsAny(value, " \t\r\n"):
-			refuse(name, "has spaces or line breaks in it")
+		if value == "" {
+			refused.Add(name, "is missing: set it, or the environment variable MODAL_%s; modal.com/settings/tokens makes tokens", strings.ToUpper(name))
 		}
+		refused.Credential(name, value)
 	}
-	if problem := c.checkURL(); problem != "" {
-		refuse("server_url", problem)
-	}
-	if !objectName.MatchString(c.App) {
-		refuse("app", "must be 1 to 64 letters, digits, dashes, dots and underscores")
+	c.ServerURL = serverURL(&refused, c.ServerURL)
+	if !appName.MatchString(c.App) {
+		refused.Add("app", "must be 1 to 64 letters, digits, dashes, dots and underscores")
 	}
 	if c.Image == "" || strings.ContainsAny(c.Image, " \t\r\n") {
-		refuse("image", "must be one image, such as python:3.13-slim")
+		refused.Add("image", "must be one image, such as python:3.13-slim")
 	}
-	for _, line := range c.Setup {
-		word := strings.ToUpper(strings.TrimSpace(line))
-		if strings.ContainsAny(line, "\r\n") || strings.HasPrefix(word, "COPY ") && !strings.HasPrefix(word, "COPY --FROM=") || strings.HasPrefix(word, "FROM ") {
-			refuse("setup", "must be single lines of a Dockerfile, without FROM and without COPY from this machine")
-			break
-		}
+	if slices.ContainsFunc(c.Setup, notALayer) {
+		refused.Add("setup", "must be single lines of a Dockerfile, without FROM and without COPY from this machine")
 	}
 	if c.CPU < 0 || c.CPU > 1024 {
-		refuse("cpu", "must be more than 0")
+		refused.Add("cpu", "must be more than 0")
 	}
 	if c.Memory < 0 || c.Memory > 1<<24 {
-		refuse("memory", "must be a whole number from 1 on")
+		refused.Add("memory", "must be a whole number from 1 on")
 	}
 	if c.IdleAfter < 0 || c.IdleAfter%time.Second != 0 || c.IdleAfter > longestLife {
-		refuse("idle_after", "must be whole seconds, 24 hours at most")
+		refused.Add("idle_after", "must be whole seconds, 24 hours at most")
 	}
-	if c.Port < 1 || c.Port > 65535 {
-		refuse("port", "must be between 1 and 65535")
-	}
-	for _, network := range c.AllowNetworks {
-		if _, err := netip.ParsePrefix(network); err != nil {
-			refuse("allow_networks", "must be networks such as 208.80.154.232/32")
-			break
-		}
-	}
+	refused.Port("port", c.Port)
+	refused.Networks("allow_networks", c.AllowNetworks)
 	if c.BlockNetwork && len(c.AllowNetworks) > 0 {
-		refuse("allow_networks", "goes without block_network: choose one of them")
+		refused.Add("allow_networks", "goes without block_network: choose one of them")
 	}
 	if c.BlockNetwork && c.Public {
-		refuse("public", "goes without block_network: tunnels need the network")
+		refused.Add("public", "goes without block_network: tunnels need the network")
 	}
-	if len(refused.Fields) > 0 {
-		return refused
-	}
-	return nil
+	return refused.Err()
 }
 
-// checkURL brings the URL into the form that the SDK needs: it takes a slash at the end for a part of the port, and knows
-// no default port.
-func (c *Config) checkURL() (problem string) {
-	u, err := url.Parse(strings.TrimRight(c.ServerURL, "/"))
-	if err != nil || u.Hostname() == "" || u.Scheme != "https" && u.Scheme != "http" || u.User != nil || u.Path != "" || u.RawQuery != "" {
-		return "must be a URL such as https://api.modal.com:443"
+// notALayer reports whether a line of a Dockerfile cannot be put after an image. The SDK sends no files.
+func notALayer(line string) bool {
+	word := strings.ToUpper(strings.TrimSpace(line))
+	return strings.ContainsAny(line, "\r\n") || strings.HasPrefix(word, "FROM ") ||
+		strings.HasPrefix(word, "COPY ") && !strings.HasPrefix(word, "COPY --FROM=")
+}
+
+// serverURL checks the control plane's URL and returns it in the form that the SDK needs, which takes a slash at the end
+// for a part of the port and knows no default port.
+func serverURL(refused *cloud.Refusals, value string) string {
+	value = refused.URL("server_url", value, "https://api.modal.com:443")
+	u, err := url.Parse(value)
+	if err != nil || u.Host == "" {
+		return value
 	}
-	if address, err := netip.ParseAddr(u.Hostname()); u.Scheme == "http" && u.Hostname() != "localhost" && (err != nil || !address.IsLoopback()) {
-		return "must begin with https://: the token would travel unencrypted"
+	if u.Path != "" {
+		refused.Add("server_url", "must have no path")
 	}
 	port := u.Port()
 	if port == "" {
 		port = map[string]string{"https": "443", "http": "80"}[u.Scheme]
 	}
-	c.ServerURL = u.Scheme + "://" + net.JoinHostPort(u.Hostname(), port)
-	return ""
+	return u.Scheme + "://" + net.JoinHostPort(u.Hostname(), port)
 }

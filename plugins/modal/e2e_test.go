@@ -104,7 +104,7 @@ func TestTwoProcessesAtOnceMakeOneSandbox(t *testing.T) {
 	}
 	rounds := newMachine(t, cloud).Race(ids, func(_ string, ids []string) {
 		for _, id := range ids {
-			if err := newProvider(t, cloud, nil).remove(t.Context(), id); err != nil {
+			if err := newProvider(t, cloud, nil).api.terminate(t.Context(), id); err != nil {
 				t.Fatal(err)
 			}
 		}

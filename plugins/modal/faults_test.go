@@ -19,6 +19,7 @@ import (
 
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 	"github.com/berth-dev/berth/plugins/modal/sim"
+	cloudkit "github.com/berth-dev/berth/shared/cloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -86,7 +87,7 @@ func awaitPing(ctx context.Context, d *Modal, id string, endpoints provider.Endp
 		case result.Status != provider.PingNotYet && result.Status != provider.PingDenied:
 			return provider.Errorf(provider.CodeFailed, "%s: %s", result.Status, result.Reason)
 		}
-		if !pause(ctx, 20*time.Millisecond) {
+		if !cloudkit.Pause(ctx, 20*time.Millisecond) {
 			return ctx.Err()
 		}
 	}
@@ -116,11 +117,12 @@ func scenes() []scene {
 	var all []scene
 	for _, operation := range []string{
 		"AuthTokenGet", "SandboxGetFromNameV2", "SandboxGetFromName", "AppGetOrCreate", "EnvironmentGetOrCreate", "ImageGetOrCreate",
-		"ImageJoinStreaming", "SandboxCreateV2", "SandboxTagsGetV2", "TaskExecStart", "TaskExecStdioRead", "SandboxCreateConnectTokenV2", "connect",
+		"ImageJoinStreaming", "SandboxCreateV2", "TaskExecStart", "TaskExecStdioRead", "SandboxCreateConnectTokenV2", "connect",
 	} {
 		all = append(all, scene{operation: operation, do: connect(pythonServer())})
 	}
 	return append(all,
+		scene{operation: "SandboxTagsGetV2", keeps: 1, before: exists, do: connect(pythonServer())},
 		scene{operation: "SandboxWaitV2", keeps: 1, before: exists, do: connect(pythonServer())},
 		scene{operation: "SandboxGetTaskIdV2", keeps: 1, before: exists, do: connect(pythonServer())},
 		scene{operation: "SandboxGetCommandRouterAccess", keeps: 1, before: exists, do: connect(pythonServer())},
@@ -214,21 +216,21 @@ func TestWhateverFailsAConnectEndsReadyOrWithATypedErrorAndNothingLeft(t *testin
 func runCell(t *testing.T, s scene, k kind, often string) string {
 	const deadline = 60 * time.Second
 	cloud := newCloud(t, sim.Options{Build: time.Millisecond})
-	pace, count := testPace, 0
-	pace.throttle = time.Second
+	times, count := testTimes, 0
+	times.throttle, times.Script, times.Reach = time.Second, 5*time.Second, 5*time.Second
 	if often == "once" {
 		count = 1
 	}
 	if often == "always" || k.call.Hang {
-		pace.call, pace.create, pace.list, pace.ending = 2*time.Second, 2*time.Second, 2*time.Second, 2*time.Second
+		times.call, times.create, times.list, times.ending, times.Script = 2*time.Second, 2*time.Second, 2*time.Second, 2*time.Second, 2*time.Second
 	}
 	if often == "always" {
-		pace.tries = 2
+		times.Retry.Tries = 2
 	}
 	if s.operation == "connect" && k.http.Drop && often == "once" {
 		count = 2 // the HTTP client sends a GET again by itself
 	}
-	d := newPacedProvider(t, cloud, pace, func(c *Config) { c.Public = s.public })
+	d := newTimedProvider(t, cloud, times, func(c *Config) { c.Public = s.public })
 	if s.before != nil {
 		s.before(t, cloud, d)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 	"github.com/berth-dev/berth/plugins/modal/sim"
+	cloudkit "github.com/berth-dev/berth/shared/cloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -55,11 +56,13 @@ const (
 	tokenID = "ak-tests"
 )
 
-// testPace is normalPace for a cloud without delays.
-var testPace = pace{
-	call: 20 * time.Second, create: 20 * time.Second, list: 20 * time.Second, tries: 3, retry: 5 * time.Millisecond,
-	throttle: 5 * time.Second, taken: 10 * time.Second, undo: 10 * time.Second, settle: 100 * time.Millisecond, ending: 20 * time.Second,
-	peek: 2 * time.Second, look: 5 * time.Second, lookWait: 100 * time.Millisecond, second: 6,
+// testTimes are normalTimes for a cloud without delays.
+var testTimes = times{
+	Times: cloudkit.Times{
+		Retry: cloudkit.Retry{Tries: 3, First: 5 * time.Millisecond, Most: time.Second, Longest: 5 * time.Second},
+		Taken: 10 * time.Second, Lost: 100 * time.Millisecond, Patience: 100 * time.Millisecond,
+	},
+	call: 20 * time.Second, create: 20 * time.Second, list: 20 * time.Second, ending: 20 * time.Second, throttle: 5 * time.Second,
 }
 
 // newCloud makes a cloud whose sandboxes have the action server, with nothing left in it at the end of the test.
@@ -80,10 +83,10 @@ func newCloud(t *testing.T, options sim.Options) *sim.Cloud {
 // newProvider gives a provider for the cloud. change, which may be nil, changes its configuration.
 func newProvider(t *testing.T, cloud *sim.Cloud, change func(*Config)) *Modal {
 	t.Helper()
-	return newPacedProvider(t, cloud, testPace, change)
+	return newTimedProvider(t, cloud, testTimes, change)
 }
 
-func newPacedProvider(t *testing.T, cloud *sim.Cloud, pace pace, change func(*Config)) *Modal {
+func newTimedProvider(t *testing.T, cloud *sim.Cloud, times times, change func(*Config)) *Modal {
 	t.Helper()
 	values, _ := json.Marshal(map[string]string{"token_id": tokenID, "token_secret": canary, "server_url": cloud.URL()})
 	config, err := provider.DecodeConfig[Config](values)
@@ -96,7 +99,7 @@ func newPacedProvider(t *testing.T, cloud *sim.Cloud, pace pace, change func(*Co
 	if err := config.check(); err != nil {
 		t.Fatal(err)
 	}
-	d, err := newModal(config, hclog.NewNullLogger(), pace)
+	d, err := newModal(config, hclog.NewNullLogger(), times)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 	"github.com/berth-dev/berth/plugins/modal/sim"
+	cloudkit "github.com/berth-dev/berth/shared/cloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -28,7 +29,7 @@ func TestACancelledCreateLeavesNothingThoughTheCloudGoesOn(t *testing.T) {
 	d := newProvider(t, cloud, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
-		pause(ctx, 150*time.Millisecond)
+		cloudkit.Pause(ctx, 150*time.Millisecond)
 		cancel()
 	}()
 	if _, err := d.Create(ctx, createRequest("s1")); provider.CodeOf(err) != provider.CodeCanceled {
@@ -256,8 +257,9 @@ func TestANameHeldByASandboxThatHasEndedIsWaitedFor(t *testing.T) {
 	if err := d.Destroy(t.Context(), ref(second)); err != nil {
 		t.Fatal(err)
 	}
-	d.pace.taken = 100 * time.Millisecond
-	if _, err := d.Create(t.Context(), createRequest("s1")); provider.CodeOf(err) != provider.CodeState {
+	times := testTimes
+	times.Taken = 100 * time.Millisecond
+	if _, err := newTimedProvider(t, cloud, times, nil).Create(t.Context(), createRequest("s1")); provider.CodeOf(err) != provider.CodeState {
 		t.Errorf("%v", err)
 	}
 }
@@ -267,9 +269,10 @@ func TestANameHeldByAStrangerIsAConflictAndNotAdopted(t *testing.T) {
 	cloud := newCloud(t, sim.Options{})
 	d := newProvider(t, cloud, nil)
 	sandbox := create(t, d, "s1")
-	if err := d.handle(t.Context(), sandbox.ID).SetTags(t.Context(), map[string]string{provider.LabelOwner: "somebody else"}, nil); err != nil {
+	if err := d.api.handle(sandbox.ID).SetTags(t.Context(), map[string]string{provider.LabelOwner: "somebody else"}, nil); err != nil {
 		t.Fatal(err)
 	}
+	d = newProvider(t, cloud, nil) // the one that made it has no reason to doubt it
 	calls := map[string]func() error{
 		"Create":  func() error { _, err := d.Create(t.Context(), createRequest("s1")); return err },
 		"Attach":  func() error { _, err := d.Attach(t.Context(), attachRequest("s1")); return err },
@@ -310,9 +313,9 @@ func TestTheSDKsOwnRepetitionOfACreateIsRecognizedAsOurs(t *testing.T) {
 func TestACreateThatTheCloudThrottlesForEverEndsInTime(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{})
-	pace := testPace
-	pace.throttle = 500 * time.Millisecond
-	d := newPacedProvider(t, cloud, pace, nil)
+	times := testTimes
+	times.throttle = 500 * time.Millisecond
+	d := newTimedProvider(t, cloud, times, nil)
 	cloud.Traffic.Fail(simcloud.Fault{
 		Operation: "SandboxCreateV2", Code: codes.ResourceExhausted, Message: "slow down",
 		Details: []proto.Message{pb.RPCRetryPolicy_builder{RetryAfterSecs: 60}.Build()},
@@ -466,9 +469,7 @@ func TestAServerThatCrashedIsStartedAgainInItsSandbox(t *testing.T) {
 	cloud := newCloud(t, sim.Options{})
 	d := newProvider(t, cloud, nil)
 	sandbox := create(t, d, "s1")
-	if _, err := d.StartServer(t.Context(), startRequest(sandbox, shellServer("echo one; exit 3"))); provider.AsError(err) == nil {
-		t.Error("it did not die")
-	}
+	dies(t, d, sandbox, shellServer("echo one; exit 3"))
 	awaitAlive(t, d, sandbox, start(t, d, sandbox, pythonServer()))
 	lines, err := d.Logs(t.Context(), provider.LogsRequest{SandboxRef: ref(sandbox), Lines: 100})
 	if err != nil || !slices.Equal(lines, []string{"one", "listening"}) {
@@ -480,12 +481,11 @@ func TestTheWaysThatAreRememberedAreBounded(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{})
 	d := newProvider(t, cloud, nil)
-	for i := range holdLimit + 50 {
-		handle, _ := d.client.Sandboxes.FromID(t.Context(), fmt.Sprintf("sb-%026d", i), nil)
-		d.keep(handle)
+	for i := range mostKnown + 50 {
+		d.api.handle(fmt.Sprintf("sb-%026d", i))
 	}
-	if len(d.held) > holdLimit {
-		t.Errorf("%d ways are remembered", len(d.held))
+	if len(d.api.known) > mostKnown {
+		t.Errorf("%d ways are remembered", len(d.api.known))
 	}
 }
 

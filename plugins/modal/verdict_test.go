@@ -2,18 +2,19 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	pb "github.com/modal-labs/modal-client/go/proto/modal_proto"
 
+	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/plugins/modal/sim"
+	cloudkit "github.com/berth-dev/berth/shared/cloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// verdict pings as a host does, at the plugin's normal pace, until something else than "not yet" is answered or limit passes.
+// verdict pings as a host does, until something else than "not yet" is answered or limit passes.
 func verdict(t *testing.T, d *Modal, sandbox provider.Sandbox, endpoints provider.Endpoints, limit time.Duration) (last provider.PingResult, took time.Duration) {
 	t.Helper()
 	began, denied := time.Now(), time.Time{}
@@ -25,7 +26,7 @@ func verdict(t *testing.T, d *Modal, sandbox provider.Sandbox, endpoints provide
 		if last.Status != provider.PingNotYet && (last.Status != provider.PingDenied || time.Since(denied) > 3*time.Second) {
 			break
 		}
-		pause(t.Context(), min(max(time.Since(began)/10, 15*time.Millisecond), time.Second))
+		cloudkit.Pause(t.Context(), min(max(time.Since(began)/10, 15*time.Millisecond), time.Second))
 	}
 	return last, time.Since(began)
 }
@@ -35,20 +36,37 @@ func control(cloud *sim.Cloud) int {
 	return cloud.Traffic.Count() - cloud.Traffic.Count("connect", "TaskExecStart", "TaskExecStdioRead", "TaskExecWait", "AuthTokenGet")
 }
 
-func TestAServerThatDiesAtOnceIsAnErrorWithItsCodeAndLastLines(t *testing.T) {
+func TestAServerThatDiesAtOnceIsKnownByItsCodeAndLastLines(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{})
 	d := newProvider(t, cloud, nil)
 	sandbox := create(t, d, "s1")
-	_, err := d.StartServer(t.Context(), startRequest(sandbox, shellServer("echo first; echo last words >&2; exit 7")))
-	e := provider.AsError(err)
-	if e == nil || e.Reason != provider.ReasonServerExited || e.ExitCode == nil || *e.ExitCode != 7 || strings.Join(e.LogTail, "|") != "first|last words" {
-		t.Fatalf("%+v", e)
+	result := dies(t, d, sandbox, shellServer("echo first; echo last words >&2; exit 7"))
+	if result.ExitCode == nil || *result.ExitCode != 7 || strings.Join(result.LogTail, "|") != "first|last words" {
+		t.Errorf("%+v", result)
 	}
-	_, err = d.StartServer(t.Context(), startRequest(sandbox, provider.Server{Command: []string{"no-such-program"}, Port: 8000}))
-	if e := provider.AsError(err); e == nil || e.ExitCode == nil || *e.ExitCode != 127 || !strings.Contains(strings.Join(e.LogTail, "\n"), "not found") {
-		t.Errorf("%+v", e)
+	result = dies(t, d, sandbox, provider.Server{Command: []string{"no-such-program"}, Port: 8000})
+	if result.ExitCode == nil || *result.ExitCode != 127 || !strings.Contains(strings.Join(result.LogTail, "\n"), "No such file") {
+		t.Errorf("%+v", result)
 	}
+}
+
+// dies starts a server that dies at once, and returns what becomes known of that: from the start already, or from a ping.
+func dies(t *testing.T, d *Modal, sandbox provider.Sandbox, server provider.Server) provider.PingResult {
+	t.Helper()
+	endpoints, err := d.StartServer(t.Context(), startRequest(sandbox, server))
+	if e := provider.AsError(err); e != nil {
+		if e.Reason != provider.ReasonServerExited {
+			t.Fatal(err)
+		}
+		return provider.PingResult{Status: provider.PingExited, ExitCode: e.ExitCode, LogTail: e.LogTail}
+	}
+	var last provider.PingResult
+	cloudtest.Eventually(t, "the server is known to be dead", func() bool {
+		last = ping(t, d, sandbox, endpoints)
+		return last.Status == provider.PingExited
+	})
+	return last
 }
 
 // It measures, so the package's other tests wait until it is over.
@@ -80,7 +98,7 @@ func TestTheWaitEndsInTimeWithTheVerdict(t *testing.T) {
 			},
 		},
 		"the sandbox is forgotten": {
-			script: "sleep 1000", want: provider.PingGone, reason: "no longer runs",
+			script: "sleep 1000", want: provider.PingGone, reason: "no longer exists",
 			happen: func(cloud *sim.Cloud, id string) { cloud.Forget(id) },
 		},
 		"the sandbox ends in a way that is new": {
@@ -91,17 +109,16 @@ func TestTheWaitEndsInTimeWithTheVerdict(t *testing.T) {
 		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) {
 			t.Parallel()
 			cloud := newCloud(t, sim.Options{})
-			d := newProvider(t, cloud, nil)
+			d := newTimedProvider(t, cloud, normalTimes, nil)
 			sandbox := create(t, d, "s1")
 			endpoints := start(t, d, sandbox, shellServer(c.script))
-			d.pace = normalPace
 			if c.happen != nil {
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				done := make(chan struct{})
 				go func() {
 					defer close(done)
-					pause(ctx, 500*time.Millisecond)
+					cloudkit.Pause(ctx, 500*time.Millisecond)
 					c.happen(cloud, sandbox.ID)
 				}()
 				defer func() { <-done }()
@@ -127,10 +144,11 @@ func TestTheWaitEndsInTimeWithTheVerdict(t *testing.T) {
 func TestASandboxWithoutAWorkerThatAnswersIsWaitedForAndKept(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{})
-	d := newProvider(t, cloud, nil)
+	times := testTimes
+	times.Patience, times.LookServer = time.Nanosecond, 300*time.Millisecond
+	d := newTimedProvider(t, cloud, times, nil)
 	sandbox := create(t, d, "s1")
 	endpoints := start(t, d, sandbox, shellServer("sleep 1000"))
-	d.pace.lookWait, d.pace.peek = 0, 300*time.Millisecond
 	cloud.Break(sandbox.ID)
 	for range 3 {
 		if result := ping(t, d, sandbox, endpoints); result.Status != provider.PingNotYet {
@@ -148,9 +166,9 @@ func TestAnotherProcessGetsTheVerdictToo(t *testing.T) {
 	d := newProvider(t, cloud, nil)
 	sandbox := create(t, d, "s1")
 	endpoints := start(t, d, sandbox, shellServer("sleep 3; echo last words; exit 3"))
-	pace := normalPace
-	pace.look = time.Second
-	other := newPacedProvider(t, cloud, pace, nil)
+	times := normalTimes
+	times.LookCloud = time.Second
+	other := newTimedProvider(t, cloud, times, nil)
 	result, took := verdict(t, other, sandbox, endpoints, 30*time.Second)
 	if result.Status != provider.PingExited || result.ExitCode == nil || *result.ExitCode != 3 {
 		t.Errorf("after %s: %+v", took, result)
@@ -160,12 +178,11 @@ func TestAnotherProcessGetsTheVerdictToo(t *testing.T) {
 func TestTheHealthWaitLeavesTheAPIAlone(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{})
-	d := newProvider(t, cloud, nil)
+	d := newTimedProvider(t, cloud, normalTimes, nil)
 	sandbox := create(t, d, "s1")
 	server := pythonServer()
 	server.Command = []string{"sh", "-c", `sleep 1; exec "$@"`, "sh", "python3", "-IS", "-c", server.Command[3], "{port}"}
 	endpoints := start(t, d, sandbox, server)
-	d.pace = normalPace
 	before := control(cloud)
 	if result, took := verdict(t, d, sandbox, endpoints, 20*time.Second); result.Status != provider.PingAlive {
 		t.Fatalf("%+v after %s", result, took)
@@ -192,10 +209,9 @@ func TestProbesThatKeepFailingDoNotCostTheControlPlaneMoreThanOneCallInFiveSecon
 		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) {
 			t.Parallel()
 			cloud := newCloud(t, sim.Options{})
-			d := newProvider(t, cloud, nil)
+			d := newTimedProvider(t, cloud, normalTimes, nil)
 			sandbox := create(t, d, "s1")
 			endpoints := start(t, d, sandbox, shellServer("sleep 1000"))
-			d.pace = normalPace
 			if c.broken {
 				cloud.Break(sandbox.ID)
 			}
@@ -212,17 +228,5 @@ func TestProbesThatKeepFailingDoNotCostTheControlPlaneMoreThanOneCallInFiveSecon
 				t.Errorf("only %d pings", pings)
 			}
 		})
-	}
-}
-
-func TestWhatIsRememberedOfFailingServersIsBounded(t *testing.T) {
-	t.Parallel()
-	remembered := map[string]look{}
-	for i := range 25_000 {
-		bound(remembered)
-		remembered[fmt.Sprint(i)] = look{}
-	}
-	if len(remembered) > 10_000 {
-		t.Errorf("%d", len(remembered))
 	}
 }

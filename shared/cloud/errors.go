@@ -17,12 +17,31 @@ func MayHaveWorked(err error) bool {
 	if e == nil {
 		return false
 	}
+	var before notAsked
+	if errors.As(e.Cause, &before) {
+		return false
+	}
 	switch e.Code {
 	case provider.CodeUnreachable, provider.CodeTimeout, provider.CodeCanceled:
 		return true
 	}
 	return e.Reason == ReasonUnclear
 }
+
+// NotAsked marks an error of Make that came before the cloud was asked for the sandbox, such as one of the image's: whatever
+// its class, nothing was made. It returns nil for nil.
+func NotAsked(err error) error {
+	if err == nil {
+		return nil
+	}
+	e := *provider.AsError(err)
+	e.Cause = notAsked{err}
+	return &e
+}
+
+type notAsked struct{ error }
+
+func (n notAsked) Unwrap() error { return n.error }
 
 // Gone is the error about a sandbox that has ended. why may be empty.
 func Gone(id, why string) *provider.Error {

@@ -82,7 +82,7 @@ func (p *Provider[B]) judge(ctx context.Context, req provider.PingRequest, resul
 	denied := result.Status == provider.PingDenied
 	box, known := p.recall(provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
 	if known && !denied && p.takeServerLook(req.SandboxID) {
-		if said, err := p.runOnce(ctx, box, lookScript()); err == nil {
+		if said, err := p.lookAtServer(ctx, box); err == nil {
 			return judgeServer(said, result), nil
 		}
 	}
@@ -100,11 +100,22 @@ func (p *Provider[B]) judge(ctx context.Context, req provider.PingRequest, resul
 			}
 		}
 	case !known: // another process started the server
-		if said, err := p.runOnce(ctx, box, lookScript()); err == nil {
+		if said, err := p.lookAtServer(ctx, box); err == nil {
 			return judgeServer(said, result), nil
 		}
 	}
 	return result, nil
+}
+
+// lookAtServer asks a sandbox for its server's process. A sandbox that does not answer must leave time to ask the cloud.
+func (p *Provider[B]) lookAtServer(ctx context.Context, box B) (report, error) {
+	limit := p.times.LookServer
+	if deadline, limited := ctx.Deadline(); limited {
+		limit = min(limit, time.Until(deadline)/2)
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return p.runOnce(ctx, box, lookScript())
 }
 
 // judgeSandbox asks the cloud about the sandbox. It returns the answer to give, or nil if the sandbox runs.
