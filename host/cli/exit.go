@@ -139,7 +139,9 @@ func (a *app) failure(err error) (failure, int) {
 		}
 		return f, exitInterrupted
 	case errors.As(err, &failed):
-		return a.connectFailure(failed), exitCode(failed.Code)
+		f := a.connectFailure(failed)
+		f.Hint = a.secrets.String(hintFor(err, failed))
+		return f, exitCode(failed.Code)
 	}
 	return failure{Code: string(connect.CodeInternal), Message: a.secrets.String(err.Error())}, exitOther
 }
@@ -154,10 +156,7 @@ func (a *app) connectFailure(e *connect.Error) failure {
 	f := failure{
 		Code: string(e.Code), Phase: string(e.Phase), Message: clean(e.Message), Provider: e.Provider, Session: e.Session,
 		SandboxID: e.SandboxID, Retryable: e.Retryable, RetryAfterMS: e.RetryAfter.Milliseconds(),
-		Cleanup: string(e.Cleanup), CleanupError: clean(e.CleanupError), ExitCode: e.ExitCode, Pings: e.Pings, Hint: clean(e.Hint),
-	}
-	if e.Cleanup == connect.CleanupFailed && e.Session != "" {
-		f.Hint = "berth disconnect " + e.Session + " tries once more to remove what is left"
+		Cleanup: string(e.Cleanup), CleanupError: clean(e.CleanupError), ExitCode: e.ExitCode, Pings: e.Pings,
 	}
 	for _, line := range e.LogTail {
 		f.LogTail = append(f.LogTail, clean(line))

@@ -219,7 +219,7 @@ func callFailure(p *config.Provider, m method, err error) error {
 	if errors.As(err, &diagnosis) {
 		return err
 	}
-	e := connect.CallError(p.Label, err)
+	e := connect.NewError(p.Label, "", err)
 	if e.Code == connect.CodeInternal && provider.CodeOf(err) == provider.CodeFailed {
 		e.Code = m.failed
 	}
