@@ -4,7 +4,6 @@ package sessions
 
 import (
 	"context"
-	"slices"
 
 	"github.com/berth-dev/berth/host/lease"
 	"github.com/berth-dev/berth/host/records"
@@ -104,8 +103,4 @@ func (s *Sessions) end(ctx context.Context, l *lease.Lease, sandboxID string, ac
 // mayHaveWorked reports whether a call that failed with the code may have had its effect.
 func mayHaveWorked(code provider.Code) bool {
 	return code == provider.CodeUnreachable || code == provider.CodeTimeout || code == provider.CodeCanceled
-}
-
-func without(sandboxes []provider.Sandbox, id string) []provider.Sandbox {
-	return slices.DeleteFunc(sandboxes, func(s provider.Sandbox) bool { return s.ID == id })
 }

@@ -141,6 +141,10 @@ func recorded(r records.Record) provider.Sandbox {
 	}
 }
 
+func without(sandboxes []provider.Sandbox, id string) []provider.Sandbox {
+	return slices.DeleteFunc(sandboxes, func(s provider.Sandbox) bool { return s.ID == id })
+}
+
 func (s *Sessions) noSandbox(session string) *connect.Error {
 	return &connect.Error{
 		Code: connect.CodeNotFound, Provider: s.account.Name, Session: session, Cleanup: connect.CleanupNone,
