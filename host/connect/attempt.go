@@ -1,7 +1,14 @@
 package connect
 
 import (
+	"context"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
 	"time"
 
 	"github.com/berth-dev/berth/host/lease"
@@ -75,20 +82,50 @@ func (a *attempt) emit(e Event) {
 
 // server returns the server as a provider gets it, with the session key in its environment.
 func (a *attempt) server() provider.Server {
-	server := addKeyToEnv(a.req.Server.Server, a.req.Server.KeyEnv, a.key)
+	server := a.req.Server.Server
 	server.Health.Timeout = a.req.Health.ProbeTimeout
+	server.Env = maps.Clone(server.Env)
+	if server.Env == nil {
+		server.Env = map[string]string{}
+	}
+	for _, name := range a.req.Server.KeyEnv {
+		server.Env[name] = a.key
+	}
 	return server
 }
 
-// withKey returns the endpoints with the session key's header.
+// withKey returns the endpoints with the session key's header, those of extra ports too: they are served by the same
+// server.
 func (a *attempt) withKey(endpoints provider.Endpoints) provider.Endpoints {
-	return addKeyToHeaders(endpoints, a.req.Server.KeyHeader, a.key)
+	header := a.req.Server.KeyHeader
+	if header == "" {
+		return endpoints
+	}
+	add := func(e provider.Endpoint) provider.Endpoint {
+		e.Headers = maps.Clone(e.Headers)
+		if e.Headers == nil {
+			e.Headers = map[string]string{}
+		}
+		e.Headers[header] = a.key
+		return e
+	}
+	keyed := provider.Endpoints{Server: add(endpoints.Server), Extra: maps.Clone(endpoints.Extra)}
+	for name, extra := range keyed.Extra {
+		keyed.Extra[name] = add(extra)
+	}
+	return keyed
 }
 
 func (a *attempt) attachRequest(sandboxID string) provider.AttachRequest {
 	return provider.AttachRequest{
 		Session: a.req.Session, Owner: a.account.Owner, SandboxID: sandboxID, Server: a.server(), Lifetime: a.req.Lifetime,
 	}
+}
+
+func sessionKey(secret []byte, session string) string {
+	mac := hmac.New(sha256.New, secret)
+	mac.Write([]byte("berth session key\x00" + session))
+	return hex.EncodeToString(mac.Sum(nil))
 }
 
 // onceMoreAfterCrash repeats a call that is safe to repeat when the plugin crashed under it.
@@ -98,4 +135,50 @@ func onceMoreAfterCrash[T any](call func() (T, error)) (T, error) {
 		value, err = call()
 	}
 	return value, err
+}
+
+func isReason(err error, reason string) bool {
+	var e *provider.Error
+	return errors.As(err, &e) && e.Reason == reason
+}
+
+// limitError is the cause of a context that a limit has ended.
+type limitError struct {
+	name  LimitName
+	set   time.Duration
+	began time.Time
+}
+
+func (e *limitError) Error() string {
+	return fmt.Sprintf("the limit %s of %s has passed", e.name, e.set)
+}
+
+func withLimit(ctx context.Context, name LimitName, set time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, set, &limitError{name: name, set: set, began: time.Now()})
+}
+
+// limitOr returns the limit that has ended ctx, or else err.
+func limitOr(ctx context.Context, err error) error {
+	var limit *limitError
+	if errors.As(context.Cause(ctx), &limit) {
+		return limit
+	}
+	return err
+}
+
+// endedBy returns the limit of that name if err is that it was reached, and otherwise nil.
+func endedBy(err error, name LimitName) *Limit {
+	var limit *limitError
+	if errors.As(err, &limit) && limit.name == name {
+		return &Limit{Name: name, Set: limit.set, Took: time.Since(limit.began)}
+	}
+	return nil
+}
+
+// round makes a duration readable.
+func round(d time.Duration) time.Duration {
+	if d > time.Second {
+		return d.Round(100 * time.Millisecond)
+	}
+	return d.Round(time.Millisecond)
 }

@@ -12,9 +12,8 @@
 //	serve.go     start the server
 //	health.go    wait until it is healthy
 //	undo.go      what happens when one of these fails
-//	attempt.go   the attempt under way, and its events
+//	attempt.go   the attempt under way: its events, its limits, the session key
 //	request.go   what is asked for, the defaults, and the result
-//	key.go       the key that opens a session's server
 //	error.go     failures and their codes
 //	event.go     events
 package connect

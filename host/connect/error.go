@@ -3,7 +3,6 @@ package connect
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/berth-dev/berth/host/lease"
@@ -120,39 +119,6 @@ type Limit struct {
 	Took time.Duration
 }
 
-// limitError is the cause of a context that a limit has ended.
-type limitError struct {
-	name  LimitName
-	set   time.Duration
-	began time.Time
-}
-
-func (e *limitError) Error() string {
-	return fmt.Sprintf("the limit %s of %s has passed", e.name, e.set)
-}
-
-func withLimit(ctx context.Context, name LimitName, set time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, set, &limitError{name: name, set: set, began: time.Now()})
-}
-
-// limitOr returns the limit that has ended ctx, or else err.
-func limitOr(ctx context.Context, err error) error {
-	var limit *limitError
-	if errors.As(context.Cause(ctx), &limit) {
-		return limit
-	}
-	return err
-}
-
-// endedBy returns the limit of that name if err is that it was reached, and otherwise nil.
-func endedBy(err error, name LimitName) *Limit {
-	var limit *limitError
-	if errors.As(err, &limit) && limit.name == name {
-		return &Limit{Name: name, Set: limit.set, Took: time.Since(limit.began)}
-	}
-	return nil
-}
-
 // NewError returns err as the *Error of work on a session outside of a connect. err is that of a single provider call,
 // of the records, or an *Error already. session may be empty.
 func NewError(providerName, session string, err error) *Error {
@@ -170,14 +136,14 @@ func NewError(providerName, session string, err error) *Error {
 // RecordsError returns err, which is that of the records, as an *Error. An ended context remains what it is.
 func RecordsError(err error) error {
 	var unusable *records.UnusableError
-	var held *records.HeldError
+	var busy *records.HeldError
 	switch {
 	case err == nil:
 		return nil
 	case lease.IsLost(err):
 		return &Error{Code: CodeLeaseLost, Retryable: true, Message: err.Error(), Cause: err}
-	case errors.As(err, &held):
-		return &Error{Code: CodeBusy, Retryable: true, Message: held.Error(), Cause: err}
+	case errors.As(err, &busy):
+		return &Error{Code: CodeBusy, Retryable: true, Message: busy.Error(), Cause: err}
 	case errors.As(err, &unusable):
 		return &Error{Code: CodeRecordsUnusable, Message: unusable.Error(), Cause: err}
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
@@ -232,17 +198,4 @@ var codes = map[provider.Code]Code{
 	provider.CodeUnreachable: CodeUnreachable,
 	provider.CodeUnsupported: CodeUnsupported,
 	provider.CodeInternal:    CodeInternal,
-}
-
-func isReason(err error, reason string) bool {
-	var e *provider.Error
-	return errors.As(err, &e) && e.Reason == reason
-}
-
-// round makes a duration readable.
-func round(d time.Duration) time.Duration {
-	if d > time.Second {
-		return d.Round(100 * time.Millisecond)
-	}
-	return d.Round(time.Millisecond)
 }

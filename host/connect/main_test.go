@@ -33,7 +33,7 @@ func request() Request {
 	}
 }
 
-// failure gives the *Error of a connect that must have failed with the code.
+// failure returns the *Error of a connect that must have failed with the code.
 func failure(t *testing.T, err error, code Code) *Error {
 	t.Helper()
 	e, ok := err.(*Error)

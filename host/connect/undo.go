@@ -49,13 +49,14 @@ func (a *attempt) fail(ctx context.Context, err error) *Error {
 func (a *attempt) describe(ctx context.Context, err error) *Error {
 	var e *Error
 	cause := context.Cause(ctx)
-	switch {
-	case endedBy(cause, LimitTotal) != nil, errors.Is(cause, context.DeadlineExceeded):
-		took := time.Since(a.began)
+	switch limit := endedBy(cause, LimitTotal); {
+	case limit != nil, errors.Is(cause, context.DeadlineExceeded):
 		e = &Error{
 			Code: CodeDeadline, Retryable: true,
-			Limit:   Limit{Name: LimitTotal, Set: a.req.Limits.Total, Took: took},
-			Message: fmt.Sprintf("not connected within the overall deadline (%s)", round(took)),
+			Message: fmt.Sprintf("not connected within the overall deadline (%s)", round(time.Since(a.began))),
+		}
+		if limit != nil { // otherwise it was the caller's
+			e.Limit = *limit
 		}
 	case cause != nil:
 		e = &Error{Code: CodeCancelled, Message: "cancelled"}

@@ -38,7 +38,7 @@ func (e *Error) Error() string { return e.Cause.Error() }
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Cause }
 
-// IsLost reports whether err says that the lease is lost.
+// IsLost reports whether err means that the lease is lost.
 func IsLost(err error) bool { return errors.Is(err, records.ErrLost) }
 
 // Take takes the session's lease. While another host works on the session it waits, and calls waiting once for each
@@ -49,12 +49,12 @@ func Take(ctx context.Context, store records.Store, session string, waiting func
 	err := retry.Do(ctx, pauses(), func(ctx context.Context) error {
 		var err error
 		taken, err = Try(ctx, store, session)
-		var held *records.HeldError
-		if !errors.As(err, &held) {
+		var busy *records.HeldError
+		if !errors.As(err, &busy) {
 			return err
 		}
-		if held.Holder != last {
-			last = held.Holder
+		if busy.Holder != last {
+			last = busy.Holder
 			waiting(last)
 		}
 		return retry.RetryableError(err)

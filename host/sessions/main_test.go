@@ -42,7 +42,7 @@ func request() connect.Request {
 	}
 }
 
-// failure gives the *connect.Error of a call that must have failed with the code.
+// failure returns the *connect.Error of a call that must have failed with the code.
 func failure(t *testing.T, err error, code connect.Code) *connect.Error {
 	t.Helper()
 	e, ok := err.(*connect.Error)

@@ -80,8 +80,8 @@ func (s *Sessions) underLease(
 // are *connect.Error.
 func (s *Sessions) ifFree(ctx context.Context, session string, work func(context.Context, *lease.Lease) error) error {
 	l, err := lease.Try(ctx, s.account.Records, session)
-	var held *records.HeldError
-	if errors.As(err, &held) {
+	var busy *records.HeldError
+	if errors.As(err, &busy) {
 		return nil
 	}
 	if err != nil {

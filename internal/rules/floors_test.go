@@ -22,8 +22,8 @@ import (
 // fileOrder is the order of the files inside a package, top down. A file uses only files that stand after it.
 var fileOrder = map[string][]string{
 	"host/connect": {
-		"connect.go", "flight.go", "acquire.go", "serve.go", "health.go", "undo.go", "attempt.go", "request.go", "key.go",
-		"error.go", "event.go",
+		"connect.go", "flight.go", "acquire.go", "serve.go", "health.go", "undo.go", "attempt.go", "request.go", "error.go",
+		"event.go",
 	},
 	"host/recovery": {"recovery.go", "account.go"},
 	"host/sessions": {"disconnect.go", "renew.go", "check.go", "recover.go", "reconcile.go", "sessions.go"},
