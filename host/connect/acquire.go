@@ -1,6 +1,7 @@
 package connect
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -28,11 +29,11 @@ func (a *attempt) takeLease(ctx context.Context) error {
 
 // acquire gets the session's sandbox.
 func (a *attempt) acquire(ctx context.Context) (provider.Sandbox, error) {
-	ctx, cancel := withLimit(ctx, LimitCreate, a.req.Limits.Create)
+	ctx, cancel := context.WithTimeoutCause(ctx, a.req.Limits.Create, errCreate)
 	defer cancel()
 	sandbox, err := a.attachOrCreate(ctx)
 	if err != nil {
-		return sandbox, limitOr(ctx, err)
+		return sandbox, cmp.Or(context.Cause(ctx), err)
 	}
 	a.sandboxID = sandbox.ID
 	return sandbox, nil
@@ -108,6 +109,12 @@ func (a *attempt) attach(ctx context.Context) (provider.Sandbox, error) {
 	})
 }
 
+func (a *attempt) attachRequest(sandboxID string) provider.AttachRequest {
+	return provider.AttachRequest{
+		Session: a.req.Session, Owner: a.account.Owner, SandboxID: sandboxID, Server: a.server, Lifetime: a.req.Lifetime,
+	}
+}
+
 // createOnly creates a sandbox, and fails if the session has one. It looks before, because a Create that adopts may wake
 // a sandbox, which costs money. A provider that cannot list finds out by Create itself.
 func (a *attempt) createOnly(ctx context.Context) (provider.Sandbox, error) {
@@ -141,17 +148,10 @@ func (a *attempt) create(ctx context.Context) (provider.Sandbox, error) {
 	}
 	a.made = true
 	sandbox, err := a.callCreate(ctx, began)
-	if isReason(err, provider.ReasonPluginCrashed) {
-		sandbox, err = a.findAfterCrash(ctx, err)
-	}
 	if err != nil {
-		if failure := provider.AsError(err); failure.SandboxID != "" {
-			a.sandboxID = failure.SandboxID
-		} else if rulesOutSandbox(failure.Code) {
-			a.made = false
-			a.lease.SetGone()
+		if sandbox, err = a.createFailed(ctx, err); err != nil {
+			return sandbox, err
 		}
-		return sandbox, err
 	}
 	a.made = sandbox.Origin == provider.OriginCreated
 	a.sandboxID = sandbox.ID
@@ -202,7 +202,7 @@ func (a *attempt) callCreate(ctx context.Context, began time.Time) (provider.San
 	defer stop()
 
 	sandbox, err := a.account.Provider.Create(patient, provider.CreateRequest{
-		Session: a.req.Session, Owner: a.account.Owner, Attempt: a.id, Server: a.server(),
+		Session: a.req.Session, Owner: a.account.Owner, Attempt: a.id, Server: a.server,
 		Labels: labels, Lifetime: a.req.Lifetime,
 	})
 	if err == nil && ctx.Err() != nil {
@@ -213,18 +213,26 @@ func (a *attempt) callCreate(ctx context.Context, began time.Time) (provider.San
 	return sandbox, err
 }
 
-// findAfterCrash looks for what a Create made whose plugin crashed. Calling Create again blindly could make a second
-// sandbox.
-func (a *attempt) findAfterCrash(ctx context.Context, crash error) (provider.Sandbox, error) {
-	a.progress("the plugin crashed while creating, looking for what it left")
-	sandbox, err := a.attach(ctx) // the record names no sandbox now: the session's is looked up
-	if err != nil {
-		return sandbox, crash
+// createFailed finds out what a Create made that failed. After a crash of the plugin it looks for the sandbox, because
+// calling Create again blindly could make a second one, and returns it if there is one.
+func (a *attempt) createFailed(ctx context.Context, err error) (provider.Sandbox, error) {
+	if isReason(err, provider.ReasonPluginCrashed) {
+		a.progress("the plugin crashed while creating, looking for what it left")
+		sandbox, failed := a.attach(ctx) // the record names no sandbox now: the session's is looked up
+		if failed == nil {
+			if sandbox.Attempt == a.id {
+				sandbox.Origin = provider.OriginCreated
+			}
+			return sandbox, nil
+		}
 	}
-	if sandbox.Attempt == a.id {
-		sandbox.Origin = provider.OriginCreated
+	if failure := provider.AsError(err); failure.SandboxID != "" {
+		a.sandboxID = failure.SandboxID
+	} else if rulesOutSandbox(failure.Code) {
+		a.made = false
+		a.lease.SetGone()
 	}
-	return sandbox, nil
+	return provider.Sandbox{}, err
 }
 
 // rulesOutSandbox reports whether a Create that failed with the code cannot have made anything.

@@ -1,13 +1,11 @@
 package connect
 
 import (
-	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"maps"
 	"time"
 
@@ -21,8 +19,10 @@ type attempt struct {
 	account recovery.Account
 	req     Request
 	// id is among the labels of a sandbox that the attempt creates.
-	id     string
-	key    string
+	id  string
+	key string
+	// server is what providers are given: it has the session key in its environment.
+	server provider.Server
 	began  time.Time
 	events func(Event)
 
@@ -39,9 +39,29 @@ type attempt struct {
 	timings Timings
 }
 
-func newAttempt(account recovery.Account, req Request, key string, events func(Event)) *attempt {
-	return &attempt{account: account, req: req, id: rand.Text(), key: key, began: time.Now(), events: events}
+func newAttempt(account recovery.Account, secret []byte, req Request, events func(Event)) *attempt {
+	a := &attempt{
+		account: account, req: req, id: rand.Text(), key: sessionKey(secret, req.Session), began: time.Now(), events: events,
+	}
+	a.server = req.Server.Server
+	a.server.Health.Timeout = req.Health.ProbeTimeout
+	a.server.Env = maps.Clone(req.Server.Env)
+	if a.server.Env == nil {
+		a.server.Env = map[string]string{}
+	}
+	for _, name := range req.Server.KeyEnv {
+		a.server.Env[name] = a.key
+	}
+	return a
 }
+
+// Causes of contexts that a limit has ended.
+var (
+	errTotal  = errors.New("the limit of the whole connect has passed")
+	errCreate = errors.New("the limit for getting a sandbox has passed")
+	errStart  = errors.New("the limit for starting the server has passed")
+	errHealth = errors.New("the limit for waiting until the server is healthy has passed")
+)
 
 // enter begins a phase.
 func (a *attempt) enter(phase Phase) {
@@ -80,20 +100,6 @@ func (a *attempt) emit(e Event) {
 	a.events(e)
 }
 
-// server returns the server as a provider gets it, with the session key in its environment.
-func (a *attempt) server() provider.Server {
-	server := a.req.Server.Server
-	server.Health.Timeout = a.req.Health.ProbeTimeout
-	server.Env = maps.Clone(server.Env)
-	if server.Env == nil {
-		server.Env = map[string]string{}
-	}
-	for _, name := range a.req.Server.KeyEnv {
-		server.Env[name] = a.key
-	}
-	return server
-}
-
 // withKey returns the endpoints with the session key's header, those of extra ports too: they are served by the same
 // server.
 func (a *attempt) withKey(endpoints provider.Endpoints) provider.Endpoints {
@@ -116,12 +122,6 @@ func (a *attempt) withKey(endpoints provider.Endpoints) provider.Endpoints {
 	return keyed
 }
 
-func (a *attempt) attachRequest(sandboxID string) provider.AttachRequest {
-	return provider.AttachRequest{
-		Session: a.req.Session, Owner: a.account.Owner, SandboxID: sandboxID, Server: a.server(), Lifetime: a.req.Lifetime,
-	}
-}
-
 func sessionKey(secret []byte, session string) string {
 	mac := hmac.New(sha256.New, secret)
 	mac.Write([]byte("berth session key\x00" + session))
@@ -140,39 +140,6 @@ func onceMoreAfterCrash[T any](call func() (T, error)) (T, error) {
 func isReason(err error, reason string) bool {
 	var e *provider.Error
 	return errors.As(err, &e) && e.Reason == reason
-}
-
-// limitError is the cause of a context that a limit has ended.
-type limitError struct {
-	name  LimitName
-	set   time.Duration
-	began time.Time
-}
-
-func (e *limitError) Error() string {
-	return fmt.Sprintf("the limit %s of %s has passed", e.name, e.set)
-}
-
-func withLimit(ctx context.Context, name LimitName, set time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, set, &limitError{name: name, set: set, began: time.Now()})
-}
-
-// limitOr returns the limit that has ended ctx, or else err.
-func limitOr(ctx context.Context, err error) error {
-	var limit *limitError
-	if errors.As(context.Cause(ctx), &limit) {
-		return limit
-	}
-	return err
-}
-
-// endedBy returns the limit of that name if err is that it was reached, and otherwise nil.
-func endedBy(err error, name LimitName) *Limit {
-	var limit *limitError
-	if errors.As(err, &limit) && limit.name == name {
-		return &Limit{Name: name, Set: limit.set, Took: time.Since(limit.began)}
-	}
-	return nil
 }
 
 // round makes a duration readable.

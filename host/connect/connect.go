@@ -12,7 +12,7 @@
 //	serve.go     start the server
 //	health.go    wait until it is healthy
 //	undo.go      what happens when one of these fails
-//	attempt.go   the attempt under way: its events, its limits, the session key
+//	attempt.go   the attempt under way: its events, the session key
 //	request.go   what is asked for, the defaults, and the result
 //	error.go     failures and their codes
 //	event.go     events
@@ -64,8 +64,8 @@ func (c *Connector) SessionKey(session string) string { return sessionKey(c.secr
 // Equal requests for one session at the same time share one attempt, and each caller gets its result. A different
 // request for the session waits until the attempt is over. The attempt is cancelled when all its callers have gone.
 func (c *Connector) Connect(ctx context.Context, req Request, events func(Event)) (Result, error) {
-	req = req.withDefaults()
-	if err := req.Validate(c.account.Name); err != nil {
+	req, err := req.complete(c.account.Name)
+	if err != nil {
 		return Result{}, err
 	}
 	return c.flights.join(ctx, req, events, c.connect)
@@ -73,9 +73,9 @@ func (c *Connector) Connect(ctx context.Context, req Request, events func(Event)
 
 // connect makes one attempt.
 func (c *Connector) connect(ctx context.Context, req Request, events func(Event)) (Result, error) {
-	ctx, cancel := withLimit(ctx, LimitTotal, req.Limits.Total)
+	ctx, cancel := context.WithTimeoutCause(ctx, req.Limits.Total, errTotal)
 	defer cancel()
-	a := newAttempt(c.account, req, c.SessionKey(req.Session), events)
+	a := newAttempt(c.account, c.secret, req, events)
 	result, err := a.lifecycle(ctx)
 	if err != nil {
 		return Result{}, a.fail(ctx, err)
@@ -124,7 +124,7 @@ func (a *attempt) lifecycle(ctx context.Context) (Result, error) {
 // nothing. The error is the provider's.
 func (c *Connector) Probe(ctx context.Context, req Request, sandboxID string) (Probe, error) {
 	req = req.withDefaults()
-	a := newAttempt(c.account, req, c.SessionKey(req.Session), func(Event) {})
+	a := newAttempt(c.account, c.secret, req, func(Event) {})
 	sandbox, err := a.account.Provider.Attach(ctx, a.attachRequest(sandboxID))
 	if err != nil {
 		return Probe{}, err

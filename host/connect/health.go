@@ -29,7 +29,7 @@ const (
 // out at once.
 func (a *attempt) awaitHealthy(ctx context.Context, endpoint provider.Endpoint) error {
 	began := time.Now()
-	ctx, cancel := withLimit(ctx, LimitHealth, a.req.Health.Timeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, a.req.Health.Timeout, errHealth)
 	defer cancel()
 
 	var last string
@@ -38,11 +38,11 @@ func (a *attempt) awaitHealthy(ctx context.Context, endpoint provider.Endpoint) 
 	err := retry.Do(ctx, probePauses(a.req.Health, began), func(ctx context.Context) error {
 		result, err := a.ping(ctx, endpoint)
 		crashedBefore := crashed
-		crashed = isReason(err, provider.ReasonPluginCrashed)
-		if crashed && crashedBefore || lease.IsLost(err) {
-			return err // it would crash for ever, and the undo still needs the plugin; or the session is another host's
-		}
+		crashed = err != nil && isReason(err, provider.ReasonPluginCrashed)
 		if err != nil {
+			if crashed && crashedBefore || lease.IsLost(err) {
+				return err // it would crash for ever, and the undo still needs the plugin; or the session is another host's
+			}
 			if result, err = readPingError(err); err != nil {
 				return err
 			}
@@ -68,10 +68,11 @@ func (a *attempt) awaitHealthy(ctx context.Context, endpoint provider.Endpoint) 
 		a.progress(result.Reason)
 		return retry.RetryableError(errors.New(result.Reason))
 	})
-	if limit := endedBy(err, LimitHealth); limit != nil {
+	if errors.Is(err, errHealth) {
+		took := time.Since(began)
 		return &Error{
-			Code: CodeHealthTimeout, Retryable: true, Limit: *limit,
-			Message: fmt.Sprintf("the server was not healthy after %s and %d probes: %s", round(limit.Took), a.pings, last),
+			Code: CodeHealthTimeout, Retryable: true, Limit: Limit{LimitHealth, a.req.Health.Timeout, took},
+			Message: fmt.Sprintf("the server was not healthy after %s and %d probes: %s", round(took), a.pings, last),
 		}
 	}
 	return err
@@ -94,7 +95,7 @@ func (a *attempt) ping(ctx context.Context, endpoint provider.Endpoint) (provide
 	defer cancel()
 	a.pings++
 	return a.account.Provider.Ping(ctx, provider.PingRequest{
-		Session: a.req.Session, Owner: a.account.Owner, SandboxID: a.sandboxID, Endpoint: endpoint, Health: a.server().Health,
+		Session: a.req.Session, Owner: a.account.Owner, SandboxID: a.sandboxID, Endpoint: endpoint, Health: a.server.Health,
 	})
 }
 

@@ -89,6 +89,11 @@ func DefaultLimits() Limits {
 	return Limits{Total: 10 * time.Minute, Create: 5 * time.Minute, Start: time.Minute, Undo: 30 * time.Second}
 }
 
+// complete returns the request with its defaults, or an *Error if no provider could serve it.
+func (r Request) complete(providerName string) (Request, error) {
+	return r.withDefaults(), r.Validate(providerName)
+}
+
 func (r Request) withDefaults() Request {
 	if r.Mode == "" {
 		r.Mode = ModeAuto

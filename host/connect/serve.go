@@ -1,6 +1,7 @@
 package connect
 
 import (
+	"cmp"
 	"context"
 	"net/netip"
 	"net/url"
@@ -31,16 +32,16 @@ func (a *attempt) startServer(ctx context.Context) (provider.Endpoints, error) {
 	if err := a.lease.Check(ctx); err != nil {
 		return provider.Endpoints{}, err
 	}
-	ctx, cancel := withLimit(ctx, LimitStart, a.req.Limits.Start)
+	ctx, cancel := context.WithTimeoutCause(ctx, a.req.Limits.Start, errStart)
 	defer cancel()
 	request := provider.StartServerRequest{
-		Session: a.req.Session, Owner: a.account.Owner, SandboxID: a.sandboxID, Server: a.server(),
+		Session: a.req.Session, Owner: a.account.Owner, SandboxID: a.sandboxID, Server: a.server,
 	}
 	endpoints, err := onceMoreAfterCrash(func() (provider.Endpoints, error) {
 		return a.account.Provider.StartServer(ctx, request)
 	})
 	if err != nil {
-		return endpoints, limitOr(ctx, err)
+		return endpoints, cmp.Or(context.Cause(ctx), err)
 	}
 	if a.openToAnyone(endpoints.Server) {
 		return endpoints, &Error{

@@ -49,14 +49,15 @@ func (a *attempt) fail(ctx context.Context, err error) *Error {
 func (a *attempt) describe(ctx context.Context, err error) *Error {
 	var e *Error
 	cause := context.Cause(ctx)
-	switch limit := endedBy(cause, LimitTotal); {
-	case limit != nil, errors.Is(cause, context.DeadlineExceeded):
+	switch {
+	case errors.Is(cause, errTotal), errors.Is(cause, context.DeadlineExceeded):
+		took := time.Since(a.began)
 		e = &Error{
 			Code: CodeDeadline, Retryable: true,
-			Message: fmt.Sprintf("not connected within the overall deadline (%s)", round(time.Since(a.began))),
+			Message: fmt.Sprintf("not connected within the overall deadline (%s)", round(took)),
 		}
-		if limit != nil { // otherwise it was the caller's
-			e.Limit = *limit
+		if errors.Is(cause, errTotal) { // otherwise the deadline was the caller's
+			e.Limit = Limit{LimitTotal, a.req.Limits.Total, took}
 		}
 	case cause != nil:
 		e = &Error{Code: CodeCancelled, Message: "cancelled"}
@@ -73,16 +74,17 @@ func (a *attempt) describe(ctx context.Context, err error) *Error {
 // describeStep returns the error of a step that failed by itself: its class where that tells all, else the code of the
 // step.
 func (a *attempt) describeStep(err error) *Error {
-	if limit := endedBy(err, LimitCreate); limit != nil {
+	took := time.Since(a.phaseBegan)
+	switch limits := a.req.Limits; {
+	case errors.Is(err, errCreate):
 		return &Error{
-			Code: a.acquireCode(), Retryable: true, Limit: *limit,
-			Message: fmt.Sprintf("no running sandbox after %s", limit.Set),
+			Code: a.acquireCode(), Retryable: true, Limit: Limit{LimitCreate, limits.Create, took},
+			Message: fmt.Sprintf("no running sandbox after %s", limits.Create),
 		}
-	}
-	if limit := endedBy(err, LimitStart); limit != nil {
+	case errors.Is(err, errStart):
 		return &Error{
-			Code: CodeStartFailed, Retryable: true, Limit: *limit,
-			Message: fmt.Sprintf("the server was not started after %s", limit.Set),
+			Code: CodeStartFailed, Retryable: true, Limit: Limit{LimitStart, limits.Start, took},
+			Message: fmt.Sprintf("the server was not started after %s", limits.Start),
 		}
 	}
 	e := classify(err)
