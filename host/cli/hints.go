@@ -7,19 +7,19 @@ import (
 	"github.com/berth-dev/berth/host/records"
 )
 
-// hinted is an error whose hint is known where it is made.
-type hinted struct {
+// hintError is an error whose hint is known where it is made.
+type hintError struct {
 	error
 	hint string
 }
 
-func (h hinted) Unwrap() error { return h.error }
+func (h hintError) Unwrap() error { return h.error }
 
-func withHint(hint string, err error) error { return hinted{err, hint} }
+func withHint(hint string, err error) error { return hintError{err, hint} }
 
 // hintFor returns what to do about err, or "" if there is nothing to say. e is the failure in err.
 func hintFor(err error, e *connect.Error) string {
-	var known hinted
+	var known hintError
 	var unusable *records.UnusableError
 	switch {
 	case errors.As(err, &known):

@@ -236,7 +236,7 @@ func TestAnUndoInsistsWhenTheProviderIsBusy(t *testing.T) {
 	})
 }
 
-func TestALostCreateIsSettledByLookingEvenIfTheListingLags(t *testing.T) {
+func TestWhatALostCreateMadeIsFoundEvenIfTheListingLags(t *testing.T) {
 	t.Parallel()
 	for _, code := range []provider.Code{provider.CodeUnreachable, provider.CodeTimeout, provider.CodeFailed, provider.CodeInternal} {
 		synctest.Test(t, func(t *testing.T) {

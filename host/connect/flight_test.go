@@ -11,7 +11,7 @@ import (
 	"github.com/berth-dev/berth/internal/fakecloud"
 )
 
-func TestEqualConnectsAtTheSameTimeShareOneRun(t *testing.T) {
+func TestEqualConnectsAtTheSameTimeShareOneAttempt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := fakecloud.New()
@@ -35,14 +35,14 @@ func TestEqualConnectsAtTheSameTimeShareOneRun(t *testing.T) {
 	})
 }
 
-func TestACallerThatLeavesDoesNotEndTheRunOfTheOthers(t *testing.T) {
+func TestACallerThatLeavesDoesNotEndTheAttemptOfTheOthers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := fakecloud.New()
 		c.BootTime = 3 * time.Second
 		k := connector(c)
 		var wg sync.WaitGroup
-		wg.Go(func() { // this one began the run, and goes first
+		wg.Go(func() { // this one began the attempt, and goes first
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			began := time.Now()
@@ -61,7 +61,7 @@ func TestACallerThatLeavesDoesNotEndTheRunOfTheOthers(t *testing.T) {
 	})
 }
 
-func TestTheLastCallerToLeaveEndsTheRunAndWaitsForTheUndo(t *testing.T) {
+func TestTheLastCallerToLeaveEndsTheAttemptAndWaitsForTheUndo(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := fakecloud.New()

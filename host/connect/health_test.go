@@ -51,7 +51,7 @@ func gaps(t *testing.T, health Health) (pauses []time.Duration) {
 	return pauses
 }
 
-func TestTheRampIsNeverSlowerThanTheIntervalAndSettlesAtIt(t *testing.T) {
+func TestTheRampIsNeverSlowerThanTheIntervalAndEndsAtIt(t *testing.T) {
 	t.Parallel()
 	pauses := gaps(t, Health{})
 	for i, pause := range pauses {

@@ -13,19 +13,20 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// Cloud is a provider in memory. Set its fields before its first call.
+// Cloud is a provider in memory. Its hooks replace or delay single calls.
 type Cloud struct {
-	mutex     sync.Mutex
-	Sandboxes map[string]*provider.Sandbox // by id
-	visible   map[string]time.Time         // by id: from when List shows it
-	calls     []string
-	Server    provider.Server // as last seen by Create or StartServer
-	started   time.Time
-	n         int
-
-	BootTime time.Duration // from StartServer until Ping says alive
-	ListLag  time.Duration
-	Running  bool // the server of the sandbox that was found is up
+	// Sandboxes are what there is, by id.
+	Sandboxes map[string]*provider.Sandbox
+	// Server is the server of the last Create or StartServer.
+	Server provider.Server
+	// Endpoint is that of every server.
+	Endpoint provider.Endpoint
+	// Running is whether the server runs in a sandbox that is found.
+	Running bool
+	// BootTime is the time from StartServer until the server is healthy.
+	BootTime time.Duration
+	// ListLag is the time until List shows a new sandbox.
+	ListLag time.Duration
 
 	OnCreate  func(ctx context.Context, made func() provider.Sandbox) (provider.Sandbox, error)
 	OnAttach  func(ctx context.Context) error
@@ -34,9 +35,15 @@ type Cloud struct {
 	OnDestroy func(ctx context.Context) error
 	OnList    func(ctx context.Context) error
 	OnSuspend func() error
-	Endpoint  provider.Endpoint
+
+	mutex   sync.Mutex
+	visible map[string]time.Time // by sandbox id: from when List shows it
+	calls   []string
+	started time.Time
+	n       int
 }
 
+// New returns a cloud without sandboxes.
 func New() *Cloud {
 	return &Cloud{
 		Sandboxes: map[string]*provider.Sandbox{}, visible: map[string]time.Time{},
@@ -50,12 +57,14 @@ func (c *Cloud) note(format string, args ...any) {
 	c.calls = append(c.calls, fmt.Sprintf(format, args...))
 }
 
+// Called returns the calls made so far, separated by spaces.
 func (c *Cloud) Called() string {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
 	return strings.Join(c.calls, " ")
 }
 
+// Count returns how often the call was made.
 func (c *Cloud) Count(call string) int {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -68,13 +77,14 @@ func (c *Cloud) Count(call string) int {
 	return n
 }
 
-// left is what still exists.
+// Left returns the ids of the sandboxes that exist.
 func (c *Cloud) Left() []string {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
 	return slices.Sorted(maps.Keys(c.Sandboxes))
 }
 
+// Put adds a sandbox and returns its id.
 func (c *Cloud) Put(s provider.Sandbox) string {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -85,6 +95,7 @@ func (c *Cloud) Put(s provider.Sandbox) string {
 	return s.ID
 }
 
+// Find returns the session's sandbox of that owner, or nil.
 func (c *Cloud) Find(session, owner string) *provider.Sandbox {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -96,6 +107,7 @@ func (c *Cloud) Find(session, owner string) *provider.Sandbox {
 	return nil
 }
 
+// Create implements provider.Provider.
 func (c *Cloud) Create(ctx context.Context, r provider.CreateRequest) (provider.Sandbox, error) {
 	c.note("create")
 	if s := c.Find(r.Session, r.Owner); s != nil {
@@ -120,6 +132,7 @@ func (c *Cloud) Create(ctx context.Context, r provider.CreateRequest) (provider.
 	return made(), nil
 }
 
+// Attach implements provider.Provider.
 func (c *Cloud) Attach(ctx context.Context, r provider.AttachRequest) (provider.Sandbox, error) {
 	c.note("attach")
 	if c.OnAttach != nil {
@@ -148,6 +161,7 @@ func (c *Cloud) Attach(ctx context.Context, r provider.AttachRequest) (provider.
 	return found, nil
 }
 
+// StartServer implements provider.Provider.
 func (c *Cloud) StartServer(ctx context.Context, r provider.StartServerRequest) (provider.Endpoints, error) {
 	c.note("start")
 	if c.OnStart != nil {
@@ -161,6 +175,7 @@ func (c *Cloud) StartServer(ctx context.Context, r provider.StartServerRequest) 
 	return provider.Endpoints{Server: c.Endpoint}, nil
 }
 
+// Ping implements provider.Provider.
 func (c *Cloud) Ping(ctx context.Context, r provider.PingRequest) (provider.PingResult, error) {
 	c.note("ping")
 	c.mutex.Lock()
@@ -175,6 +190,7 @@ func (c *Cloud) Ping(ctx context.Context, r provider.PingRequest) (provider.Ping
 	return provider.PingResult{Status: provider.PingNotYet, Reason: "connection refused"}, nil
 }
 
+// List implements provider.Lister.
 func (c *Cloud) List(ctx context.Context, r provider.ListRequest) ([]provider.Sandbox, error) {
 	c.note("list")
 	if c.OnList != nil {
@@ -193,6 +209,7 @@ func (c *Cloud) List(ctx context.Context, r provider.ListRequest) ([]provider.Sa
 	return found, nil
 }
 
+// Destroy implements provider.Destroyer.
 func (c *Cloud) Destroy(ctx context.Context, ref provider.SandboxRef) error {
 	c.note("destroy:%s", ref.SandboxID)
 	if c.OnDestroy != nil {
@@ -206,6 +223,7 @@ func (c *Cloud) Destroy(ctx context.Context, ref provider.SandboxRef) error {
 	return nil
 }
 
+// Suspend implements provider.Suspender.
 func (c *Cloud) Suspend(_ context.Context, ref provider.SandboxRef) error {
 	c.note("suspend:%s", ref.SandboxID)
 	if c.OnSuspend != nil {
@@ -219,6 +237,7 @@ func (c *Cloud) Suspend(_ context.Context, ref provider.SandboxRef) error {
 	return nil
 }
 
+// Logs implements provider.LogReader.
 func (c *Cloud) Logs(context.Context, provider.LogsRequest) ([]string, error) {
 	return []string{"booting", "still booting"}, nil
 }
