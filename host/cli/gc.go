@@ -131,7 +131,7 @@ func (a *app) printReport(report sweep.Report, dryRun bool) {
 	rows := [][]string{{"PROVIDER", "SESSION", "SANDBOX", "AGE", "VERDICT", "WHY", "DONE"}}
 	acted, failed := 0, 0
 	for _, f := range report.Findings {
-		e := entry{f.Provider, f.Session, f.SandboxID, f.Owner, f.Verdict, f.Why, int64(f.Age.Seconds()), f.Done, nil}
+		e := entry{f.Provider, f.Session, f.SandboxID, f.Owner, f.Verdict, explained(f), int64(f.Age.Seconds()), f.Done, nil}
 		done := f.Done
 		switch {
 		case f.Err != nil:
@@ -148,7 +148,7 @@ func (a *app) printReport(report sweep.Report, dryRun bool) {
 		}
 		entries = append(entries, e)
 		rows = append(rows, []string{
-			f.Provider, orDash(f.Session), orDash(f.SandboxID), short(f.Age), string(f.Verdict), f.Why, orDash(done),
+			f.Provider, orDash(f.Session), orDash(f.SandboxID), short(f.Age), string(f.Verdict), explained(f), orDash(done),
 		})
 	}
 	for _, name := range slices.Sorted(maps.Keys(report.Failures)) {

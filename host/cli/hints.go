@@ -5,6 +5,7 @@ import (
 
 	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/host/sweep"
 )
 
 // hintError is an error whose hint is known where it is made.
@@ -67,4 +68,12 @@ var codeHints = map[connect.Code]string{
 	connect.CodePluginFailed: "run the command again with --log-level debug to see the plugin's own log",
 	connect.CodeBusy:         "try again in a moment",
 	connect.CodeLeaseLost:    "connect again: whoever works on the session now is waited for",
+}
+
+// explained returns why a sweep gave its verdict, with what to do about one that it left to the user.
+func explained(f sweep.Finding) string {
+	if f.Verdict == sweep.Unrecorded {
+		return f.Why + ": if it is of no other host, connect its session, or sweep with --unrecorded"
+	}
+	return f.Why
 }

@@ -284,12 +284,9 @@ func (s *sweep) judge(name, owner string, sandbox provider.Sandbox, record recor
 		f.Verdict, f.Why = Young, "the provider does not say how old it is"
 	case sandbox.CreatedAt.Before(s.began.Add(s.options.Grace)) && !s.options.Unrecorded && !tells:
 		f.Verdict = Unrecorded
-		f.Why = fmt.Sprintf("the records begin at %s and cannot tell whose it is: connect its session, or sweep with --unrecorded",
-			s.began.UTC().Format(time.RFC3339))
+		f.Why = fmt.Sprintf("the records begin at %s and cannot tell whose it is", s.began.UTC().Format(time.RFC3339))
 	case s.ofOthers(sandbox) && !s.options.Unrecorded:
-		f.Verdict = Unrecorded
-		f.Why = "other records of the same owner have it: those of another host, or some that were lost; if of no other host, " +
-			"connect its session, or sweep with --unrecorded"
+		f.Verdict, f.Why = Unrecorded, "other records of the same owner have it: those of another host, or some that were lost"
 	case f.Age < s.options.Grace:
 		f.Verdict, f.Why = Young, fmt.Sprintf("no record names it, and it is younger than %s", s.options.Grace)
 	case record.HasSandbox():
