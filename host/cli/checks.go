@@ -13,6 +13,7 @@ import (
 
 	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/sessions"
 	"github.com/berth-dev/berth/host/wire"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -224,7 +225,7 @@ func (a *app) providerFindings(ctx context.Context) []finding {
 				findings[i] = a.finding(name, "", err)
 				return
 			}
-			sandboxes, err := connector.Sessions(ctx)
+			sandboxes, err := sessions.New(connector).List(ctx)
 			var failed *connect.Error
 			if errors.As(err, &failed) && failed.Code == connect.CodeUnsupported {
 				findings[i] = a.finding(name, "the plugin starts; it cannot list, so the credentials are not checked", nil)

@@ -8,7 +8,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/wire"
 )
@@ -50,7 +49,7 @@ works on the same session, this one waits and gets the same sandbox.
 			return err
 		}
 		a.secrets.Add(connector.SessionKey(id))
-		request := requestFor(p, id)
+		request := p.Request(id)
 		request.Mode = connect.Mode(*mode)
 		if *timeout > 0 {
 			request.Limits.Total = *timeout
@@ -64,23 +63,6 @@ works on the same session, this one waits and gets the same sandbox.
 		return a.printConnection(result)
 	})
 	return c
-}
-
-// requestFor returns the request that connects a session as its provider block configures it.
-func requestFor(p *config.Provider, session string) connect.Request {
-	return connect.Request{
-		Session:  session,
-		Server:   connect.Server{Server: p.Server.Server, KeyEnv: p.Server.KeyEnv, KeyHeader: p.Server.KeyHeader},
-		Labels:   p.Labels,
-		Lifetime: p.Lifetime,
-		Health: connect.Health{
-			Timeout: p.Health.Timeout, Interval: p.Health.Interval,
-			NoRamp: p.Health.Ramp == config.RampOff, ProbeTimeout: p.Health.ProbeTimeout,
-		},
-		Limits: connect.Limits{
-			Total: p.Timeouts.Total, Create: p.Timeouts.Create, Start: p.Timeouts.Start, Undo: p.Timeouts.Undo,
-		},
-	}
 }
 
 func (a *app) printConnection(r connect.Result) error {

@@ -122,7 +122,9 @@ func (a *app) failure(err error) (wire.Failure, int) {
 		}
 		return f, exitInterrupted
 	case errors.As(err, &failed):
-		return a.connectFailure(failed), exitCode(failed.Code)
+		f := wire.NewFailure(failed)
+		f.Hint = hintFor(err, failed)
+		return f.Redacted(a.secrets.String), exitCode(failed.Code)
 	}
 	return wire.Failure{Code: string(connect.CodeInternal), Message: a.secrets.String(err.Error())}, exitOther
 }
@@ -130,15 +132,6 @@ func (a *app) failure(err error) (wire.Failure, int) {
 // isRefusal reports whether a plugin refused attributes of its configuration.
 func isRefusal(err error, refusal **provider.Error) bool {
 	return errors.As(err, refusal) && (*refusal).Code == provider.CodeInvalid && len((*refusal).Fields) > 0
-}
-
-func (a *app) connectFailure(e *connect.Error) wire.Failure {
-	f := wire.NewFailure(e)
-	f.Hint = e.Hint
-	if e.Cleanup == connect.CleanupFailed && e.Session != "" {
-		f.Hint = "berth disconnect " + e.Session + " tries once more to remove what is left"
-	}
-	return f.Redacted(a.secrets.String)
 }
 
 // explain writes the failure for people to standard error.

@@ -44,12 +44,12 @@ It refuses to run when the records cannot be read. A provider that fails is name
 		if *grace < 0 {
 			return usagef("--grace %s: a time cannot be negative", *grace)
 		}
-		connectors, failures, err := a.connectors(c.Context(), *label)
+		providers, failures, err := a.sessions(c.Context(), *label)
 		if err != nil {
 			return err
 		}
 		options := sweep.Options{Grace: *grace, DryRun: *dryRun, Provider: *label, Unrecorded: *unrecorded}
-		report, err := sweep.Sweep(c.Context(), a.store, connectors, options, a.sayFinding(*dryRun))
+		report, err := sweep.Sweep(c.Context(), a.store, providers, options, a.sayFinding(*dryRun))
 		if err != nil {
 			return err
 		}
@@ -75,11 +75,11 @@ A session that is connected again is recovered by that, too.`,
 		Args: cobra.NoArgs,
 	}
 	c.RunE = run(func(c *cobra.Command, _ []string) error {
-		connectors, failures, err := a.connectors(c.Context(), "")
+		providers, failures, err := a.sessions(c.Context(), "")
 		if err != nil {
 			return err
 		}
-		report, err := sweep.Recover(c.Context(), a.store, connectors, a.sayFinding(false))
+		report, err := sweep.Recover(c.Context(), a.store, providers, a.sayFinding(false))
 		if err != nil {
 			return err
 		}
@@ -142,7 +142,7 @@ func (a *app) printReport(report sweep.Report, dryRun bool) error {
 		}
 		findings = append(findings, wire.NewFinding(f, failed))
 		rows = append(rows, []string{
-			f.Provider, orDash(f.Session), orDash(f.SandboxID), short(f.Age), string(f.Verdict), f.Why, orDash(done),
+			f.Provider, orDash(f.Session), orDash(f.SandboxID), short(f.Age), string(f.Verdict), explained(f), orDash(done),
 		})
 	}
 	for _, name := range slices.Sorted(maps.Keys(report.Failures)) {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/sessions"
 	"github.com/berth-dev/berth/host/wire"
 )
 
@@ -39,7 +40,7 @@ the configuration.
 		if err != nil {
 			return err
 		}
-		return a.hold(c.Context(), connector, id, p.Lifetime, *limit)
+		return a.hold(c.Context(), sessions.New(connector), id, p.Lifetime, *limit)
 	})
 	return c
 }
@@ -49,9 +50,9 @@ var errHeld = errors.New("held for as long as asked")
 
 // hold renews until ctx ends or, unless limit is 0, the sandbox was held for that long. A renewal that fails is tried
 // again until the life it had won is nearly over: the network may come back.
-func (a *app) hold(ctx context.Context, connector *connect.Connector, id string, lifetime, limit time.Duration) error {
+func (a *app) hold(ctx context.Context, on *sessions.Sessions, id string, lifetime, limit time.Duration) error {
 	began := time.Now()
-	sandboxID, end, err := a.renew(ctx, connector, id, lifetime, 0) // nothing is won yet: whoever called should know soon
+	sandboxID, end, err := a.renew(ctx, on, id, lifetime, 0) // nothing is won yet: whoever called should know soon
 	if err != nil {
 		return err
 	}
@@ -73,7 +74,7 @@ func (a *app) hold(ctx context.Context, connector *connect.Connector, id string,
 		select {
 		case <-timer.C:
 			began = time.Now()
-			sandboxID, end, err = a.renew(ctx, connector, id, lifetime, lifetime/3)
+			sandboxID, end, err = a.renew(ctx, on, id, lifetime, lifetime/3)
 		case <-ctx.Done():
 			timer.Stop()
 			err = ctx.Err()
@@ -86,11 +87,11 @@ func (a *app) hold(ctx context.Context, connector *connect.Connector, id string,
 }
 
 func (a *app) renew(
-	ctx context.Context, connector *connect.Connector, id string, lifetime, patience time.Duration,
+	ctx context.Context, on *sessions.Sessions, id string, lifetime, patience time.Duration,
 ) (sandboxID string, end time.Time, err error) {
 	pauses := retry.WithMaxDuration(patience, retry.WithCappedDuration(10*time.Second, retry.NewExponential(500*time.Millisecond)))
 	err = retry.Do(ctx, pauses, func(ctx context.Context) error {
-		sandboxID, end, err = connector.Renew(ctx, id, lifetime, a.waiting(id))
+		sandboxID, end, err = on.Renew(ctx, id, lifetime, a.waiting(id))
 		var e *connect.Error
 		if patience > 0 && errors.As(err, &e) && e.Retryable {
 			a.note("berth: renewing session %s: %s; trying again", id, e.Message)

@@ -198,7 +198,7 @@ func callFailure(p *config.Provider, m method, err error) error {
 	case errors.Is(err, provider.ErrBadRequest):
 		return usageError{err}
 	}
-	e := connect.CallError(p.Label, err)
+	e := connect.NewError(p.Label, "", err)
 	if e.Code == connect.CodeInternal && provider.CodeOf(err) == provider.CodeFailed {
 		e.Code = m.failed
 	}

@@ -200,10 +200,9 @@ func (a *app) lockFinding() finding {
 		}
 	}
 	if len(wrong) > 0 {
-		return a.finding("lock file", "", &connect.Error{
+		return a.finding("lock file", "", withHint("berth plugin lock accepts the binaries as they are now", &connect.Error{
 			Code: connect.CodePluginFailed, Message: a.conf.Lock.Path + ": " + strings.Join(wrong, ", "),
-			Hint: "berth plugin lock accepts the binaries as they are now",
-		})
+		}))
 	}
 	return a.finding("lock file", fmt.Sprintf("%s, all plugins as locked", a.conf.Lock.Path), nil)
 }

@@ -14,6 +14,8 @@ import (
 
 	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/host/recovery"
+	"github.com/berth-dev/berth/host/sessions"
 	"github.com/berth-dev/berth/host/wire"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -37,7 +39,7 @@ Exit code 0 means healthy, 7 not healthy, 4 no sandbox.`,
 			return err
 		}
 		a.secrets.Add(connector.SessionKey(id))
-		check, err := connector.Check(c.Context(), requestFor(p, id))
+		check, err := sessions.New(connector).Check(c.Context(), p.Request(id))
 		if err != nil {
 			return err
 		}
@@ -52,7 +54,7 @@ Exit code 0 means healthy, 7 not healthy, 4 no sandbox.`,
 	return c
 }
 
-func (a *app) printCheck(label, session string, check connect.Check) error {
+func (a *app) printCheck(label, session string, check connect.Probe) error {
 	check.Ping.Reason = a.secrets.String(check.Ping.Reason)
 	if a.flags.output == "json" {
 		return a.printJSON(wire.NewPing(label, session, check))
@@ -84,14 +86,14 @@ Without a sandbox the exit code is 4.`,
 		if err != nil {
 			return err
 		}
-		if *action != string(connect.ActionDestroy) && *action != string(connect.ActionSuspend) {
+		if *action != string(sessions.ActionDestroy) && *action != string(sessions.ActionSuspend) {
 			return usagef("--action %s: the actions are destroy and suspend", *action)
 		}
 		connector, p, err := a.sessionConnector(c.Context(), id, *label)
 		if err != nil {
 			return err
 		}
-		sandboxID, err := connector.Disconnect(c.Context(), id, connect.Action(*action), a.waiting(id))
+		sandboxID, err := sessions.New(connector).Disconnect(c.Context(), id, sessions.Action(*action), a.waiting(id))
 		if err != nil {
 			return err
 		}
@@ -122,7 +124,7 @@ is that of the failure.`,
 	}
 	label := c.Flags().StringP("provider", "p", "", "only this provider")
 	c.RunE = run(func(c *cobra.Command, _ []string) error {
-		connectors, failures, err := a.connectors(c.Context(), *label)
+		providers, failures, err := a.sessions(c.Context(), *label)
 		if err != nil {
 			return err
 		}
@@ -130,7 +132,7 @@ is that of the failure.`,
 		if err != nil {
 			return connect.RecordsError(err)
 		}
-		listings := a.listAll(c.Context(), connectors)
+		listings := a.listAll(c.Context(), providers)
 		for name, err := range failures {
 			listings[name] = &listing{err: err}
 		}
@@ -164,14 +166,14 @@ func (l *listing) madeBy(attempt string) string {
 	return ""
 }
 
-// listAll asks all providers at the same time.
-func (a *app) listAll(ctx context.Context, connectors map[string]*connect.Connector) map[string]*listing {
+// listAll asks the providers at the same time.
+func (a *app) listAll(ctx context.Context, providers map[string]*sessions.Sessions) map[string]*listing {
 	listings := map[string]*listing{}
 	var lists sync.WaitGroup
-	for name, connector := range connectors {
+	for name, on := range providers {
 		l := &listing{}
 		listings[name] = l
-		lists.Go(func() { l.sandboxes, l.err = connector.Sessions(ctx) })
+		lists.Go(func() { l.sandboxes, l.err = on.List(ctx) })
 	}
 	lists.Wait()
 	return listings
@@ -182,7 +184,7 @@ func describeSessions(all []records.Record, listings map[string]*listing, only s
 	states := []wire.Session{}
 	recorded := map[string]bool{} // by sandbox id: two provider blocks may list the same account
 	for _, r := range all {
-		fresh := connect.Fresh(r, connect.ListingLag)
+		fresh := recovery.Fresh(r, recovery.ListingLag)
 		if l := listings[r.Provider]; l != nil && r.SandboxID == "" && r.HasSandbox() {
 			r.SandboxID = l.madeBy(r.Attempt)
 		}
@@ -228,7 +230,7 @@ func describeRecord(r records.Record, l *listing) wire.Session {
 	case l.err != nil:
 		state = "unreachable"
 	default:
-		if connect.Fresh(r, connect.ListingLag) {
+		if recovery.Fresh(r, recovery.ListingLag) {
 			state = string(r.State)
 		}
 		if i := slices.IndexFunc(l.sandboxes, func(s provider.Sandbox) bool { return s.ID == r.SandboxID }); i >= 0 {

@@ -62,7 +62,7 @@ type Ping struct {
 }
 
 // NewPing returns the Ping of a check of a session.
-func NewPing(name, session string, c connect.Check) Ping {
+func NewPing(name, session string, c connect.Probe) Ping {
 	return Ping{
 		Session: session, Provider: name, SandboxID: c.Sandbox.ID, State: string(c.Sandbox.State),
 		Healthy: c.Ping.Status == provider.PingAlive, Server: string(c.Ping.Status), Reason: c.Ping.Reason,

@@ -21,7 +21,7 @@ func TestEveryFormIsOneLineWithItsPromisedNames(t *testing.T) {
 	failure := NewFailure(&connect.Error{
 		Code: connect.CodeServerExited, Phase: connect.PhaseHealth, Message: "it <died>", Provider: "p", Session: "s", SandboxID: "b",
 		Retryable: true, RetryAfter: 1500 * time.Millisecond, Cleanup: connect.CleanupFailed, CleanupError: "no", ExitCode: &code,
-		LogTail: []string{"bye"}, Pings: 2, Hint: "that of the lifecycle",
+		LogTail: []string{"bye"}, Pings: 2,
 	})
 	for name, test := range map[string]struct {
 		value any

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/sessions"
 	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/internal/testbin"
 	"github.com/berth-dev/berth/shared/provider"
@@ -74,7 +75,7 @@ func launch(b *testing.B, name string, config map[string]any, wake bool) {
 			if _, err := connector.Connect(ctx, asked, nil); err != nil {
 				b.Fatal(err)
 			}
-			if _, err := connector.Disconnect(ctx, asked.Session, connect.ActionSuspend, nil); err != nil {
+			if _, err := sessions.New(connector).Disconnect(ctx, asked.Session, sessions.ActionSuspend, nil); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -90,7 +91,7 @@ func launch(b *testing.B, name string, config map[string]any, wake bool) {
 		}
 		acquired = append(acquired, began[connect.PhaseStartServer].Sub(began[connect.PhaseAcquire]))
 		waited = append(waited, began[connect.PhaseHealth].Sub(began[connect.PhaseStartServer]))
-		if _, err := connector.Disconnect(ctx, asked.Session, connect.ActionDestroy, nil); err != nil {
+		if _, err := sessions.New(connector).Disconnect(ctx, asked.Session, sessions.ActionDestroy, nil); err != nil {
 			b.Fatal(err)
 		}
 	}
