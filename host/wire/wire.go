@@ -26,12 +26,13 @@ func milliseconds(d time.Duration) float64 {
 	return float64(d.Round(100*time.Microsecond)) / float64(time.Millisecond)
 }
 
-// moment returns t in UTC, to the second. The zero time is null in JSON.
+// moment returns t in UTC, rounded down to the second, so that what has happened never lies ahead. The zero time is null in
+// JSON.
 func moment(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil
 	}
-	t = t.UTC().Round(time.Second)
+	t = t.UTC().Truncate(time.Second)
 	return &t
 }
 

@@ -16,7 +16,7 @@ import (
 
 func TestEveryFormIsOneLineWithItsPromisedNames(t *testing.T) {
 	t.Parallel()
-	at := time.Date(2026, 1, 31, 12, 0, 0, 499e6, time.FixedZone("", 3600))
+	at := time.Date(2026, 1, 31, 12, 0, 0, 999e6, time.FixedZone("", 3600))
 	code := 3
 	failure := NewFailure(&connect.Error{
 		Code: connect.CodeServerExited, Phase: connect.PhaseHealth, Message: "it <died>", Provider: "p", Session: "s", SandboxID: "b",
@@ -48,7 +48,7 @@ func TestEveryFormIsOneLineWithItsPromisedNames(t *testing.T) {
 				Time: at.UTC(), Session: "s", Provider: "p", Attempt: "a", Phase: connect.PhaseHealth, Status: connect.StatusProgress,
 				SandboxID: "b", Elapsed: 2 * time.Millisecond, Pings: 1, Message: "m",
 			}),
-			`{"time":"2026-01-31T11:00:00.499Z","session":"s","provider":"p","attempt":"a","phase":"health","status":"progress",` +
+			`{"time":"2026-01-31T11:00:00.999Z","session":"s","provider":"p","attempt":"a","phase":"health","status":"progress",` +
 				`"sandbox_id":"b","elapsed_ms":2,"pings":1,"message":"m"}`,
 		},
 		"a failure": {
