@@ -71,7 +71,7 @@ func TestEveryFormIsOneLineWithItsPromisedNames(t *testing.T) {
 				`"sandbox_id":"c","state":"suspended","recorded":false,"created_at":null,"expires_at":null,"held_until":null}],"errors":[]}`,
 		},
 		"a ping": {
-			NewPing("p", "s", connect.Check{
+			NewPing("p", "s", connect.Probe{
 				Sandbox: provider.Sandbox{ID: "b", State: provider.StateRunning}, Ping: provider.PingResult{Status: provider.PingAlive},
 			}),
 			`{"session":"s","provider":"p","sandbox_id":"b","state":"running","healthy":true,"server":"alive","elapsed_ms":0}`,
