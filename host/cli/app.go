@@ -17,7 +17,7 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// app is one run of the command: its streams, its configuration once it is loaded, and the plugins it has started.
+// app is one call of the command: its streams and, once it is loaded, its configuration and the fleet.
 type app struct {
 	stdout *resultWriter
 	stderr *redact.Writer // writes to screen
@@ -87,7 +87,11 @@ func (a *app) session(ctx context.Context, id, label string) (*fleet.Session, er
 	if err := a.load(); err != nil {
 		return nil, err
 	}
-	return a.fleet.Session(ctx, id, label)
+	s, err := a.fleet.Session(ctx, id, label)
+	if err == nil {
+		a.secrets.Add(s.Key())
+	}
+	return s, err
 }
 
 // waiting tells a person for whom a command waits.
@@ -101,7 +105,7 @@ func (a *app) close() {
 		return
 	}
 	if err := a.fleet.Close(); err != nil {
-		a.log.Warn("ending", "error", err)
+		a.log.Warn("not everything has ended as it should", "error", err)
 	}
 }
 

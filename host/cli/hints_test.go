@@ -3,6 +3,7 @@ package cli
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/fleet"
@@ -33,6 +34,27 @@ func TestFailuresHaveHintsThatFollowFromTheirFacts(t *testing.T) {
 	} {
 		if got := hintFor(&test.err); !strings.Contains(got, test.want) || (test.want == "") != (got == "") {
 			t.Errorf("%+v: the hint is %q, want %q", test.err, got, test.want)
+		}
+	}
+}
+
+func TestANoteSaysWhatASessionsStateDoesNot(t *testing.T) {
+	t.Parallel()
+	later := time.Now().Add(time.Hour)
+	for _, test := range []struct {
+		state fleet.SessionState
+		want  string
+	}{
+		{fleet.SessionState{Recorded: true}, ""},
+		{fleet.SessionState{}, "no record names it; see berth gc --dry-run"},
+		{fleet.SessionState{Recorded: true, HeldUntil: later}, "held"},
+		{fleet.SessionState{Recorded: true, HeldUntil: time.Now().Add(-time.Hour)}, ""},
+		{fleet.SessionState{Recorded: true, Interrupted: true, HeldUntil: later}, "interrupted; the next connect or berth recover finishes it"},
+		{fleet.SessionState{Recorded: true, Holder: "host-1", HeldUntil: later}, "host-1 is working on it"},
+		{fleet.SessionState{Recorded: true, Holder: "host-1", NotConfigured: true}, "its provider is not configured"},
+	} {
+		if got := noteOn(test.state); got != test.want {
+			t.Errorf("%+v: the note is %q, want %q", test.state, got, test.want)
 		}
 	}
 }

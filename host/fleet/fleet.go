@@ -53,8 +53,8 @@ type Fleet struct {
 	closeErr error
 }
 
-// New returns the fleet of a configuration. Nothing is started or opened until it is needed. Secrets that the fleet reads
-// or derives are added to conf.Secrets.
+// New returns the fleet of a configuration. Nothing is started or opened until it is needed. The host's secret is
+// added to conf.Secrets when it is read.
 func New(conf *config.Config, options Options) *Fleet {
 	f := &Fleet{
 		conf: conf, options: options, log: options.Log,

@@ -21,7 +21,7 @@ type Session struct {
 }
 
 // Session returns a session on the provider with the label. Without a label that is the provider that has the session's
-// sandbox, else the default one. The session need not exist yet. Its key is added to the configuration's secrets.
+// sandbox, else the default one. The session need not exist yet.
 func (f *Fleet) Session(ctx context.Context, id, label string) (*Session, error) {
 	if label == "" {
 		var err error
@@ -37,7 +37,6 @@ func (f *Fleet) Session(ctx context.Context, id, label string) (*Session, error)
 	if err != nil {
 		return nil, err
 	}
-	f.conf.Secrets.Add(connector.SessionKey(id))
 	return &Session{id, block, connector, sessions.New(connector)}, nil
 }
 
@@ -67,6 +66,9 @@ func (f *Fleet) recordedProvider(ctx context.Context, session string) (string, e
 
 // Provider returns the label of the session's provider.
 func (s *Session) Provider() string { return s.block.Label }
+
+// Key returns the key that opens the session's server. It is a secret, and not among the configuration's.
+func (s *Session) Key() string { return s.connector.SessionKey(s.id) }
 
 // Request returns the request to connect the session as configured. The caller may change it.
 func (s *Session) Request() connect.Request { return s.block.Request(s.id) }
