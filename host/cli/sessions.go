@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -125,23 +126,19 @@ is that of the failure.`,
 		if err != nil {
 			return err
 		}
-		if err := a.printSessions(states, failures); err != nil {
-			return err
-		}
-		for _, name := range slices.Sorted(maps.Keys(failures)) {
-			_, code := a.failure(commandError{failures[name]})
-			return exitError(code)
-		}
-		return nil
+		return a.printSessions(states, failures)
 	})
 	return c
 }
 
+// printSessions prints the sessions and why providers could not be asked. The first of these is the exit code.
 func (a *app) printSessions(states []fleet.SessionState, problems map[string]error) error {
 	failures := []wire.Failure{}
+	exit := exitOK
 	for _, name := range slices.Sorted(maps.Keys(problems)) {
-		f, _ := a.failure(commandError{problems[name]})
+		f, code := a.failure(commandError{problems[name]})
 		f.Provider = name
+		exit = cmp.Or(exit, code)
 		failures = append(failures, f)
 		a.say("berth: provider %s: %s", name, f.Message)
 	}
@@ -155,10 +152,14 @@ func (a *app) printSessions(states []fleet.SessionState, problems map[string]err
 			orDash(s.Session), s.Provider, orDash(s.SandboxID), s.State, agoOrDash(s.CreatedAt), agoOrDash(s.ExpiresAt), orDash(s.Note),
 		})
 	}
-	if a.flags.output == "json" {
-		return a.printJSON(wire.Sessions{Sessions: list, Errors: failures})
+	if a.flags.output != "json" {
+		a.printTable("no sessions", rows)
+	} else if err := a.printJSON(wire.Sessions{Sessions: list, Errors: failures}); err != nil {
+		return err
 	}
-	a.printTable("no sessions", rows)
+	if exit != exitOK {
+		return exitError(exit)
+	}
 	return nil
 }
 

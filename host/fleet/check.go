@@ -48,7 +48,7 @@ func (f *Fleet) CheckConfig(ctx context.Context, found hcl.Diagnostics) error {
 // whether the provider accepts the credentials. It returns how many there are. The error's code is CodeUnsupported if the
 // plugin started but cannot list.
 func (f *Fleet) CheckProvider(ctx context.Context, label string) (sandboxes int, err error) {
-	p, err := f.provider(label)
+	p, err := f.block(label)
 	if err != nil {
 		return 0, err
 	}

@@ -181,8 +181,8 @@ func (f *Fleet) records(ctx context.Context) (records.Store, error) {
 	return store, nil
 }
 
-// provider returns the provider block with the label, or for "" the default one.
-func (f *Fleet) provider(label string) (*config.Provider, error) {
+// block returns the provider block with the label, or for "" the default one.
+func (f *Fleet) block(label string) (*config.Provider, error) {
 	p, err := f.conf.Provider(label)
 	if err != nil {
 		return nil, &ChoiceError{err}
@@ -215,14 +215,14 @@ func (f *Fleet) connector(ctx context.Context, p *config.Provider) (*connect.Con
 	return connector, nil
 }
 
-// sessions returns the sessions on every provider, or on the one named, by its label. A provider whose plugin is missing
+// sessionsOn returns the sessions on every provider, or on the one named, by its label. A provider whose plugin is missing
 // is in failures.
-func (f *Fleet) sessions(ctx context.Context, only string) (
+func (f *Fleet) sessionsOn(ctx context.Context, only string) (
 	providers map[string]*sessions.Sessions, failures map[string]error, err error,
 ) {
 	blocks := f.conf.Providers
 	if only != "" {
-		p, err := f.provider(only)
+		p, err := f.block(only)
 		if err != nil {
 			return nil, nil, err
 		}

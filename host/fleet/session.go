@@ -29,7 +29,7 @@ func (f *Fleet) Session(ctx context.Context, id, label string) (*Session, error)
 			return nil, err
 		}
 	}
-	block, err := f.provider(label)
+	block, err := f.block(label)
 	if err != nil {
 		return nil, err
 	}

@@ -54,7 +54,7 @@ type SessionState struct {
 // session. All providers are asked at the same time. failures are those that did not answer, by label: the states of their
 // sessions are StateUnreachable.
 func (f *Fleet) Sessions(ctx context.Context, only string) (states []SessionState, failures map[string]error, err error) {
-	providers, failures, err := f.sessions(ctx, only)
+	providers, failures, err := f.sessionsOn(ctx, only)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -10,7 +10,7 @@ import (
 // Sweep compares what the providers have with the records, and ends what nobody owns any more, as sweep.Sweep does. A
 // provider whose plugin is missing is among the report's failures.
 func (f *Fleet) Sweep(ctx context.Context, options sweep.Options, found func(sweep.Finding)) (sweep.Report, error) {
-	providers, failures, err := f.sessions(ctx, options.Provider)
+	providers, failures, err := f.sessionsOn(ctx, options.Provider)
 	if err != nil {
 		return sweep.Report{}, err
 	}
@@ -29,7 +29,7 @@ func (f *Fleet) Sweep(ctx context.Context, options sweep.Options, found func(swe
 // Recover finishes what interrupted hosts left, as sweep.Recover does. A provider whose plugin is missing is among the
 // report's failures if something of it was to be finished.
 func (f *Fleet) Recover(ctx context.Context, found func(sweep.Finding)) (sweep.Report, error) {
-	providers, failures, err := f.sessions(ctx, "")
+	providers, failures, err := f.sessionsOn(ctx, "")
 	if err != nil {
 		return sweep.Report{}, err
 	}
