@@ -163,7 +163,11 @@ func (a *app) call(ctx context.Context, nameOrPath string, m method, request map
 	if err != nil {
 		return err
 	}
-	text, err = a.fleet.Plugin(p).CallJSON(ctx, m.name, text)
+	plugin, err := a.fleet.Plugin(p)
+	if err != nil {
+		return err
+	}
+	text, err = plugin.CallJSON(ctx, m.name, text)
 	if err != nil {
 		return callFailure(p, m, err)
 	}

@@ -68,7 +68,11 @@ func (f *Fleet) configure(ctx context.Context, p *config.Provider) error {
 	if diagnostics := p.CheckPlugin(); diagnostics.HasErrors() {
 		return &ConfigError{diagnostics}
 	}
-	_, err := f.Plugin(p).Describe(ctx)
+	plugin, err := f.Plugin(p)
+	if err != nil {
+		return err
+	}
+	_, err = plugin.Describe(ctx)
 	return pluginError(p.Label, err)
 }
 

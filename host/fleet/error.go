@@ -13,6 +13,11 @@ import (
 // ReasonNotConfigured: the session has a sandbox on a provider that is not in the configuration.
 const ReasonNotConfigured connect.Reason = "not_configured"
 
+// closedError returns the error of a call after Close.
+func closedError() error {
+	return &connect.Error{Code: connect.CodeInternal, Message: "the fleet was closed"}
+}
+
 // ConfigError is a configuration that has mistakes.
 type ConfigError struct {
 	// Diagnostics has at least one error. config.Config.Write shows them with their source lines.

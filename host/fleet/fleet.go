@@ -42,12 +42,16 @@ type Fleet struct {
 	options Options
 	log     hclog.Logger
 
+	// opening is a lock that can be waited for with a context: opening the records may take long. It guards store and
+	// identity, which are set when they are opened and stay.
+	opening  chan struct{}
+	store    records.Store
+	identity identity
+
 	mutex      sync.Mutex
 	plugins    map[*config.Provider]*supervise.Plugin
 	connectors map[*config.Provider]*connect.Connector
-	store      records.Store // nil until the records are opened
-	identity   identity      // valid once the records are opened
-	closed     bool
+	closed     bool // set under both locks
 
 	closing  sync.Once
 	closeErr error
@@ -57,7 +61,7 @@ type Fleet struct {
 // added to conf.Secrets when it is read.
 func New(conf *config.Config, options Options) *Fleet {
 	f := &Fleet{
-		conf: conf, options: options, log: options.Log,
+		conf: conf, options: options, log: options.Log, opening: make(chan struct{}, 1),
 		plugins: map[*config.Provider]*supervise.Plugin{}, connectors: map[*config.Provider]*connect.Connector{},
 	}
 	if f.log == nil {
@@ -75,9 +79,11 @@ func (f *Fleet) Close() error {
 }
 
 func (f *Fleet) close() error {
+	f.opening <- struct{}{}
 	f.mutex.Lock()
-	f.closed = true
-	f.mutex.Unlock() // from here on neither plugins nor the records are added
+	f.closed = true // from here on neither plugins nor records are added
+	f.mutex.Unlock()
+	<-f.opening
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
 	var stops sync.WaitGroup
@@ -104,12 +110,15 @@ func (f *Fleet) close() error {
 }
 
 // Plugin returns the supervised plugin of a provider block, the same one each time. It starts with its first call, with
-// the configuration of the block, and Close stops it.
-func (f *Fleet) Plugin(p *config.Provider) *supervise.Plugin {
+// the configuration of the block, and Close stops it. The only error is that the fleet was closed.
+func (f *Fleet) Plugin(p *config.Provider) (*supervise.Plugin, error) {
 	f.mutex.Lock()
 	defer f.mutex.Unlock()
+	if f.closed {
+		return nil, closedError()
+	}
 	if plugin := f.plugins[p]; plugin != nil {
-		return plugin
+		return plugin, nil
 	}
 	spec := f.Spec(p)
 	spec.Configure = func(d provider.Description) ([]byte, error) {
@@ -120,12 +129,8 @@ func (f *Fleet) Plugin(p *config.Provider) *supervise.Plugin {
 		return values, nil
 	}
 	plugin := supervise.New(spec)
-	if f.closed {
-		plugin.Stop(context.Background()) // there is no process yet, so this only has it refuse all calls
-		return plugin
-	}
 	f.plugins[p] = plugin
-	return plugin
+	return plugin, nil
 }
 
 // Spec returns how to run the plugin of a provider block, without a configuration for it.
@@ -155,10 +160,14 @@ func (f *Fleet) Owner() (string, error) {
 
 // records returns what berth remembers of its sessions, opened at the first call.
 func (f *Fleet) records(ctx context.Context) (records.Store, error) {
-	f.mutex.Lock()
-	defer f.mutex.Unlock()
+	select {
+	case f.opening <- struct{}{}:
+		defer func() { <-f.opening }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	if f.closed {
-		return nil, &connect.Error{Code: connect.CodeInternal, Message: "the fleet was closed"}
+		return nil, closedError()
 	}
 	if f.store != nil {
 		return f.store, nil
@@ -200,7 +209,10 @@ func (f *Fleet) connector(ctx context.Context, p *config.Provider) (*connect.Con
 	if err != nil {
 		return nil, err
 	}
-	plugin := f.Plugin(p)
+	plugin, err := f.Plugin(p)
+	if err != nil {
+		return nil, err
+	}
 	f.mutex.Lock()
 	defer f.mutex.Unlock()
 	if connector := f.connectors[p]; connector != nil {

@@ -108,9 +108,9 @@ func code(err error) connect.Code {
 	return ""
 }
 
-func connectSession(t *testing.T, f *Fleet, id, label string) connect.Result {
+func connectSession(t *testing.T, f *Fleet, label string) connect.Result {
 	t.Helper()
-	s, err := f.Session(t.Context(), id, label)
+	s, err := f.Session(t.Context(), "s1", label)
 	ok(t, err)
 	result, err := s.Connect(t.Context(), s.Request(), nil)
 	ok(t, err)
@@ -132,7 +132,7 @@ func TestASessionIsOnItsOwnProviderElseOnTheOneNamedElseOnTheDefaultOne(t *testi
 	if !errors.As(err, &choice) {
 		t.Errorf("a provider that is not configured: %v", err)
 	}
-	connectSession(t, f, "s1", "two")
+	connectSession(t, f, "two")
 	s, err := f.Session(t.Context(), "s1", "")
 	ok(t, err)
 	if s.Provider() != "two" {
@@ -163,7 +163,7 @@ func TestASessionIsConnectedPingedAndDisconnected(t *testing.T) {
 	t.Parallel()
 	i := newInstallation(t)
 	f := i.fleet(i.block("one"))
-	result := connectSession(t, f, "s1", "")
+	result := connectSession(t, f, "")
 	s, err := f.Session(t.Context(), "s1", "")
 	ok(t, err)
 	probe, err := s.Ping(t.Context())
@@ -197,7 +197,7 @@ func TestEqualConnectsAtTheSameTimeShareOneAttempt(t *testing.T) {
 	var callers sync.WaitGroup
 	var ids [2]string
 	for n := range ids {
-		callers.Go(func() { ids[n] = connectSession(t, f, "s1", "").SandboxID })
+		callers.Go(func() { ids[n] = connectSession(t, f, "").SandboxID })
 	}
 	close(joined)
 	callers.Wait()
@@ -211,7 +211,7 @@ func TestABrokenProviderDoesNotKeepTheGoodOneFromWork(t *testing.T) {
 	i := newInstallation(t)
 	missing := fmt.Sprintf("provider \"missing\" {\n path = %q\n}\n", filepath.Join(i.dir, "nothing"))
 	f := i.fleet(i.block("good"), i.brokenBlock("broken"), missing)
-	connectSession(t, f, "s1", "good")
+	connectSession(t, f, "good")
 	i.clouds["good"].Put(provider.Sandbox{
 		Session: "lost", Owner: testOwner, State: provider.StateRunning, CreatedAt: time.Now().Add(-time.Hour),
 	})
@@ -275,7 +275,9 @@ func TestCloseStopsThePluginsAndLaterCallsFail(t *testing.T) {
 	f := i.fleet(i.mockBlock("mock", ""))
 	_, err := f.CheckProvider(t.Context(), "mock")
 	ok(t, err)
-	pid := f.Plugin(f.conf.Providers[0]).Pid()
+	plugin, err := f.Plugin(f.conf.Providers[0])
+	ok(t, err)
+	pid := plugin.Pid()
 	if err := syscall.Kill(pid, 0); err != nil {
 		t.Fatalf("there is no process %d: %v", pid, err)
 	}
@@ -289,9 +291,8 @@ func TestCloseStopsThePluginsAndLaterCallsFail(t *testing.T) {
 	if err := f.CheckConfig(t.Context(), nil); err == nil {
 		t.Error("a closed fleet starts plugins")
 	}
-	unlisted := f.conf.Unlisted("mock", f.conf.Providers[0].Path)
-	if _, err := f.Plugin(unlisted).Describe(t.Context()); err == nil {
-		t.Error("a closed fleet starts a plugin that it did not have")
+	if _, err := plugin.Describe(t.Context()); err == nil {
+		t.Error("a plugin of a closed fleet starts")
 	}
 }
 
@@ -335,6 +336,31 @@ func TestEveryCloseWaitsForTheSameEndAndReturnsItsError(t *testing.T) {
 			t.Errorf("Close returned %v", err)
 		}
 	}
+}
+
+func TestWhoeverWaitsForTheRecordsToBeOpenedCanGiveUp(t *testing.T) {
+	t.Parallel()
+	i := newInstallation(t)
+	opening, goOn := make(chan struct{}), make(chan struct{})
+	f := New(i.load(i.block("one")), Options{Provider: i.provider, Records: func(s records.Store) records.Store {
+		close(opening)
+		<-goOn
+		return s
+	}})
+	opened := make(chan error)
+	go func() {
+		_, _, err := f.CheckRecords(context.Background())
+		opened <- err
+	}()
+	<-opening
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := f.Session(ctx, "s1", ""); !errors.Is(err, context.Canceled) {
+		t.Errorf("the session: %v", err)
+	}
+	close(goOn)
+	ok(t, <-opened)
+	ok(t, f.Close())
 }
 
 func TestAFleetThatDidNothingHasLeftNothing(t *testing.T) {

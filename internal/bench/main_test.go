@@ -125,8 +125,12 @@ func startHost(path, settings string, mtls bool, options fleet.Options) (*host, 
 		return nil, mistakes
 	}
 	f := fleet.New(conf, options)
-	h := &host{f, f.Plugin(conf.Providers[0]), dir}
-	if _, err := f.CheckProvider(context.Background(), label); err != nil {
+	plugin, err := f.Plugin(conf.Providers[0])
+	h := &host{f, plugin, dir}
+	if err == nil {
+		_, err = f.CheckProvider(context.Background(), label)
+	}
+	if err != nil {
 		return nil, errors.Join(err, h.close())
 	}
 	return h, nil

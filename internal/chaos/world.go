@@ -58,9 +58,10 @@ func (w *worker) cloud(ctx context.Context, name string) (*cloud, *hand, error) 
 		return nil, nil, err
 	}
 	f := fleet.New(conf, fleet.Options{})
-	h := &hand{f.Plugin(conf.Providers[0]), f, conf.Providers[0]}
+	plugin, err := f.Plugin(conf.Providers[0])
+	h := &hand{plugin, f, conf.Providers[0]}
 	w.hands[name] = h
-	return c, h, nil
+	return c, h, err
 }
 
 // getenv looks a variable of the cloud up.
