@@ -255,6 +255,26 @@ func (c *Cloud) force(b *box, status, reason string) {
 	b.set(status, &reason)
 }
 
+// Label changes some metadata of a devbox, behind every client's back.
+func (c *Cloud) Label(id string, metadata map[string]string) {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	if b := c.find(id); b != nil {
+		maps.Copy(b.view.Metadata, metadata)
+	}
+}
+
+// Box returns a devbox's machine, or nil if there is no such devbox or its machine cannot be made.
+func (c *Cloud) Box(id string) *simcloud.Box {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	if b := c.find(id); b != nil {
+		machine, _ := c.machineOf(b)
+		return machine
+	}
+	return nil
+}
+
 // Snapshot says whether a snapshot of the devbox's disk is being made, which keeps it from being shut down.
 func (c *Cloud) Snapshot(id string, underWay bool) {
 	c.mutex.Lock()
