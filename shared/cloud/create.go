@@ -201,6 +201,9 @@ func (c *creation[B]) giveWay(ctx context.Context, made B) (provider.Sandbox, er
 func (c *creation[B]) undo(ctx context.Context, cause error) error {
 	failure := *provider.AsError(cause)
 	failure.SandboxID = ""
+	if failure.Reason == ReasonUnclear { // it is cleared up now
+		failure.Reason = ""
+	}
 	if c.made == nil && !c.unclear {
 		return &failure
 	}
