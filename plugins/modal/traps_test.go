@@ -269,7 +269,7 @@ func TestANameHeldByAStrangerIsAConflictAndNotAdopted(t *testing.T) {
 	cloud := newCloud(t, sim.Options{})
 	d := newProvider(t, cloud, nil)
 	sandbox := create(t, d, "s1")
-	if err := d.api.handle(sandbox.ID).SetTags(t.Context(), map[string]string{provider.LabelOwner: "somebody else"}, nil); err != nil {
+	if err := d.api.handle(t.Context(), sandbox.ID).SetTags(t.Context(), map[string]string{provider.LabelOwner: "somebody else"}, nil); err != nil {
 		t.Fatal(err)
 	}
 	d = newProvider(t, cloud, nil) // the one that made it has no reason to doubt it
@@ -482,7 +482,7 @@ func TestTheWaysThatAreRememberedAreBounded(t *testing.T) {
 	cloud := newCloud(t, sim.Options{})
 	d := newProvider(t, cloud, nil)
 	for i := range mostKnown + 50 {
-		d.api.handle(fmt.Sprintf("sb-%026d", i))
+		d.api.handle(t.Context(), fmt.Sprintf("sb-%026d", i))
 	}
 	if len(d.api.known) > mostKnown {
 		t.Errorf("%d ways are remembered", len(d.api.known))
