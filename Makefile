@@ -1,10 +1,19 @@
 # berth: `make` lists the targets.
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-LDFLAGS := -s -w -X github.com/berth-dev/berth/host/cli.Version=$(VERSION)
 PLUGINS := $(notdir $(patsubst %/main.go,%,$(wildcard plugins/*/main.go)))
 TOOL    := go tool -modfile=tools/go.mod
 BENCH   ?= .
+RACES   ?= 50
+FOR     ?= 20s
+
+# Static executables without debug information, all in one go invocation: what they share is compiled once. go names them
+# after their folders; the links are what users run.
+COMPILE = CGO_ENABLED=0 go build -trimpath -gcflags=all=-dwarf=false \
+	-ldflags '-s -w -X github.com/berth-dev/berth/host/cli.Version=$(VERSION)'
+BUILD   = $(COMPILE) -o bin/build/ ./host ./examples/action-server
+LINK    = mkdir -p bin/plugins && ln -f bin/build/host bin/berth && ln -f bin/build/action-server bin/berth-action-server && \
+	for p in $(1); do ln -f bin/build/$$p bin/plugins/berth-provider-$$p || exit 1; done
 
 .PHONY: help
 help: ## list the targets
@@ -12,13 +21,14 @@ help: ## list the targets
 
 .PHONY: build
 build: ## build the host, the plugins and the action server into bin/
-	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/berth ./host
-	go build -trimpath -ldflags '-s -w' -o bin/berth-action-server ./examples/action-server
-	$(foreach p,$(PLUGINS),go build -trimpath -ldflags '-s -w' -o bin/plugins/berth-provider-$(p) ./plugins/$(p) &&) true
+	$(BUILD) $(PLUGINS:%=./plugins/%)
+	@$(call LINK,$(PLUGINS))
 
 .PHONY: run
-run: build ## the main job, end to end, on this machine: connect, act, disconnect
-	go run ./examples/quickstart
+run: ## the main job, end to end, on this machine: connect, act, disconnect
+	$(BUILD) ./plugins/local ./examples/quickstart
+	@$(call LINK,local)
+	bin/build/quickstart
 
 .PHONY: test
 test: ## all tests, with the race detector
@@ -35,13 +45,13 @@ e2e: ## the slow suite, in a fresh clone with empty caches: the main job twice, 
 
 .PHONY: chaos
 chaos: build ## kill, stop and rob berth at every step, and hold the clouds against the records: ARGS="--short", "--seed N"
-	$(foreach p,daytona e2b modal runloop,go build -trimpath -ldflags '-s -w' -o bin/sim/$(p) ./plugins/$(p)/sim/cmd &&) true
-	go build -trimpath -ldflags '-s -w' -o bin/berth-chaos ./internal/chaos
+	$(foreach p,daytona e2b modal runloop,$(COMPILE) -o bin/sim/$(p) ./plugins/$(p)/sim/cmd &&) true
+	$(COMPILE) -o bin/berth-chaos ./internal/chaos
 	scripts/postgres bin/berth-chaos $(ARGS)
 
 .PHONY: bench
-bench: build ## figures against the budgets
-	go test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 20m ./internal/bench
+bench: ## figures against the budgets: BENCH=Launch, ARGS=--short
+	go test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 20m ./internal/bench $(ARGS)
 
 .PHONY: contract
 contract: ## hold the simulated clouds to the providers' own SDKs (npm, PyPI)
@@ -56,12 +66,12 @@ python: ## the example plugin in Python: build it, run it through berth and the 
 	scripts/plugin-python
 
 .PHONY: clouds
-clouds: ## the long form of the clouds' tests: every fault of every call as a table, 50 races for one session
-	BERTH_FAULT_MATRIX=full BERTH_RACE_ROUNDS=50 go test -v -timeout 60m -run 'Fault|WhateverFails|TwoProcesses' ./plugins/daytona ./plugins/e2b ./plugins/modal ./plugins/runloop
+clouds: ## the long form of the clouds' tests: every fault of every call as a table, 50 races for one session: RACES=5
+	BERTH_FAULT_MATRIX=full BERTH_RACE_ROUNDS=$(RACES) go test -v -timeout 60m -run 'Fault|WhateverFails|TwoProcesses' ./plugins/daytona ./plugins/e2b ./plugins/modal ./plugins/runloop
 
 .PHONY: fuzz
-fuzz: ## fuzz everything that reads foreign bytes, 20 s each
-	scripts/fuzz 20s
+fuzz: ## fuzz everything that reads foreign bytes, each for a while: FOR=20s
+	scripts/fuzz $(FOR)
 
 .PHONY: generate
 generate: ## make the code that is generated again

@@ -31,7 +31,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Callable, Iterator
 
 CANCEL_TIME = 0.03  # seconds after which a cancelled call is known to be one
-SETTLE_TIME = 0.15  # seconds after its start in which a server shows whether it dies at once
 KILL_TIME = 5.0  # seconds the kernel may take to end what was killed
 MAX_LIFETIME = 10 * 365 * 86400.0
 PORTS = range(20000, 32000)  # below those that the kernel gives to outgoing connections
@@ -56,15 +55,7 @@ class Suspended(Exception):
 
 
 class NotStarted(Exception):
-    """The server could not be started. The text says why."""
-
-
-class Exited(Exception):
-    """The server ended right after its start."""
-
-    def __init__(self, exit_code: int | None, log_tail: list[str]):
-        super().__init__()
-        self.exit_code, self.log_tail = exit_code, log_tail
+    """The server could not be started. The text is the reason."""
 
 
 @dataclass
@@ -117,7 +108,7 @@ class Backend:
 
     def create(self, owner: str, session: str, attempt: str, labels: dict[str, str], lifetime: float,
                check: Check) -> tuple[Sandbox, str]:
-        """Makes the session's sandbox or adopts the one that is there, and says which: "created" or as attach."""
+        """Makes the session's sandbox or adopts the one that is there, and returns it with "created" or as attach."""
         name = sandbox_name(owner, session)
         with self.lock(name, check):
             try:
@@ -140,7 +131,7 @@ class Backend:
             return made, "created"
 
     def attach(self, owner: str, session: str, lifetime: float, check: Check) -> tuple[Sandbox, str]:
-        """Finds the session's sandbox and wakes it, and says what it did: "attached" or "woken"."""
+        """Finds the session's sandbox and wakes it, and returns it with "attached" or "woken"."""
         name = sandbox_name(owner, session)
         if not os.path.exists(self._at(name, "sandbox.json")):
             raise Gone  # without a lock: most sessions that are asked for have no sandbox yet
@@ -191,7 +182,8 @@ class Backend:
 
     def start_server(self, owner: str, id: str, command: list[str], env: dict[str, str], workdir: str,
                      extra_ports: list[str], check: Check) -> Sandbox:
-        """Starts the server unless one runs. The running one stays, whatever its command."""
+        """Starts the server unless one runs, and returns without waiting for it. A running server stays, even if its
+        command differs from the one requested."""
         with self._hold(owner, id, check) as sandbox:
             if sandbox.suspended:
                 raise Suspended
@@ -199,7 +191,6 @@ class Backend:
                 return sandbox
             self._choose_ports(sandbox, extra_ports, check)
             self._launch(sandbox, command, env, workdir)
-            self._settle(sandbox, check)
             return sandbox
 
     def server_up(self, sandbox: Sandbox) -> bool:
@@ -229,7 +220,7 @@ class Backend:
 
     def lock(self, name: str, check: Check) -> contextlib.AbstractContextManager[None]:
         """Keeps all others, in this process and elsewhere, from changing the sandbox of this name. Some names share a
-        lock, so that there is a limit to how many files remain: nobody may hold two of these at a time."""
+        lock, so that there is a limit to how many files remain: nobody may take two of them at a time."""
         return self._locking(hashlib.sha256(name.encode()).hexdigest()[:2], check)
 
     @contextlib.contextmanager
@@ -267,7 +258,7 @@ class Backend:
         os.replace(temporary, self._at(sandbox.name, "sandbox.json"))
 
     def _find(self, name: str) -> Sandbox:
-        """Loads a sandbox, and removes it instead if its life is over. The lock is held."""
+        """Loads a sandbox, and removes it instead if its life is over. The caller has the lock."""
         sandbox = self.load(name)
         if sandbox.expired:
             self._remove(sandbox)
@@ -275,7 +266,7 @@ class Backend:
         return sandbox
 
     def _wake(self, sandbox: Sandbox, owner: str, session: str, lifetime: float) -> tuple[Sandbox, str]:
-        """Makes the sandbox run. Its end moves to now plus the lifetime, but never closer. The lock is held."""
+        """Makes the sandbox run. Its end moves to now plus the lifetime, but never closer. The caller has the lock."""
         if (sandbox.owner, sandbox.session) != (owner, session):
             raise Foreign
         woken, sandbox.suspended = sandbox.suspended, False
@@ -285,7 +276,7 @@ class Backend:
         return sandbox, "woken" if woken else "attached"
 
     def _remove(self, sandbox: Sandbox) -> None:
-        """The lock is held. The server ends first: as long as anything is left, the sandbox can be found."""
+        """The caller has the lock. The server ends first: as long as anything is left, the sandbox can be found."""
         self._stop_server(sandbox)
         self.erase(sandbox.name)
 
@@ -338,10 +329,10 @@ class Backend:
                 [sys.executable, "-I", PROGRAM, "keep", self.root, sandbox.name], cwd="/", pass_fds=[lock],
                 start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         finally:
-            os.close(lock)  # the keeper's copy holds it on
+            os.close(lock)  # the keeper's copy keeps the lock
         sandbox.group = keeper.pid
         self._save(sandbox)  # before the server starts: it can be ended whatever happens to this process
-        with contextlib.suppress(BrokenPipeError):  # a keeper that died says nothing, see below
+        with contextlib.suppress(BrokenPipeError):  # a keeper that died writes nothing, see below
             keeper.stdin.write(json.dumps(spec).encode())
             keeper.stdin.close()
         problem = keeper.stdout.read().decode(errors="replace")
@@ -352,20 +343,6 @@ class Backend:
             raise NotStarted(problem or "its keeper died")
         threading.Thread(target=keeper.wait, daemon=True).start()  # leaves no zombie
 
-    def _settle(self, sandbox: Sandbox, check: Check) -> None:
-        """Looks once more a moment later, or until the server accepts connections: it may die at once."""
-        end = time.monotonic() + SETTLE_TIME
-        while time.monotonic() < end and self.server_up(sandbox):
-            try:
-                socket.create_connection(("127.0.0.1", sandbox.port), timeout=SETTLE_TIME).close()
-                break
-            except OSError:
-                check()
-                time.sleep(0.005)
-        ended = self.server_end(sandbox)
-        if ended:
-            raise Exited(*ended)
-
     def _forget_server(self, sandbox: Sandbox) -> None:
         """Forgets how the last server ended. None runs."""
         with contextlib.suppress(FileNotFoundError):
@@ -374,13 +351,13 @@ class Backend:
         self._save(sandbox)
 
     def _stop_server(self, sandbox: Sandbox) -> None:
-        """Ends the server and everything in its process group: asks first, and makes it after the grace. The lock is
-        held, so nobody starts another one."""
+        """Asks the server and everything in its process group to end, and kills them after the grace. The caller has
+        the lock, so nobody starts another one."""
         for number, patience in ((signal.SIGTERM, self.stop_grace), (signal.SIGKILL, KILL_TIME)):
             if not self._keeper_lives(sandbox):
                 return
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(sandbox.group, number)  # the keeper holds its lock, so the number is still its own
+                os.killpg(sandbox.group, number)  # the keeper has its lock, so the number is still its own
             end = time.monotonic() + patience
             while time.monotonic() < end and self._keeper_lives(sandbox):
                 time.sleep(0.005)

@@ -12,7 +12,7 @@ TAIL_LINES, TAIL_BYTES = 20, 4 << 10  # of a log: status details travel in trail
 
 
 class ProviderError(Exception):
-    """No field may hold a secret.
+    """No field may contain a secret.
 
     code        the class: INVALID_ARGUMENT, PERMISSION_DENIED, NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION,
                 RESOURCE_EXHAUSTED, UNAVAILABLE, UNIMPLEMENTED, UNKNOWN or INTERNAL of grpc.StatusCode

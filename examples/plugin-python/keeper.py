@@ -45,7 +45,7 @@ def start(spec: dict, log: str) -> subprocess.Popen:
         problem = f"{e.strerror}: {e.filename}"
     os.write(1, problem.encode())
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)  # the plugin waits for the end of what the keeper says
+    os.dup2(null, 1)  # the plugin reads until the end of the output
     if not server:
         sys.exit(0)
     return server
@@ -75,7 +75,7 @@ def expired(backend: Backend, name: str) -> bool:
 
 
 def finish(backend: Backend, name: str, server: subprocess.Popen) -> bool:
-    """Ends a sandbox whose life is over, and says whether it did: it may have been given more in the last moment."""
+    """Ends a sandbox whose life is over, and reports whether it did: it may have been renewed in the last moment."""
     with backend.lock(name, lambda: None):
         if not expired(backend, name):
             return False

@@ -12,7 +12,7 @@ from typing import Iterator
 
 import grpc
 
-from backend import Backend, Exited, Foreign, Gone, NotStarted, Sandbox, Suspended
+from backend import Backend, Foreign, Gone, NotStarted, Sandbox, Suspended
 from berth.provider.v1 import provider_pb2 as pb
 from berth.provider.v1 import provider_pb2_grpc as services
 from config import ATTRIBUTES, decode
@@ -225,8 +225,6 @@ class Plugin(services.SetupServicer, services.ProviderServicer, services.Houseke
             case Suspended():
                 return ProviderError(code.FAILED_PRECONDITION, sandbox_id=id,
                                      message=f"the sandbox {id} is suspended: attach to it first, which wakes it")
-            case Exited():
-                return server_exited(problem.exit_code, problem.log_tail, id)
             case NotStarted():
                 return ProviderError(code.UNKNOWN, f"the server did not start: {problem}", sandbox_id=id)
             case OSError():

@@ -281,17 +281,16 @@ func keptSecret(dir string) (string, error) {
 		}
 	}
 	if err != nil {
-		return "", &connect.Error{
+		return "", withHint("set state_dir in the host block to a directory that can be written", &connect.Error{
 			Code: connect.CodeInvalidConfig, Message: "the host's secret cannot be kept: " + err.Error(), Cause: err,
-			Hint: "set state_dir in the host block to a directory that can be written",
-		}
+		})
 	}
 	secret := strings.TrimSpace(string(kept))
 	if len(secret) < 32 {
-		return "", &connect.Error{
-			Code: connect.CodeInvalidConfig, Message: path + " is damaged: the host's secret has at least 32 characters",
-			Hint: "put the file back as it was; or remove it, and a new secret is made that opens none of the present sandboxes",
-		}
+		return "", withHint("put the file back as it was; or remove it, and a new secret is made that opens none of the present sandboxes",
+			&connect.Error{
+				Code: connect.CodeInvalidConfig, Message: path + " is damaged: the host's secret has at least 32 characters",
+			})
 	}
 	return secret, nil
 }

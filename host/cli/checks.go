@@ -13,6 +13,8 @@ import (
 
 	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/sessions"
+	"github.com/berth-dev/berth/host/wire"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -26,13 +28,9 @@ func (a *app) versionCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: run(func(*cobra.Command, []string) error {
 			if a.flags.output == "json" {
-				a.printJSON(struct {
-					Version  string `json:"version"`
-					Protocol int    `json:"protocol"`
-					Go       string `json:"go"`
-					Platform string `json:"platform"`
-				}{Version, provider.ProtocolVersion, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH})
-				return nil
+				return a.printJSON(wire.Version{
+					Version: Version, Protocol: provider.ProtocolVersion, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH,
+				})
 			}
 			fmt.Fprintf(a.stdout, "berth %s (plugin protocol %d, %s, %s/%s)\n", Version, provider.ProtocolVersion,
 				runtime.Version(), runtime.GOOS, runtime.GOARCH)
@@ -68,12 +66,7 @@ once, with their source lines. Nothing is created, and the providers themselves 
 				name = "the built-in configuration"
 			}
 			if a.flags.output == "json" {
-				a.printJSON(struct {
-					Config    string `json:"config"`
-					Providers int    `json:"providers"`
-					OK        bool   `json:"ok"`
-				}{name, len(a.conf.Providers), true})
-				return nil
+				return a.printJSON(wire.Config{Config: name, Providers: len(a.conf.Providers), OK: true})
 			}
 			fmt.Fprintf(a.stdout, "%s is fine: %d provider(s)\n", name, len(a.conf.Providers))
 			return nil
@@ -156,21 +149,18 @@ provider accepts our credentials. Nothing is created. The exit code is that of t
 	}
 }
 
-// finding is the outcome of one check of the doctor.
+// finding is the outcome of one check of the doctor. code is the exit code for it.
 type finding struct {
-	Check  string   `json:"check"`
-	OK     bool     `json:"ok"`
-	Detail string   `json:"detail"`
-	Error  *failure `json:"error,omitempty"`
-	code   int
+	wire.Check
+	code int
 }
 
 func (a *app) finding(check, detail string, err error) finding {
 	if err == nil {
-		return finding{Check: check, OK: true, Detail: detail}
+		return finding{Check: wire.Check{Check: check, OK: true, Detail: detail}}
 	}
 	f, code := a.failure(commandError{err})
-	return finding{Check: check, Detail: f.Message, Error: &f, code: code}
+	return finding{wire.Check{Check: check, Detail: f.Message, Error: &f}, code}
 }
 
 func (a *app) configFinding() finding {
@@ -235,7 +225,7 @@ func (a *app) providerFindings(ctx context.Context) []finding {
 				findings[i] = a.finding(name, "", err)
 				return
 			}
-			sandboxes, err := connector.Sessions(ctx)
+			sandboxes, err := sessions.New(connector).List(ctx)
 			var failed *connect.Error
 			if errors.As(err, &failed) && failed.Code == connect.CodeUnsupported {
 				findings[i] = a.finding(name, "the plugin starts; it cannot list, so the credentials are not checked", nil)
@@ -250,14 +240,20 @@ func (a *app) providerFindings(ctx context.Context) []finding {
 
 func (a *app) printFindings(findings []finding) error {
 	if a.flags.output == "json" {
-		a.printJSON(map[string][]finding{"checks": findings})
+		var checks wire.Checks
+		for _, f := range findings {
+			checks.Checks = append(checks.Checks, f.Check)
+		}
+		if err := a.printJSON(checks); err != nil {
+			return err
+		}
 	} else {
 		for _, f := range findings {
 			mark := "ok  "
 			if !f.OK {
 				mark = "FAIL"
 			}
-			fmt.Fprintf(a.stdout, "%s  %-20s %s\n", mark, f.Check, a.secrets.String(f.Detail))
+			fmt.Fprintf(a.stdout, "%s  %-20s %s\n", mark, f.Check.Check, a.secrets.String(f.Detail))
 			if f.Error != nil && f.Error.Hint != "" {
 				fmt.Fprintf(a.stdout, "      %-20s %s\n", "", f.Error.Hint)
 			}

@@ -5,13 +5,11 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/connect"
-	"github.com/berth-dev/berth/shared/provider"
+	"github.com/berth-dev/berth/host/wire"
 )
 
 func (a *app) connectCommand() *cobra.Command {
@@ -51,7 +49,7 @@ works on the same session, this one waits and gets the same sandbox.
 			return err
 		}
 		a.secrets.Add(connector.SessionKey(id))
-		request := requestFor(p, id)
+		request := p.Request(id)
 		request.Mode = connect.Mode(*mode)
 		if *timeout > 0 {
 			request.Limits.Total = *timeout
@@ -62,93 +60,21 @@ works on the same session, this one waits and gets the same sandbox.
 			return err
 		}
 		show.close()
-		a.printConnection(result)
-		return nil
+		return a.printConnection(result)
 	})
 	return c
 }
 
-// requestFor makes the request of a session from a provider's configuration.
-func requestFor(p *config.Provider, session string) connect.Request {
-	return connect.Request{
-		Session:  session,
-		Server:   connect.Server{Server: p.Server.Server, KeyEnv: p.Server.KeyEnv, KeyHeader: p.Server.KeyHeader},
-		Labels:   p.Labels,
-		Lifetime: p.Lifetime,
-		Health: connect.Health{
-			Timeout: p.Health.Timeout, Interval: p.Health.Interval,
-			NoRamp: p.Health.Ramp == config.RampOff, ProbeTimeout: p.Health.ProbeTimeout,
-		},
-		Limits: connect.Limits{
-			Total: p.Timeouts.Total, Create: p.Timeouts.Create, Start: p.Timeouts.Start, Undo: p.Timeouts.Undo,
-		},
-	}
-}
-
-// connection is a connected session as programs read it.
-type connection struct {
-	Session   string                    `json:"session"`
-	Provider  string                    `json:"provider"`
-	Sandbox   connectionSandbox         `json:"sandbox"`
-	URL       string                    `json:"url"`
-	Headers   map[string]string         `json:"headers"`
-	ExpiresAt *time.Time                `json:"expires_at"`
-	URLs      map[string]connectionPort `json:"urls"`
-	Pings     int                       `json:"pings"`
-	Timings   connectionTimings         `json:"timings_ms"`
-}
-
-type connectionSandbox struct {
-	ID     string          `json:"id"`
-	Origin provider.Origin `json:"origin"`
-}
-
-// connectionPort is one extra port.
-type connectionPort struct {
-	URL       string            `json:"url"`
-	Headers   map[string]string `json:"headers"`
-	ExpiresAt *time.Time        `json:"expires_at"`
-}
-
-type connectionTimings struct {
-	Acquire     float64 `json:"acquire"`
-	StartServer float64 `json:"start_server"`
-	Health      float64 `json:"health"`
-	Total       float64 `json:"total"`
-}
-
-func (a *app) printConnection(r connect.Result) {
+func (a *app) printConnection(r connect.Result) error {
 	switch a.flags.output {
 	case "json":
-		a.printJSON(newConnection(r))
+		return a.printJSON(wire.NewConnection(r))
 	case "env":
 		a.printConnectionEnv(r)
 	default:
 		a.printConnectionText(r)
 	}
-}
-
-func newConnection(r connect.Result) connection {
-	j := connection{
-		Session: r.Session, Provider: r.Provider, Sandbox: connectionSandbox{r.SandboxID, r.Origin},
-		URL: r.Endpoint.URL, Headers: notNil(r.Endpoint.Headers), ExpiresAt: pointer(r.Endpoint.ExpiresAt),
-		URLs: map[string]connectionPort{}, Pings: r.Pings,
-		Timings: connectionTimings{
-			milliseconds(r.Timings.Acquire), milliseconds(r.Timings.StartServer),
-			milliseconds(r.Timings.Health), milliseconds(r.Timings.Total),
-		},
-	}
-	for name, extra := range r.Extra {
-		j.URLs[name] = connectionPort{extra.URL, notNil(extra.Headers), pointer(extra.ExpiresAt)}
-	}
-	return j
-}
-
-func notNil(headers map[string]string) map[string]string {
-	if headers == nil {
-		return map[string]string{}
-	}
-	return headers
+	return nil
 }
 
 // printConnectionEnv writes exports for a POSIX shell.
@@ -166,7 +92,7 @@ func (a *app) printConnectionEnv(r connect.Result) {
 	}
 }
 
-// variable makes a part of a variable's name.
+// variable returns name as a part of the name of an environment variable.
 func variable(name string) string {
 	return strings.Map(func(r rune) rune {
 		if r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' {

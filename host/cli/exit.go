@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/wire"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -50,7 +51,7 @@ var exitCodes = map[connect.Code]int{
 	connect.CodeInternal:        exitOther,
 }
 
-// exitCode is the one for a failure of the code.
+// exitCode returns the exit code for a failure with the code.
 func exitCode(code connect.Code) int {
 	if known, ok := exitCodes[code]; ok {
 		return known
@@ -58,7 +59,7 @@ func exitCode(code connect.Code) int {
 	return exitOther
 }
 
-// report shows why a command failed, and gives the exit code of the process.
+// report shows why a command failed, and returns the exit code of the process.
 func (a *app) report(command *cobra.Command, err error) int {
 	defer a.stderr.Close()
 	if err == nil && a.stdout.err != nil {
@@ -74,20 +75,20 @@ func (a *app) report(command *cobra.Command, err error) int {
 	return a.show(command, err)
 }
 
-// show tells programs and people why the command failed.
+// show tells programs and people why the command failed. When that cannot be written, the exit code still tells.
 func (a *app) show(command *cobra.Command, err error) (code int) {
 	f, code := a.failure(err)
 	if f.Code == "usage" {
 		f.Hint = command.CommandPath() + " --help"
 	}
 	if a.flags.output == "json" {
-		a.printJSON(map[string]failure{"error": f})
+		_ = a.printJSON(wire.Failed{Error: f})
 	}
 	switch {
 	case !a.ndjson.Load():
 		a.explain(err, f)
 	case a.flags.output != "json":
-		a.sayJSON(map[string]failure{"error": f})
+		_ = wire.Write(a.stderr, wire.Failed{Error: f})
 	}
 	return code
 }
@@ -97,26 +98,8 @@ type exitError int
 
 func (exitError) Error() string { return "the result says why" }
 
-// failure is an error as programs read it.
-type failure struct {
-	Code         string   `json:"code"`
-	Phase        string   `json:"phase,omitempty"`
-	Message      string   `json:"message"`
-	Provider     string   `json:"provider,omitempty"`
-	Session      string   `json:"session,omitempty"`
-	SandboxID    string   `json:"sandbox_id,omitempty"`
-	Retryable    bool     `json:"retryable"`
-	RetryAfterMS int64    `json:"retry_after_ms,omitempty"`
-	Cleanup      string   `json:"cleanup,omitempty"`
-	CleanupError string   `json:"cleanup_error,omitempty"`
-	ExitCode     *int     `json:"exit_code,omitempty"`
-	LogTail      []string `json:"log_tail,omitempty"`
-	Pings        int      `json:"pings,omitempty"`
-	Hint         string   `json:"hint,omitempty"`
-}
-
-// failure reads err and gives the exit code that belongs to it. Everything in it is redacted.
-func (a *app) failure(err error) (failure, int) {
+// failure returns what programs are told about err, redacted, and the exit code for it.
+func (a *app) failure(err error) (wire.Failure, int) {
 	var command commandError
 	var diagnosis diagnosed
 	var refusal *provider.Error
@@ -124,49 +107,35 @@ func (a *app) failure(err error) (failure, int) {
 	var usage usageError
 	switch {
 	case errors.As(err, &diagnosis), isRefusal(err, &refusal):
-		f := failure{Code: string(connect.CodeInvalidConfig), Phase: "config", Message: a.secrets.String(err.Error()),
+		f := wire.Failure{Code: string(connect.CodeInvalidConfig), Phase: "config", Message: a.secrets.String(err.Error()),
 			Hint: "berth config check shows every mistake"}
 		if errors.As(err, &failed) {
 			f.Provider, f.Session, f.Cleanup = failed.Provider, failed.Session, string(failed.Cleanup)
 		}
 		return f, exitUsage
 	case errors.As(err, &usage), !errors.As(err, &command):
-		return failure{Code: "usage", Message: a.secrets.String(err.Error())}, exitUsage
+		return wire.Failure{Code: "usage", Message: a.secrets.String(err.Error())}, exitUsage
 	case a.interrupted.Load() && provider.CodeOf(err) == provider.CodeCanceled:
-		f := failure{Code: string(connect.CodeCancelled), Message: "interrupted"}
+		f := wire.Failure{Code: string(connect.CodeCancelled), Message: "interrupted"}
 		if errors.As(err, &failed) {
 			f.Provider, f.Session = failed.Provider, failed.Session
 		}
 		return f, exitInterrupted
 	case errors.As(err, &failed):
-		return a.connectFailure(failed), exitCode(failed.Code)
+		f := wire.NewFailure(failed)
+		f.Hint = hintFor(err, failed)
+		return f.Redacted(a.secrets.String), exitCode(failed.Code)
 	}
-	return failure{Code: string(connect.CodeInternal), Message: a.secrets.String(err.Error())}, exitOther
+	return wire.Failure{Code: string(connect.CodeInternal), Message: a.secrets.String(err.Error())}, exitOther
 }
 
-// isRefusal says that a plugin refused attributes of its configuration.
+// isRefusal reports whether a plugin refused attributes of its configuration.
 func isRefusal(err error, refusal **provider.Error) bool {
 	return errors.As(err, refusal) && (*refusal).Code == provider.CodeInvalid && len((*refusal).Fields) > 0
 }
 
-func (a *app) connectFailure(e *connect.Error) failure {
-	clean := a.secrets.String
-	f := failure{
-		Code: string(e.Code), Phase: string(e.Phase), Message: clean(e.Message), Provider: e.Provider, Session: e.Session,
-		SandboxID: e.SandboxID, Retryable: e.Retryable, RetryAfterMS: e.RetryAfter.Milliseconds(),
-		Cleanup: string(e.Cleanup), CleanupError: clean(e.CleanupError), ExitCode: e.ExitCode, Pings: e.Pings, Hint: clean(e.Hint),
-	}
-	if e.Cleanup == connect.CleanupFailed && e.Session != "" {
-		f.Hint = "berth disconnect " + e.Session + " tries once more to remove what is left"
-	}
-	for _, line := range e.LogTail {
-		f.LogTail = append(f.LogTail, clean(line))
-	}
-	return f
-}
-
 // explain writes the failure for people to standard error.
-func (a *app) explain(err error, f failure) {
+func (a *app) explain(err error, f wire.Failure) {
 	var diagnosis diagnosed
 	var refusal *provider.Error
 	if errors.As(err, &diagnosis) {

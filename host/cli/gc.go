@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-dev/berth/host/sweep"
+	"github.com/berth-dev/berth/host/wire"
 )
 
 // defaultGrace is far longer than clocks differ and listings lag.
@@ -43,19 +44,21 @@ It refuses to run when the records cannot be read. A provider that fails is name
 		if *grace < 0 {
 			return usagef("--grace %s: a time cannot be negative", *grace)
 		}
-		connectors, failures, err := a.connectors(c.Context(), *label)
+		providers, failures, err := a.sessions(c.Context(), *label)
 		if err != nil {
 			return err
 		}
 		options := sweep.Options{Grace: *grace, DryRun: *dryRun, Provider: *label, Unrecorded: *unrecorded}
-		report, err := sweep.Sweep(c.Context(), a.store, connectors, options, a.sayFinding(*dryRun))
+		report, err := sweep.Sweep(c.Context(), a.store, providers, options, a.sayFinding(*dryRun))
 		if err != nil {
 			return err
 		}
 		for name, err := range failures {
 			report.Failures[name] = err
 		}
-		a.printReport(report, *dryRun)
+		if err := a.printReport(report, *dryRun); err != nil {
+			return err
+		}
 		return a.reportError(report)
 	})
 	return c
@@ -72,11 +75,11 @@ A session that is connected again is recovered by that, too.`,
 		Args: cobra.NoArgs,
 	}
 	c.RunE = run(func(c *cobra.Command, _ []string) error {
-		connectors, failures, err := a.connectors(c.Context(), "")
+		providers, failures, err := a.sessions(c.Context(), "")
 		if err != nil {
 			return err
 		}
-		report, err := sweep.Recover(c.Context(), a.store, connectors, a.sayFinding(false))
+		report, err := sweep.Recover(c.Context(), a.store, providers, a.sayFinding(false))
 		if err != nil {
 			return err
 		}
@@ -85,7 +88,9 @@ A session that is connected again is recovered by that, too.`,
 				report.Failures[f.Provider] = err
 			}
 		}
-		a.printReport(report, false)
+		if err := a.printReport(report, false); err != nil {
+			return err
+		}
 		return a.reportError(report)
 	})
 	return c
@@ -105,7 +110,7 @@ func (a *app) sayFinding(dryRun bool) func(sweep.Finding) {
 	}
 }
 
-// reportError is the exit code of a sweep: what failed is in the report.
+// reportError returns the exit code of a sweep as an error. What failed is in the report.
 func (a *app) reportError(report sweep.Report) error {
 	err := report.Err()
 	if err == nil {
@@ -115,29 +120,18 @@ func (a *app) reportError(report sweep.Report) error {
 	return exitError(code)
 }
 
-func (a *app) printReport(report sweep.Report, dryRun bool) {
-	type entry struct {
-		Provider   string        `json:"provider"`
-		Session    string        `json:"session"`
-		SandboxID  string        `json:"sandbox_id"`
-		Owner      string        `json:"owner,omitempty"`
-		Verdict    sweep.Verdict `json:"verdict"`
-		Why        string        `json:"why"`
-		AgeSeconds int64         `json:"age_s"`
-		Done       string        `json:"done,omitempty"`
-		Error      *failure      `json:"error,omitempty"`
-	}
-	entries, failures := []entry{}, []failure{}
+func (a *app) printReport(report sweep.Report, dryRun bool) error {
+	findings, unswept := []wire.Finding{}, []wire.Failure{}
 	rows := [][]string{{"PROVIDER", "SESSION", "SANDBOX", "AGE", "VERDICT", "WHY", "DONE"}}
-	acted, failed := 0, 0
+	acted, failures := 0, 0
 	for _, f := range report.Findings {
-		e := entry{f.Provider, f.Session, f.SandboxID, f.Owner, f.Verdict, f.Why, int64(f.Age.Seconds()), f.Done, nil}
+		var failed *wire.Failure
 		done := f.Done
 		switch {
 		case f.Err != nil:
 			failure, _ := a.failure(commandError{f.Err})
-			e.Error, done = &failure, "failed: "+failure.Message
-			failed++
+			failed, done = &failure, "failed: "+failure.Message
+			failures++
 		case f.Done != "":
 			acted++
 		case dryRun && f.Acts():
@@ -146,34 +140,29 @@ func (a *app) printReport(report sweep.Report, dryRun bool) {
 			}[f.Verdict]
 			acted++
 		}
-		entries = append(entries, e)
+		findings = append(findings, wire.NewFinding(f, failed))
 		rows = append(rows, []string{
-			f.Provider, orDash(f.Session), orDash(f.SandboxID), short(f.Age), string(f.Verdict), f.Why, orDash(done),
+			f.Provider, orDash(f.Session), orDash(f.SandboxID), short(f.Age), string(f.Verdict), explained(f), orDash(done),
 		})
 	}
 	for _, name := range slices.Sorted(maps.Keys(report.Failures)) {
 		failure, _ := a.failure(commandError{report.Failures[name]})
 		failure.Provider = name
-		failures = append(failures, failure)
+		unswept = append(unswept, failure)
 		a.say("berth: provider %s was not swept: %s", name, failure.Message)
 	}
 	if a.flags.output == "json" {
-		a.printJSON(struct {
-			DryRun    bool      `json:"dry_run"`
-			Findings  []entry   `json:"findings"`
-			Errors    []failure `json:"errors"`
-			Forgotten int       `json:"forgotten"`
-		}{dryRun, entries, failures, report.Forgotten})
-		return
+		return a.printJSON(wire.Sweep{DryRun: dryRun, Findings: findings, Errors: unswept, Forgotten: report.Forgotten})
 	}
-	if len(entries)+len(failures) == 0 {
+	if len(findings)+len(unswept) == 0 {
 		fmt.Fprintln(a.stdout, "nothing to do")
-		return
+		return nil
 	}
 	a.printTable("nothing else was found", rows)
 	verb := "done"
 	if dryRun {
 		verb = "to be done"
 	}
-	fmt.Fprintf(a.stdout, "%s looked at, %d %s, %d failed\n", count(len(entries), "finding"), acted, verb, failed+len(failures))
+	fmt.Fprintf(a.stdout, "%s looked at, %d %s, %d failed\n", count(len(findings), "finding"), acted, verb, failures+len(unswept))
+	return nil
 }

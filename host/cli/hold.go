@@ -10,6 +10,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/sessions"
+	"github.com/berth-dev/berth/host/wire"
 )
 
 func (a *app) holdCommand() *cobra.Command {
@@ -38,7 +40,7 @@ the configuration.
 		if err != nil {
 			return err
 		}
-		return a.hold(c.Context(), connector, id, p.Lifetime, *limit)
+		return a.hold(c.Context(), sessions.New(connector), id, p.Lifetime, *limit)
 	})
 	return c
 }
@@ -48,13 +50,15 @@ var errHeld = errors.New("held for as long as asked")
 
 // hold renews until ctx ends or, unless limit is 0, the sandbox was held for that long. A renewal that fails is tried
 // again until the life it had won is nearly over: the network may come back.
-func (a *app) hold(ctx context.Context, connector *connect.Connector, id string, lifetime, limit time.Duration) error {
+func (a *app) hold(ctx context.Context, on *sessions.Sessions, id string, lifetime, limit time.Duration) error {
 	began := time.Now()
-	sandboxID, end, err := a.renew(ctx, connector, id, lifetime, 0) // nothing is won yet: whoever called should know soon
+	sandboxID, end, err := a.renew(ctx, on, id, lifetime, 0) // nothing is won yet: whoever called should know soon
 	if err != nil {
 		return err
 	}
-	a.printHold(id, sandboxID, end)
+	if err := a.printHold(id, sandboxID, end); err != nil {
+		return err
+	}
 	if limit > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, limit, errHeld)
@@ -70,7 +74,7 @@ func (a *app) hold(ctx context.Context, connector *connect.Connector, id string,
 		select {
 		case <-timer.C:
 			began = time.Now()
-			sandboxID, end, err = a.renew(ctx, connector, id, lifetime, lifetime/3)
+			sandboxID, end, err = a.renew(ctx, on, id, lifetime, lifetime/3)
 		case <-ctx.Done():
 			timer.Stop()
 			err = ctx.Err()
@@ -83,11 +87,11 @@ func (a *app) hold(ctx context.Context, connector *connect.Connector, id string,
 }
 
 func (a *app) renew(
-	ctx context.Context, connector *connect.Connector, id string, lifetime, patience time.Duration,
+	ctx context.Context, on *sessions.Sessions, id string, lifetime, patience time.Duration,
 ) (sandboxID string, end time.Time, err error) {
 	pauses := retry.WithMaxDuration(patience, retry.WithCappedDuration(10*time.Second, retry.NewExponential(500*time.Millisecond)))
 	err = retry.Do(ctx, pauses, func(ctx context.Context) error {
-		sandboxID, end, err = connector.Renew(ctx, id, lifetime, a.waiting(id))
+		sandboxID, end, err = on.Renew(ctx, id, lifetime, a.waiting(id))
 		var e *connect.Error
 		if patience > 0 && errors.As(err, &e) && e.Retryable {
 			a.note("berth: renewing session %s: %s; trying again", id, e.Message)
@@ -98,18 +102,14 @@ func (a *app) renew(
 	return sandboxID, end, err
 }
 
-func (a *app) printHold(session, sandboxID string, end time.Time) {
+func (a *app) printHold(session, sandboxID string, end time.Time) error {
 	if a.flags.output == "json" {
-		a.printJSON(struct {
-			Session   string     `json:"session"`
-			SandboxID string     `json:"sandbox_id"`
-			ExpiresAt *time.Time `json:"expires_at"`
-		}{session, sandboxID, pointer(end)})
-		return
+		return a.printJSON(wire.NewRenewed(session, sandboxID, end))
 	}
 	otherwise := "has no end of its own"
 	if !end.IsZero() {
 		otherwise = "would end " + ago(end)
 	}
 	fmt.Fprintf(a.stdout, "session %s: sandbox %s is held; without that it %s\n", session, sandboxID, otherwise)
+	return nil
 }

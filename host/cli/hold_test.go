@@ -37,7 +37,7 @@ func TestHoldMovesTheEndOnUntilItIsInterruptedAndThenTheSandboxEndsByItself(t *t
 	c := m.start("hold", "s1", "-o", "json")
 	m.eventually("it says that it holds", func() bool { return strings.Contains(c.stdout.String(), "\n") })
 	first := m.expiry(id)
-	if h := decodeLine[held](t, c.stdout.String()); h.Session != "s1" || h.SandboxID != id || !h.ExpiresAt.Equal(first.UTC().Round(time.Second)) {
+	if h := decodeLine[held](t, c.stdout.String()); h.Session != "s1" || h.SandboxID != id || !h.ExpiresAt.Equal(first.UTC().Truncate(time.Second)) {
 		t.Errorf("%+v, and the end is %s", h, first)
 	}
 	if first.Before(time.Now()) || first.After(time.Now().Add(15*time.Second)) {

@@ -3,20 +3,17 @@ package cli
 import (
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/berth-dev/berth/host/wire"
 )
 
 // printJSON writes the result as one line. Results hold no secrets but those they are for.
-func (a *app) printJSON(result any) {
-	encoder := json.NewEncoder(a.stdout)
-	encoder.SetEscapeHTML(false)
-	_ = encoder.Encode(result) // plain values always encode, and stdout knows whether it was written
-}
+func (a *app) printJSON(result any) error { return wire.Write(a.stdout, result) }
 
 // resultWriter remembers the first error: a result that was not written is a failure of the command.
 type resultWriter struct {
@@ -43,19 +40,6 @@ func (a *app) printTable(empty string, rows [][]string) {
 		fmt.Fprintln(w, a.secrets.String(strings.Join(row, "\t")))
 	}
 	w.Flush()
-}
-
-func milliseconds(d time.Duration) float64 {
-	return float64(d.Round(100*time.Microsecond)) / float64(time.Millisecond)
-}
-
-// pointer gives nil for the zero time, which JSON then shows as null.
-func pointer(t time.Time) *time.Time {
-	if t.IsZero() {
-		return nil
-	}
-	t = t.UTC().Round(time.Second)
-	return &t
 }
 
 func orDash(text string) string {

@@ -4,11 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
-	"reflect"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -16,7 +17,7 @@ import (
 
 	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/connect"
-	"github.com/berth-dev/berth/host/supervise"
+	"github.com/berth-dev/berth/host/wire"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -26,9 +27,9 @@ func (a *app) pluginCallCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "call NAME|PATH METHOD",
 		Short: "Make one call of a plugin, as the host does",
-		Long: `Start a plugin, configure it, make one call of it, print the answer as JSON, and stop it. The plugin is named by its
-provider block, by its name in the plugin directories, or by the path of its executable. Without a block its settings
-come from the environment alone.
+		Long: `Start a plugin, configure it, make one call of it, print the answer as JSON, and stop it. Name the plugin by its provider
+block, by its name in the plugin directories, or by the path of its executable. Without a block its settings come from the
+environment alone.
 
   berth plugin call local Create -d '{"session": "s1"}'
   berth plugin call local List
@@ -39,12 +40,13 @@ come from the environment alone.
   echo '{"session": "s1"}' | berth plugin call acme Attach -d -
 
 The methods are ` + methodNames() + `.
-The fields are those of the contract's messages in docs/plugin-protocol.md, with durations such as "90s" and times such as
-"2026-01-31T12:00:00Z". What is left out is as a connect would have it: owner, attempt, lifetime, the configured server
-(without a session key), its health check. Configure takes the settings themselves, in place of those of the file.
+Requests and answers are the messages of docs/plugin-protocol.md as Protocol Buffers writes them in JSON: durations are in
+seconds, such as "90s", and times look like "2026-01-31T12:00:00Z". berth fills in what a request leaves out as a connect
+would: owner, attempt, lifetime, the configured server without a session key, its health check. Configure takes the
+settings themselves, in place of those of the file.
 
-Nothing is undone: what Create makes stays until Destroy, or until its lifetime ends. The answer may hold secrets: the
-headers of an endpoint.`,
+Nothing is undone: a sandbox that Create makes stays until Destroy, or until its lifetime ends. An answer may hold secrets:
+the headers of an endpoint.`,
 		Args: cobra.ExactArgs(2),
 		RunE: run(func(c *cobra.Command, args []string) error {
 			m, err := methodNamed(args[1])
@@ -71,47 +73,24 @@ headers of an endpoint.`,
 // method is a call of the contract.
 type method struct {
 	name string
-	// request gives a new request to fill in. Nil is for the calls of the set-up.
-	request func() any
-	do      func(ctx context.Context, p *supervise.Plugin, request any) (answer any, err error)
-	// answer is the field of the answer's message that holds it, where it is not the message itself.
-	answer string
-	// failed is what a failure of no finer class is.
+	// filled are the fields of the request that berth fills in.
+	filled []string
+	// failed is the code of a failure that has no finer one.
 	failed connect.Code
 }
 
 var methods = []method{
 	{name: "Describe"},
 	{name: "Configure"},
-	typed("Create", (*supervise.Plugin).Create, "sandbox", connect.CodeCreateFailed),
-	typed("Attach", (*supervise.Plugin).Attach, "sandbox", connect.CodeAttachFailed),
-	typed("StartServer", (*supervise.Plugin).StartServer, "endpoints", connect.CodeStartFailed),
-	typed("Ping", (*supervise.Plugin).Ping, "", connect.CodeInternal),
-	typed("List", (*supervise.Plugin).List, "sandboxes", connect.CodeInternal),
-	typed("Renew", (*supervise.Plugin).Renew, "expires_at", connect.CodeInternal),
-	typed("Suspend", withoutAnswer((*supervise.Plugin).Suspend), "", connect.CodeInternal),
-	typed("Destroy", withoutAnswer((*supervise.Plugin).Destroy), "", connect.CodeInternal),
-	typed("Logs", (*supervise.Plugin).Logs, "lines", connect.CodeInternal),
-}
-
-func typed[Request, Answer any](
-	name string, do func(*supervise.Plugin, context.Context, Request) (Answer, error), answer string, failed connect.Code,
-) method {
-	return method{
-		name: name, answer: answer, failed: failed,
-		request: func() any { return new(Request) },
-		do: func(ctx context.Context, p *supervise.Plugin, request any) (any, error) {
-			return do(p, ctx, *request.(*Request))
-		},
-	}
-}
-
-func withoutAnswer[Request any](
-	do func(*supervise.Plugin, context.Context, Request) error,
-) func(*supervise.Plugin, context.Context, Request) (struct{}, error) {
-	return func(p *supervise.Plugin, ctx context.Context, request Request) (struct{}, error) {
-		return struct{}{}, do(p, ctx, request)
-	}
+	{"Create", []string{"owner", "attempt", "server", "lifetime"}, connect.CodeCreateFailed},
+	{"Attach", []string{"owner", "server", "lifetime"}, connect.CodeAttachFailed},
+	{"StartServer", []string{"owner", "server"}, connect.CodeStartFailed},
+	{"Ping", []string{"owner", "health"}, connect.CodeInternal},
+	{"List", []string{"owner"}, connect.CodeInternal},
+	{"Renew", []string{"owner", "lifetime"}, connect.CodeInternal},
+	{"Suspend", []string{"owner"}, connect.CodeInternal},
+	{"Destroy", []string{"owner"}, connect.CodeInternal},
+	{"Logs", []string{"owner", "lines"}, connect.CodeInternal},
 }
 
 func methodNames() string {
@@ -131,7 +110,7 @@ func methodNamed(name string) (method, error) {
 	return method{}, usagef("there is no method %q. The methods are %s", name, methodNames())
 }
 
-// callData gives the request's JSON object.
+// callData reads the request, a JSON object, from where -d says it is.
 func callData(data string, stdin io.Reader) (map[string]any, error) {
 	text, from := []byte(data), "-d"
 	var err error
@@ -153,7 +132,7 @@ func callData(data string, stdin io.Reader) (map[string]any, error) {
 }
 
 // call makes one call and prints the answer.
-func (a *app) call(ctx context.Context, nameOrPath string, m method, data map[string]any) error {
+func (a *app) call(ctx context.Context, nameOrPath string, m method, request map[string]any) error {
 	p, err := a.called(nameOrPath)
 	if err != nil {
 		return err
@@ -161,33 +140,40 @@ func (a *app) call(ctx context.Context, nameOrPath string, m method, data map[st
 	switch m.name {
 	case "Describe":
 		d, err := a.describe(ctx, a.spec(p))
-		if err == nil {
-			a.printAnswer(newDescription(d))
+		if err != nil {
+			return err
 		}
-		return err
+		return a.printAnswer(wire.NewDescription(d))
 	case "Configure":
-		return a.callConfigure(ctx, p, data)
+		spec := a.spec(p)
+		spec.Configure = func(provider.Description) ([]byte, error) { return json.Marshal(request) }
+		if _, err := a.describe(ctx, spec); err != nil {
+			return err
+		}
+		return a.printAnswer(struct{}{})
 	}
-	request := m.request()
-	if err := a.defaults(reflect.ValueOf(request).Elem(), p); err != nil {
+	defaults, err := a.callDefaults(p)
+	if err != nil {
 		return err
 	}
-	if err := fill(reflect.ValueOf(request).Elem(), data, m.name); err != nil {
-		return usageError{err}
+	maps.DeleteFunc(defaults, func(name string, _ any) bool { return !slices.Contains(m.filled, name) })
+	fillIn(request, defaults)
+	text, err := json.Marshal(request)
+	if err != nil {
+		return err
 	}
-	answer, err := m.do(ctx, a.plugin(p), request)
+	text, err = a.plugin(p).CallJSON(ctx, m.name, text)
 	if err != nil {
 		return callFailure(p, m, err)
 	}
-	shown := plain(reflect.ValueOf(answer))
-	if m.answer != "" {
-		shown = map[string]any{m.answer: shown}
+	var answer map[string]any
+	if err := json.Unmarshal(text, &answer); err != nil {
+		return err
 	}
-	a.printAnswer(a.redacted(shown))
-	return nil
+	return a.printAnswer(a.redacted(answer))
 }
 
-// called gives the provider to call.
+// called returns the provider to call: the one with that label or, without a block, one for the plugin alone.
 func (a *app) called(nameOrPath string) (*config.Provider, error) {
 	p, err := a.conf.Provider(nameOrPath)
 	if err != nil {
@@ -204,46 +190,69 @@ func (a *app) called(nameOrPath string) (*config.Provider, error) {
 	return p, nil
 }
 
-func (a *app) callConfigure(ctx context.Context, p *config.Provider, data map[string]any) error {
-	spec := a.spec(p)
-	spec.Configure = func(provider.Description) ([]byte, error) { return json.Marshal(data) }
-	_, err := a.describe(ctx, spec)
-	if err == nil {
-		a.printAnswer(struct{}{})
-	}
-	return err
-}
-
 func callFailure(p *config.Provider, m method, err error) error {
 	var diagnosis diagnosed
-	if errors.As(err, &diagnosis) {
+	switch {
+	case errors.As(err, &diagnosis):
 		return err
+	case errors.Is(err, provider.ErrBadRequest):
+		return usageError{err}
 	}
-	e := connect.CallError(p.Label, err)
+	e := connect.NewError(p.Label, "", err)
 	if e.Code == connect.CodeInternal && provider.CodeOf(err) == provider.CodeFailed {
 		e.Code = m.failed
 	}
 	return e
 }
 
-// defaults fills in what a connect would say.
-func (a *app) defaults(request reflect.Value, p *config.Provider) error {
+// message is a message of the contract, whose fields are filled in one by one. Other objects are taken as they are.
+type message map[string]any
+
+// callDefaults returns the fields that a connect would send, as Protocol Buffers writes them in JSON.
+func (a *app) callDefaults(p *config.Provider) (message, error) {
 	secret, err := a.secret()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	for name, value := range map[string]any{
-		"Owner": a.owner(secret), "Attempt": "call-" + randomHex(6), "Server": p.Server.Server, "Health": p.Server.Health,
-		"Lifetime": p.Lifetime, "Lines": 100,
-	} {
-		if field := request.FieldByName(name); field.IsValid() {
-			field.Set(reflect.ValueOf(value))
-		}
+	seconds := func(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', -1, 64) + "s" }
+	s := p.Server.Server
+	health := message{"paths": s.Health.Paths, "json_fields": s.Health.JSONFields, "timeout": seconds(s.Health.Timeout)}
+	server := message{
+		"command": s.Command, "port": s.Port, "env": s.Env, "workdir": s.Workdir, "extra_ports": s.ExtraPorts,
+		"health": health, "allow_public": s.AllowPublic,
 	}
-	return nil
+	return message{
+		"owner": a.owner(secret), "attempt": "call-" + randomHex(6), "server": server, "health": health,
+		"lifetime": seconds(p.Lifetime), "lines": 100,
+	}, nil
 }
 
-// redacted takes known secrets out of an answer, but not out of the headers that open an endpoint.
+// fillIn adds the defaults to a request where it lacks the field, in nested messages too.
+func fillIn(request map[string]any, defaults message) {
+	for name, value := range defaults {
+		given, found := fieldOf(request, name)
+		nested, isMessage := value.(message)
+		object, isObject := given.(map[string]any)
+		switch {
+		case !found:
+			request[name] = value
+		case isMessage && isObject:
+			fillIn(object, nested)
+		}
+	}
+}
+
+// fieldOf returns a field of a request by either of its names, such as extra_ports and extraPorts.
+func fieldOf(request map[string]any, name string) (value any, found bool) {
+	for given, value := range request {
+		if strings.EqualFold(strings.ReplaceAll(given, "_", ""), strings.ReplaceAll(name, "_", "")) {
+			return value, true
+		}
+	}
+	return nil, false
+}
+
+// redacted removes known secrets from an answer, except from the headers that open an endpoint.
 func (a *app) redacted(value any) any {
 	switch v := value.(type) {
 	case string:
@@ -263,177 +272,12 @@ func (a *app) redacted(value any) any {
 }
 
 // printAnswer writes an answer for people in several lines, for programs in one.
-func (a *app) printAnswer(answer any) {
+func (a *app) printAnswer(answer any) error {
 	if a.flags.output == "json" {
-		a.printJSON(answer)
-		return
+		return a.printJSON(answer)
 	}
 	encoder := json.NewEncoder(a.stdout)
 	encoder.SetEscapeHTML(false)
 	encoder.SetIndent("", "  ")
-	_ = encoder.Encode(answer) // as in printJSON
-}
-
-var (
-	durationType = reflect.TypeFor[time.Duration]()
-	timeType     = reflect.TypeFor[time.Time]()
-)
-
-// fill puts a JSON value into a value of the contract's types; what the JSON leaves out stays as it is. at is the place
-// in the JSON, for errors.
-func fill(to reflect.Value, from any, at string) error {
-	wrong := func(want string) error { return fmt.Errorf("%s must be %s", at, want) }
-	text, isText := from.(string)
-	switch to.Type() {
-	case durationType:
-		d, err := time.ParseDuration(text)
-		if err != nil {
-			return wrong(`a duration such as "90s"`)
-		}
-		to.SetInt(int64(d))
-		return nil
-	case timeType:
-		t, err := time.Parse(time.RFC3339, text)
-		if err != nil {
-			return wrong(`a time such as "2026-01-31T12:00:00Z"`)
-		}
-		to.Set(reflect.ValueOf(t))
-		return nil
-	}
-	switch to.Kind() {
-	case reflect.Struct:
-		return fillStruct(to, from, at)
-	case reflect.String:
-		if !isText {
-			return wrong("text")
-		}
-		to.SetString(text)
-	case reflect.Bool:
-		yes, isBool := from.(bool)
-		if !isBool {
-			return wrong("true or false")
-		}
-		to.SetBool(yes)
-	case reflect.Int:
-		number, isNumber := from.(float64)
-		if !isNumber || number != float64(int(number)) {
-			return wrong("a whole number")
-		}
-		to.SetInt(int64(number))
-	case reflect.Slice:
-		list, isList := from.([]any)
-		if !isList {
-			return wrong("a list")
-		}
-		to.Set(reflect.MakeSlice(to.Type(), len(list), len(list)))
-		for i, element := range list {
-			if err := fill(to.Index(i), element, fmt.Sprintf("%s[%d]", at, i)); err != nil {
-				return err
-			}
-		}
-	case reflect.Map:
-		object, isObject := from.(map[string]any)
-		if !isObject {
-			return wrong("an object")
-		}
-		to.Set(reflect.MakeMap(to.Type()))
-		for key, value := range object {
-			element := reflect.New(to.Type().Elem()).Elem()
-			if err := fill(element, value, at+"."+key); err != nil {
-				return err
-			}
-			to.SetMapIndex(reflect.ValueOf(key), element)
-		}
-	default:
-		return fmt.Errorf("%s cannot be given here", at)
-	}
-	return nil
-}
-
-func fillStruct(to reflect.Value, from any, at string) error {
-	object, isObject := from.(map[string]any)
-	if !isObject {
-		return fmt.Errorf("%s must be an object", at)
-	}
-	fields := map[string]reflect.Value{}
-	var names []string
-	for _, field := range contractFields(to.Type()) {
-		names = append(names, snake(field.Name))
-		fields[snake(field.Name)] = to.FieldByIndex(field.Index)
-	}
-	for name, value := range object {
-		field, known := fields[name]
-		if !known {
-			return fmt.Errorf("%s has no field %q.%s Its fields: %s", at, name, config.DidYouMean(name, names), strings.Join(names, ", "))
-		}
-		if err := fill(field, value, at+"."+name); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// plain gives a value of the contract's types as JSON has it. Fields without a value are left out.
-func plain(v reflect.Value) any {
-	switch v.Type() {
-	case durationType:
-		return v.Interface().(time.Duration).String()
-	case timeType:
-		return v.Interface().(time.Time).UTC()
-	}
-	switch v.Kind() {
-	case reflect.Pointer:
-		return plain(v.Elem())
-	case reflect.Struct:
-		object := map[string]any{}
-		for _, field := range contractFields(v.Type()) {
-			if value := v.FieldByIndex(field.Index); !value.IsZero() {
-				object[snake(field.Name)] = plain(value)
-			}
-		}
-		return object
-	case reflect.Slice:
-		list := []any{}
-		for i := range v.Len() {
-			list = append(list, plain(v.Index(i)))
-		}
-		return list
-	case reflect.Map:
-		object := map[string]any{}
-		for _, key := range v.MapKeys() {
-			object[key.String()] = plain(v.MapIndex(key))
-		}
-		return object
-	}
-	return v.Interface()
-}
-
-// contractFields are the fields of one of the contract's types, those of embedded ones among them.
-func contractFields(t reflect.Type) []reflect.StructField {
-	var fields []reflect.StructField
-	for _, field := range reflect.VisibleFields(t) {
-		if !field.Anonymous {
-			fields = append(fields, field)
-		}
-	}
-	return fields
-}
-
-// snake is a field's name on the wire: sandbox_id for SandboxID.
-func snake(name string) string {
-	var b strings.Builder
-	for i, r := range name {
-		upper := r >= 'A' && r <= 'Z'
-		if upper && i > 0 {
-			before, after := name[i-1], byte('A')
-			if i+1 < len(name) {
-				after = name[i+1]
-			}
-			if before >= 'a' || after >= 'a' {
-				b.WriteByte('_')
-			}
-		}
-		b.WriteRune(r)
-	}
-	return strings.ToLower(b.String())
+	return encoder.Encode(answer)
 }

@@ -23,7 +23,7 @@ func TestEveryMethodOfAPluginCanBeCalled(t *testing.T) {
 	id, _ := created["id"].(string)
 	created0, err1 := time.Parse(time.RFC3339, created["created_at"].(string))
 	ends, err2 := time.Parse(time.RFC3339, created["expires_at"].(string))
-	if id == "" || created["origin"] != "created" || created["state"] != "running" || created["labels"].(map[string]any)["team"] != "blue" ||
+	if id == "" || created["origin"] != "ORIGIN_CREATED" || created["state"] != "SANDBOX_STATE_RUNNING" || created["labels"].(map[string]any)["team"] != "blue" ||
 		err1 != nil || err2 != nil || ends.Sub(created0).Round(time.Second) != 90*time.Second {
 		t.Errorf("created: %v", created)
 	}
@@ -31,23 +31,23 @@ func TestEveryMethodOfAPluginCanBeCalled(t *testing.T) {
 		t.Error("berth sessions does not show it: the owner is another one")
 	}
 	attached := m.call("attach", `{"session": "s1"}`)["sandbox"].(map[string]any)
-	if attached["id"] != id || attached["origin"] != "attached" {
+	if attached["id"] != id || attached["origin"] != "ORIGIN_ATTACHED" {
 		t.Errorf("attached: %v", attached)
 	}
 	of := func(more string) string { return `{"session": "s1", "sandbox_id": "` + id + `"` + more + `}` }
-	endpoints := m.call("StartServer", of(`, "server": {"extra_ports": {"code": 8001}}`))["endpoints"]
+	endpoints := m.call("StartServer", of(`, "server": {"extraPorts": {"code": 8001}, "health": {"json_fields": {}}}`))["endpoints"]
 	encoded, _ := json.Marshal(endpoints.(map[string]any)["server"])
 	if endpoints.(map[string]any)["extra"].(map[string]any)["code"] == nil {
 		t.Errorf("endpoints: %v", endpoints)
 	}
-	if pinged := m.call("Ping", of(`, "endpoint": `+string(encoded))); pinged["status"] != "alive" {
+	if pinged := m.call("Ping", of(`, "endpoint": `+string(encoded))); pinged["status"] != "PING_STATUS_ALIVE" {
 		t.Errorf("pinged: %v", pinged)
 	}
 	by := `{"sandbox_id": "` + id + `"`
-	if renewed, err := time.Parse(time.RFC3339, m.call("Renew", by+`, "lifetime": "2h"}`)["expires_at"].(string)); err != nil || time.Until(renewed) < time.Hour {
+	if renewed, err := time.Parse(time.RFC3339, m.call("Renew", by+`, "lifetime": "7200s"}`)["expires_at"].(string)); err != nil || time.Until(renewed) < time.Hour {
 		t.Errorf("renewed: %v, %v", renewed, err)
 	}
-	if lines := m.call("Logs", by+`, "lines": 1}`)["lines"].([]any); len(lines) > 1 {
+	if lines, _ := m.call("Logs", by+`, "lines": 1}`)["lines"].([]any); len(lines) > 1 {
 		t.Errorf("lines: %v", lines)
 	}
 	for _, method := range []string{"Suspend", "Destroy"} {
@@ -55,7 +55,7 @@ func TestEveryMethodOfAPluginCanBeCalled(t *testing.T) {
 			t.Errorf("%s: %v", method, answer)
 		}
 	}
-	if listed := m.call("List", "{}")["sandboxes"].([]any); len(listed) != 0 {
+	if listed := m.call("List", "{}"); len(listed) != 0 {
 		t.Errorf("listed: %v", listed)
 	}
 	if described := m.call("Describe", "{}"); described["name"] != "mock" || described["attributes"] == nil {
@@ -77,13 +77,13 @@ func TestARequestMayComeFromAFileOrStandardInputAndThePluginByPath(t *testing.T)
 	c.exec.Stdin = strings.NewReader(`{"session": "s1"}`)
 	must(t, c.exec.Start())
 	r := c.wait()
-	wants(t, r.stdout, `"origin": "attached"`, "{\n  \"sandbox\": {\n")
+	wants(t, r.stdout, `"origin": "ORIGIN_ATTACHED"`, "{\n  \"sandbox\": {\n")
 	if r.code != 0 {
 		t.Error(r.stderr)
 	}
 	// Without a provider block it has a cloud of its own, in its memory.
 	path := filepath.Join(m.bin, "plugins", "berth-provider-mock")
-	wants(t, m.fine("plugin", "call", path, "List", "-o", "json").stdout, `{"sandboxes":[]}`)
+	wants(t, m.fine("plugin", "call", path, "List", "-o", "json").stdout, "{}\n")
 }
 
 func TestACallThatFailsFailsAsOtherCommandsDo(t *testing.T) {
@@ -101,11 +101,11 @@ func TestACallThatFailsFailsAsOtherCommandsDo(t *testing.T) {
 		"no such method":      {"", "Crate", `{}`, 2, "usage", "The methods are Describe, Configure, Create"},
 		"no JSON":             {"", "List", `{`, 2, "usage", "must be a JSON object"},
 		"no object":           {"", "List", `null`, 2, "usage", "must be a JSON object"},
-		"an unknown field":    {"", "Create", `{"sesion": "s1"}`, 2, "usage", `Create has no field "sesion". Did you mean "session"?`},
-		"an unknown field in": {"", "Create", `{"server": {"comand": []}}`, 2, "usage", `Create.server has no field "comand". Did you mean "command"?`},
-		"of another method":   {"", "List", `{"sandbox_id": "x"}`, 2, "usage", "Its fields: owner, session"},
-		"a wrong type":        {"", "Create", `{"server": {"command": ["a", 1]}}`, 2, "usage", "Create.server.command[1] must be text"},
-		"a wrong duration":    {"", "Create", `{"lifetime": 90}`, 2, "usage", `Create.lifetime must be a duration such as "90s"`},
+		"an unknown field":    {"", "Create", `{"sesion": "s1"}`, 2, "usage", `the request of Create: unknown field "sesion". Its fields are session, owner, attempt,`},
+		"an unknown field in": {"", "Create", `{"server": {"comand": []}}`, 2, "usage", `the request of Create: unknown field "comand"`},
+		"of another method":   {"", "List", `{"sandbox_id": "x"}`, 2, "usage", `unknown field "sandbox_id". Its fields are owner, session, all_owners`},
+		"a wrong type":        {"", "Create", `{"server": {"command": ["a", 1]}}`, 2, "usage", "the request of Create: invalid value for string field command: 1"},
+		"a wrong duration":    {"", "Create", `{"lifetime": 90}`, 2, "usage", "the request of Create: unexpected token 90"},
 		"a refused setting":   {"", "Configure", `{"size": "huge"}`, 2, "invalid_config", "size"},
 	} {
 		t.Run(name, func(t *testing.T) {

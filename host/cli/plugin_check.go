@@ -155,7 +155,7 @@ func (a *app) printConformance(report providertest.Report) error {
 	var err error
 	switch a.flags.output {
 	case "json":
-		a.printJSON(report)
+		err = a.printJSON(report)
 	case "junit":
 		err = report.WriteJUnit(&text)
 	default:

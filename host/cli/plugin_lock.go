@@ -13,6 +13,7 @@ import (
 	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/supervise"
+	"github.com/berth-dev/berth/host/wire"
 )
 
 func (a *app) pluginLockCommand() *cobra.Command {
@@ -36,15 +37,6 @@ The file holds one checksum a platform: where hosts differ, run the command once
 	}
 }
 
-// lockChange is what locking did to one plugin.
-type lockChange struct {
-	Name    string `json:"name"`
-	Version string `json:"version,omitempty"`
-	SHA256  string `json:"sha256,omitempty"`
-	Was     string `json:"was,omitempty"`
-	Change  string `json:"change"` // added, changed, unchanged or removed
-}
-
 // lock brings the lock file up to date: for the named plugins, or for all that are configured and no others.
 func (a *app) lock(ctx context.Context, names []string) error {
 	configured, err := a.configuredPlugins()
@@ -55,12 +47,12 @@ func (a *app) lock(ctx context.Context, names []string) error {
 	if a.conf.Lock != nil {
 		lock = a.conf.Lock
 	}
-	var changes []lockChange
+	var changes []wire.LockChange
 	if len(names) == 0 {
 		names = slices.Sorted(maps.Keys(configured))
 		for _, name := range slices.Sorted(maps.Keys(lock.Plugins)) {
 			if configured[name] == nil {
-				changes = append(changes, lockChange{Name: name, Was: lock.Plugins[name].SHA256[config.Platform], Change: "removed"})
+				changes = append(changes, wire.LockChange{Name: name, Was: lock.Plugins[name].SHA256[config.Platform], Change: "removed"})
 				delete(lock.Plugins, name)
 			}
 		}
@@ -76,20 +68,19 @@ func (a *app) lock(ctx context.Context, names []string) error {
 		return err
 	}
 	for _, change := range found {
-		change.mark(lock.Plugins[change.Name])
-		lock.Plugins[change.Name] = change.locked(lock.Plugins[change.Name])
+		mark(&change, lock.Plugins[change.Name])
+		lock.Plugins[change.Name] = locked(change, lock.Plugins[change.Name])
 		changes = append(changes, change)
 	}
-	if slices.ContainsFunc(changes, func(c lockChange) bool { return c.Change != "unchanged" }) {
+	if slices.ContainsFunc(changes, func(c wire.LockChange) bool { return c.Change != "unchanged" }) {
 		if err := lock.Write(); err != nil {
 			return fmt.Errorf("the lock file cannot be written: %w", err)
 		}
 	}
-	a.printLock(lock.Path, changes)
-	return nil
+	return a.printLock(lock.Path, changes)
 }
 
-// configuredPlugins gives one provider block for every configured plugin.
+// configuredPlugins returns one provider block for every configured plugin.
 func (a *app) configuredPlugins() (map[string]*config.Provider, error) {
 	configured := map[string]*config.Provider{}
 	for _, p := range a.conf.Providers {
@@ -109,9 +100,9 @@ func (a *app) configuredPlugins() (map[string]*config.Provider, error) {
 	return configured, nil
 }
 
-// inspect gives checksum and version of plugins, the version being that of the very binary with the checksum.
-func (a *app) inspect(ctx context.Context, configured map[string]*config.Provider, names []string) ([]lockChange, error) {
-	found := make([]lockChange, len(names))
+// inspect returns checksum and version of plugins. The version is that of the very binary with the checksum.
+func (a *app) inspect(ctx context.Context, configured map[string]*config.Provider, names []string) ([]wire.LockChange, error) {
+	found := make([]wire.LockChange, len(names))
 	problems := make([]error, len(names))
 	var inspections sync.WaitGroup
 	for i, name := range names {
@@ -128,7 +119,7 @@ func (a *app) inspect(ctx context.Context, configured map[string]*config.Provide
 				spec.SHA256 = p.SHA256
 			}
 			d, err := a.describe(ctx, spec)
-			found[i], problems[i] = lockChange{Name: name, Version: d.Version, SHA256: sum}, err
+			found[i], problems[i] = wire.LockChange{Name: name, Version: d.Version, SHA256: sum}, err
 		})
 	}
 	inspections.Wait()
@@ -140,8 +131,8 @@ func (a *app) inspect(ctx context.Context, configured map[string]*config.Provide
 	return found, nil
 }
 
-// mark says what changes for a plugin that was locked before, or was not.
-func (c *lockChange) mark(before config.Locked) {
+// mark fills in what changes for a plugin, given its entry in the lock file before.
+func mark(c *wire.LockChange, before config.Locked) {
 	c.Was = before.SHA256[config.Platform]
 	switch {
 	case c.Was == "":
@@ -153,8 +144,8 @@ func (c *lockChange) mark(before config.Locked) {
 	}
 }
 
-// locked is the plugin's entry. The checksums of other platforms stay as long as they are of the same version.
-func (c *lockChange) locked(before config.Locked) config.Locked {
+// locked returns the plugin's new entry. The checksums of other platforms stay as long as they are of the same version.
+func locked(c wire.LockChange, before config.Locked) config.Locked {
 	sums := map[string]string{}
 	if before.Version == c.Version {
 		maps.Copy(sums, before.SHA256)
@@ -163,13 +154,9 @@ func (c *lockChange) locked(before config.Locked) config.Locked {
 	return config.Locked{Version: c.Version, SHA256: sums}
 }
 
-func (a *app) printLock(path string, changes []lockChange) {
+func (a *app) printLock(path string, changes []wire.LockChange) error {
 	if a.flags.output == "json" {
-		a.printJSON(struct {
-			Lock    string       `json:"lock"`
-			Plugins []lockChange `json:"plugins"`
-		}{path, changes})
-		return
+		return a.printJSON(wire.Lock{Lock: path, Plugins: changes})
 	}
 	rows := [][]string{{"PLUGIN", "VERSION", "CHANGE", "SHA256", "WAS"}}
 	for _, c := range changes {
@@ -177,6 +164,7 @@ func (a *app) printLock(path string, changes []lockChange) {
 	}
 	a.printTable("no plugins are configured", rows)
 	fmt.Fprintln(a.stdout, path)
+	return nil
 }
 
 // The states of a plugin binary's checksum.
@@ -186,7 +174,7 @@ const (
 	checksumUnknown = "not locked" // there is a lock file, and the plugin is not in it
 )
 
-// checksumState compares a binary with what is trusted. Empty says that nothing restricts it.
+// checksumState compares a binary with what is trusted. It returns "" when nothing is restricted.
 func (a *app) checksumState(spec supervise.Spec, sum string) string {
 	switch {
 	case spec.SHA256 != "" && spec.SHA256 == sum && spec.Refusal == "":
@@ -199,7 +187,7 @@ func (a *app) checksumState(spec supervise.Spec, sum string) string {
 	return ""
 }
 
-// lockFinding says how the doctor finds the lock file. The binaries themselves are looked at with their providers.
+// lockFinding checks the lock file. The binaries themselves are checked with their providers.
 func (a *app) lockFinding() finding {
 	if a.conf.Lock == nil {
 		return a.finding("lock file", "none: any plugin binary is run. berth plugin lock makes one", nil)
@@ -212,10 +200,9 @@ func (a *app) lockFinding() finding {
 		}
 	}
 	if len(wrong) > 0 {
-		return a.finding("lock file", "", &connect.Error{
+		return a.finding("lock file", "", withHint("berth plugin lock accepts the binaries as they are now", &connect.Error{
 			Code: connect.CodePluginFailed, Message: a.conf.Lock.Path + ": " + strings.Join(wrong, ", "),
-			Hint: "berth plugin lock accepts the binaries as they are now",
-		})
+		}))
 	}
 	return a.finding("lock file", fmt.Sprintf("%s, all plugins as locked", a.conf.Lock.Path), nil)
 }

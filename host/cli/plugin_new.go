@@ -9,6 +9,7 @@ import (
 
 	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/scaffold"
+	"github.com/berth-dev/berth/host/wire"
 )
 
 func (a *app) pluginNewCommand() *cobra.Command {
@@ -51,8 +52,7 @@ one this berth was built from, else the one that the working directory is in.`,
 			if err := scaffold.Write(c.Context(), plugin); err != nil {
 				return fmt.Errorf("no plugin was written: %w", err)
 			}
-			a.printNewPlugin(plugin)
-			return nil
+			return a.printNewPlugin(plugin)
 		}),
 	}
 	c.Flags().StringVar(&dir, "dir", "", "the `directory` to write to (default: berth-provider-NAME)")
@@ -61,15 +61,9 @@ one this berth was built from, else the one that the working directory is in.`,
 	return c
 }
 
-func (a *app) printNewPlugin(p scaffold.Plugin) {
+func (a *app) printNewPlugin(p scaffold.Plugin) error {
 	if a.flags.output == "json" {
-		a.printJSON(struct {
-			Name   string `json:"name"`
-			Dir    string `json:"dir"`
-			Module string `json:"module"`
-			SDK    string `json:"sdk"`
-		}{p.Name, p.Dir, p.Module, p.SDK})
-		return
+		return a.printJSON(wire.NewPlugin{Name: p.Name, Dir: p.Dir, Module: p.Module, SDK: p.SDK})
 	}
 	fmt.Fprintf(a.stdout, `%s is in %s
 
@@ -79,6 +73,7 @@ func (a *app) printNewPlugin(p scaffold.Plugin) {
 
 Begin with README.md. The SDK is the checkout in %s.
 `, p.Name, p.Dir, shellWord(p.Dir), filepath.Join("bin", config.PluginPrefix+p.Name), p.SDK)
+	return nil
 }
 
 // shellWord quotes what a shell would not take as it is.

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-dev/berth/host/supervise"
+	"github.com/berth-dev/berth/host/wire"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -78,8 +79,7 @@ documentation.`,
 				if err != nil {
 					return err
 				}
-				a.printDescription(d)
-				return nil
+				return a.printDescription(d)
 			}),
 		},
 		a.pluginCallCommand(), a.pluginCheckCommand(), a.pluginNewCommand(), a.pluginLockCommand(),
@@ -121,19 +121,7 @@ func (a *app) describe(ctx context.Context, spec supervise.Spec) (provider.Descr
 }
 
 func (a *app) printPlugins(ctx context.Context, headings [2]string, files []pluginFile) error {
-	type entry struct {
-		Name         string                `json:"name"`
-		Plugin       string                `json:"plugin,omitempty"`
-		Version      string                `json:"version,omitempty"`
-		Protocol     int                   `json:"protocol,omitempty"`
-		Path         string                `json:"path"`
-		SHA256       string                `json:"sha256,omitempty"`
-		Checksum     string                `json:"checksum,omitempty"`
-		ShadowedBy   string                `json:"shadowed_by,omitempty"`
-		Capabilities []provider.Capability `json:"capabilities,omitempty"`
-		Error        *failure              `json:"error,omitempty"`
-	}
-	entries := make([]entry, len(files))
+	entries := make([]wire.Plugin, len(files))
 	codes := make([]int, len(files))
 	var describes sync.WaitGroup
 	for i, file := range files {
@@ -153,13 +141,15 @@ func (a *app) printPlugins(ctx context.Context, headings [2]string, files []plug
 				e.Error, codes[i] = &f, code
 				return
 			}
-			e.Plugin, e.Version, e.Protocol, e.Capabilities = d.Name, d.Version, provider.ProtocolVersion, d.Capabilities
+			e.Describe(d)
 		})
 	}
 	describes.Wait()
 
 	if a.flags.output == "json" {
-		a.printJSON(map[string][]entry{"plugins": entries})
+		if err := a.printJSON(wire.Plugins{Plugins: entries}); err != nil {
+			return err
+		}
 	} else {
 		rows := [][]string{{headings[0], headings[1], "VERSION", "PROTOCOL", "CAN", "CHECKSUM", "SHA256", "PATH"}}
 		for _, e := range entries {
@@ -210,15 +200,14 @@ func checksum(path string) (string, error) {
 	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
-func (a *app) printDescription(d provider.Description) {
+func (a *app) printDescription(d provider.Description) error {
 	switch a.flags.output {
 	case "json":
-		a.printJSON(newDescription(d))
-		return
+		return a.printJSON(wire.NewDescription(d))
 	case "markdown":
 		fmt.Fprintf(a.stdout, "%s %s: %s Protocol %d. Can: %s.\n\n%s", d.Name, d.Version, d.Summary, provider.ProtocolVersion,
 			strings.ReplaceAll(words(d.Capabilities), ",", ", "), provider.MarkdownTable(d.Attributes))
-		return
+		return nil
 	}
 	fmt.Fprintf(a.stdout, "%s %s (protocol %d)\n%s\n\ncan: %s\n\n", d.Name, d.Version, provider.ProtocolVersion, d.Summary, words(d.Capabilities))
 	rows := [][]string{{"ATTRIBUTE", "TYPE", "DEFAULT", "ENVIRONMENT", "WHAT IT IS"}}
@@ -239,35 +228,5 @@ func (a *app) printDescription(d provider.Description) {
 		})
 	}
 	a.printTable("nothing to configure", rows)
-}
-
-type description struct {
-	Name         string                 `json:"name"`
-	Version      string                 `json:"version"`
-	Protocol     int                    `json:"protocol"`
-	Summary      string                 `json:"summary"`
-	Capabilities []provider.Capability  `json:"capabilities"`
-	Attributes   []descriptionAttribute `json:"attributes"`
-}
-
-type descriptionAttribute struct {
-	Name      string                 `json:"name"`
-	Type      provider.AttributeType `json:"type"`
-	Required  bool                   `json:"required"`
-	Sensitive bool                   `json:"sensitive"`
-	Default   string                 `json:"default,omitempty"`
-	Env       []string               `json:"env,omitempty"`
-	OneOf     []string               `json:"one_of,omitempty"`
-	Doc       string                 `json:"doc"`
-}
-
-func newDescription(d provider.Description) description {
-	j := description{
-		Name: d.Name, Version: d.Version, Protocol: provider.ProtocolVersion, Summary: d.Summary,
-		Capabilities: append([]provider.Capability{}, d.Capabilities...), Attributes: []descriptionAttribute{},
-	}
-	for _, attribute := range d.Attributes {
-		j.Attributes = append(j.Attributes, descriptionAttribute(attribute))
-	}
-	return j
+	return nil
 }

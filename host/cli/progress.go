@@ -1,12 +1,12 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
 	"sync"
 	"time"
 
 	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/wire"
 )
 
 // display shows the events of a connect. close ends it and may be called twice; no event comes after it.
@@ -15,7 +15,7 @@ type display struct {
 	close func()
 }
 
-// progress makes the display that --progress asks for.
+// progress returns the display that --progress asks for.
 func (a *app) progress(name string) (display, error) {
 	nothing := func() {}
 	switch name {
@@ -67,28 +67,8 @@ func phaseLine(e connect.Event) string {
 	return fmt.Sprintf("%s (%s)", line, short(e.Elapsed))
 }
 
-// jsonEvent is an event as programs read it: one JSON object a line.
-func (a *app) jsonEvent(e connect.Event) {
-	a.sayJSON(struct {
-		Time      time.Time      `json:"time"`
-		Session   string         `json:"session"`
-		Provider  string         `json:"provider"`
-		Attempt   string         `json:"attempt"`
-		Phase     connect.Phase  `json:"phase"`
-		Status    connect.Status `json:"status"`
-		SandboxID string         `json:"sandbox_id,omitempty"`
-		ElapsedMS float64        `json:"elapsed_ms"`
-		Pings     int            `json:"pings,omitempty"`
-		Message   string         `json:"message,omitempty"`
-	}{e.Time, e.Session, e.Provider, e.Attempt, e.Phase, e.Status, e.SandboxID, milliseconds(e.Elapsed), e.Pings, e.Message})
-}
-
-// sayJSON writes one JSON object as a line of standard error.
-func (a *app) sayJSON(object any) {
-	if line, err := json.Marshal(object); err == nil {
-		a.say("%s", line)
-	}
-}
+// jsonEvent writes an event for programs, as one line. A reader that is gone costs the line and nothing else.
+func (a *app) jsonEvent(e connect.Event) { _ = wire.Write(a.stderr, wire.NewEvent(e)) }
 
 // redraw is how often the display of the phase under way is renewed.
 const redraw = 100 * time.Millisecond

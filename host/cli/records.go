@@ -8,6 +8,7 @@ import (
 	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/host/sessions"
 )
 
 // records opens what berth remembers of its sessions, once. close closes it.
@@ -64,11 +65,10 @@ func (a *app) sessionConnector(ctx context.Context, id, label string) (*connect.
 		case err != nil:
 			return nil, nil, connect.RecordsError(err)
 		case record.HasSandbox() && !a.conf.Has(record.Provider):
-			return nil, nil, &connect.Error{
+			return nil, nil, withHint("bring its provider block back, at least until the session is disconnected", &connect.Error{
 				Code: connect.CodeInvalidConfig, Session: id, Provider: record.Provider, SandboxID: record.SandboxID,
 				Message: fmt.Sprintf("session %q has a sandbox on provider %s, which is not in the configuration", id, record.Provider),
-				Hint:    "bring its provider block back, at least until the session is disconnected",
-			}
+			})
 		case record.HasSandbox():
 			label = record.Provider
 		}
@@ -81,33 +81,33 @@ func (a *app) sessionConnector(ctx context.Context, id, label string) (*connect.
 	return connector, p, err
 }
 
-// connectors gives the lifecycle on every configured provider, or on the one named. A provider whose plugin is missing is
+// sessions returns the sessions on every configured provider, or on the one named. A provider whose plugin is missing is
 // in failures.
-func (a *app) connectors(ctx context.Context, label string) (map[string]*connect.Connector, map[string]error, error) {
+func (a *app) sessions(ctx context.Context, label string) (map[string]*sessions.Sessions, map[string]error, error) {
 	if err := a.load(); err != nil {
 		return nil, nil, err
 	}
-	providers := a.conf.Providers
+	blocks := a.conf.Providers
 	if label != "" {
 		p, err := a.provider(label)
 		if err != nil {
 			return nil, nil, err
 		}
-		providers = []*config.Provider{p}
+		blocks = []*config.Provider{p}
 	}
 	if _, err := a.records(ctx); err != nil {
 		return nil, nil, err
 	}
-	connectors, failures := map[string]*connect.Connector{}, map[string]error{}
-	for _, p := range providers {
+	providers, failures := map[string]*sessions.Sessions{}, map[string]error{}
+	for _, p := range blocks {
 		connector, err := a.connector(ctx, p)
 		if err != nil {
 			failures[p.Label] = err
 			continue
 		}
-		connectors[p.Label] = connector
+		providers[p.Label] = sessions.New(connector)
 	}
-	return connectors, failures, nil
+	return providers, failures, nil
 }
 
 // waiting tells a person for whom a command waits.

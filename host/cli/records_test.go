@@ -117,6 +117,23 @@ func (c *command) kill() {
 
 func (c *command) name() string { return fmt.Sprintf("process %d on ", c.exec.Process.Pid) }
 
+func TestAResultThatIsNoJSONFailsTheCommand(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	m.configure(localBlock)
+	m.fine("connect", "s1")
+	year12000 := time.Date(12000, 1, 1, 0, 0, 0, 0, time.UTC)
+	m.rewrite(`UPDATE sessions SET created_at = $1`, year12000.UnixMilli())
+	r := m.berth("sessions", "-o", "json")
+	f := r.failure(t)
+	if r.code != 1 || f.Code != "internal" {
+		t.Errorf("exit code %d: %+v", r.code, f)
+	}
+	wants(t, f.Message, "could not be written as JSON", "year")
+	wants(t, r.stderr, "could not be written as JSON")
+	m.fine("disconnect", "s1")
+}
+
 func TestASecondConnectWaitsForTheHostAtWorkAndGetsItsSandbox(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)

@@ -14,6 +14,9 @@ import (
 
 	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/host/recovery"
+	"github.com/berth-dev/berth/host/sessions"
+	"github.com/berth-dev/berth/host/wire"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -36,11 +39,13 @@ Exit code 0 means healthy, 7 not healthy, 4 no sandbox.`,
 			return err
 		}
 		a.secrets.Add(connector.SessionKey(id))
-		check, err := connector.Check(c.Context(), requestFor(p, id))
+		check, err := sessions.New(connector).Check(c.Context(), p.Request(id))
 		if err != nil {
 			return err
 		}
-		a.printCheck(p.Label, id, check)
+		if err := a.printCheck(p.Label, id, check); err != nil {
+			return err
+		}
 		if check.Ping.Status != provider.PingAlive {
 			return exitError(exitUnhealthy)
 		}
@@ -49,23 +54,10 @@ Exit code 0 means healthy, 7 not healthy, 4 no sandbox.`,
 	return c
 }
 
-func (a *app) printCheck(label, session string, check connect.Check) {
-	reason := a.secrets.String(check.Ping.Reason)
+func (a *app) printCheck(label, session string, check connect.Probe) error {
+	check.Ping.Reason = a.secrets.String(check.Ping.Reason)
 	if a.flags.output == "json" {
-		a.printJSON(struct {
-			Session   string  `json:"session"`
-			Provider  string  `json:"provider"`
-			SandboxID string  `json:"sandbox_id"`
-			State     string  `json:"state"`
-			Healthy   bool    `json:"healthy"`
-			Server    string  `json:"server,omitempty"`
-			Reason    string  `json:"reason,omitempty"`
-			ElapsedMS float64 `json:"elapsed_ms"`
-		}{
-			session, label, check.Sandbox.ID, string(check.Sandbox.State), check.Ping.Status == provider.PingAlive,
-			string(check.Ping.Status), reason, milliseconds(check.Elapsed),
-		})
-		return
+		return a.printJSON(wire.NewPing(label, session, check))
 	}
 	fmt.Fprintf(a.stdout, "session %s: sandbox %s is %s", session, check.Sandbox.ID, check.Sandbox.State)
 	switch check.Ping.Status {
@@ -74,8 +66,9 @@ func (a *app) printCheck(label, session string, check connect.Check) {
 	case provider.PingAlive:
 		fmt.Fprintf(a.stdout, ", the server is healthy (%s)\n", short(check.Elapsed))
 	default:
-		fmt.Fprintf(a.stdout, ", the server is not healthy: %s\n", reason)
+		fmt.Fprintf(a.stdout, ", the server is not healthy: %s\n", check.Ping.Reason)
 	}
+	return nil
 }
 
 func (a *app) disconnectCommand() *cobra.Command {
@@ -93,26 +86,20 @@ Without a sandbox the exit code is 4.`,
 		if err != nil {
 			return err
 		}
-		if *action != string(connect.ActionDestroy) && *action != string(connect.ActionSuspend) {
+		if *action != string(sessions.ActionDestroy) && *action != string(sessions.ActionSuspend) {
 			return usagef("--action %s: the actions are destroy and suspend", *action)
 		}
 		connector, p, err := a.sessionConnector(c.Context(), id, *label)
 		if err != nil {
 			return err
 		}
-		sandboxID, err := connector.Disconnect(c.Context(), id, connect.Action(*action), a.waiting(id))
+		sandboxID, err := sessions.New(connector).Disconnect(c.Context(), id, sessions.Action(*action), a.waiting(id))
 		if err != nil {
 			return err
 		}
 		done := map[string]string{"destroy": "destroyed", "suspend": "suspended"}[*action]
 		if a.flags.output == "json" {
-			a.printJSON(struct {
-				Session   string `json:"session"`
-				Provider  string `json:"provider"`
-				SandboxID string `json:"sandbox_id"`
-				Done      string `json:"done"`
-			}{id, p.Label, sandboxID, done})
-			return nil
+			return a.printJSON(wire.Disconnected{Session: id, Provider: p.Label, SandboxID: sandboxID, Done: done})
 		}
 		fmt.Fprintf(a.stdout, "session %s: sandbox %s %s\n", id, sandboxID, done)
 		return nil
@@ -137,7 +124,7 @@ is that of the failure.`,
 	}
 	label := c.Flags().StringP("provider", "p", "", "only this provider")
 	c.RunE = run(func(c *cobra.Command, _ []string) error {
-		connectors, failures, err := a.connectors(c.Context(), *label)
+		providers, failures, err := a.sessions(c.Context(), *label)
 		if err != nil {
 			return err
 		}
@@ -145,11 +132,13 @@ is that of the failure.`,
 		if err != nil {
 			return connect.RecordsError(err)
 		}
-		listings := a.listAll(c.Context(), connectors)
+		listings := a.listAll(c.Context(), providers)
 		for name, err := range failures {
 			listings[name] = &listing{err: err}
 		}
-		a.printSessions(describeSessions(recorded, listings, *label), listings)
+		if err := a.printSessions(describeSessions(recorded, listings, *label), listings); err != nil {
+			return err
+		}
 		for _, name := range slices.Sorted(maps.Keys(listings)) {
 			if err := listings[name].err; err != nil {
 				_, code := a.failure(commandError{err})
@@ -161,13 +150,13 @@ is that of the failure.`,
 	return c
 }
 
-// listing is what one provider has, or why that is not known.
+// listing is what one provider lists, or why that is not known.
 type listing struct {
 	sandboxes []provider.Sandbox
 	err       error
 }
 
-// madeBy is the id of the sandbox that an attempt has made, or empty.
+// madeBy returns the id of the sandbox that an attempt has made, or "".
 func (l *listing) madeBy(attempt string) string {
 	for _, s := range l.sandboxes {
 		if s.Attempt == attempt {
@@ -178,37 +167,24 @@ func (l *listing) madeBy(attempt string) string {
 }
 
 // listAll asks the providers at the same time.
-func (a *app) listAll(ctx context.Context, connectors map[string]*connect.Connector) map[string]*listing {
+func (a *app) listAll(ctx context.Context, providers map[string]*sessions.Sessions) map[string]*listing {
 	listings := map[string]*listing{}
 	var lists sync.WaitGroup
-	for name, connector := range connectors {
+	for name, on := range providers {
 		l := &listing{}
 		listings[name] = l
-		lists.Go(func() { l.sandboxes, l.err = connector.Sessions(ctx) })
+		lists.Go(func() { l.sandboxes, l.err = on.List(ctx) })
 	}
 	lists.Wait()
 	return listings
 }
 
-// sessionState is one session, or one sandbox without a record.
-type sessionState struct {
-	Session   string     `json:"session"`
-	Provider  string     `json:"provider"`
-	SandboxID string     `json:"sandbox_id"`
-	State     string     `json:"state"`
-	Recorded  bool       `json:"recorded"`
-	CreatedAt *time.Time `json:"created_at"`
-	ExpiresAt *time.Time `json:"expires_at"`
-	HeldUntil *time.Time `json:"held_until"`
-	Note      string     `json:"note,omitempty"`
-}
-
-// describeSessions holds the records against what the providers have.
-func describeSessions(all []records.Record, listings map[string]*listing, only string) []sessionState {
-	states := []sessionState{}
+// describeSessions compares the records with what the providers list.
+func describeSessions(all []records.Record, listings map[string]*listing, only string) []wire.Session {
+	states := []wire.Session{}
 	recorded := map[string]bool{} // by sandbox id: two provider blocks may list the same account
 	for _, r := range all {
-		fresh := connect.Fresh(r, connect.ListingLag)
+		fresh := recovery.Fresh(r, recovery.ListingLag)
 		if l := listings[r.Provider]; l != nil && r.SandboxID == "" && r.HasSandbox() {
 			r.SandboxID = l.madeBy(r.Attempt)
 		}
@@ -221,55 +197,53 @@ func describeSessions(all []records.Record, listings map[string]*listing, only s
 	for name, l := range listings {
 		for _, s := range l.sandboxes {
 			if !recorded[s.ID] {
-				states = append(states, sessionState{
-					Session: s.Session, Provider: name, SandboxID: s.ID, State: string(s.State),
-					CreatedAt: pointer(s.CreatedAt), ExpiresAt: pointer(s.ExpiresAt), Note: "no record names it; see berth gc --dry-run",
-				})
+				unrecorded := wire.NewUnrecordedSession(name, s)
+				unrecorded.Note = "no record names it; see berth gc --dry-run"
+				states = append(states, unrecorded)
 			}
 		}
 	}
-	slices.SortFunc(states, func(x, y sessionState) int {
+	slices.SortFunc(states, func(x, y wire.Session) int {
 		return cmp.Or(strings.Compare(x.Session, y.Session), strings.Compare(x.Provider, y.Provider), strings.Compare(x.SandboxID, y.SandboxID))
 	})
 	return states
 }
 
-// describeRecord is one record with what its provider says, which is nil for one that is not configured.
-func describeRecord(r records.Record, l *listing) sessionState {
-	s := sessionState{
-		Session: r.Session, Provider: r.Provider, SandboxID: r.SandboxID, State: "gone", Recorded: true,
-		CreatedAt: pointer(r.CreatedAt), ExpiresAt: pointer(r.ExpiresAt), HeldUntil: pointer(r.HeldUntil),
-	}
+// describeRecord describes one record. l is what its provider lists, nil when that is not configured.
+func describeRecord(r records.Record, l *listing) wire.Session {
+	note := ""
 	switch {
 	case r.Holder != "":
-		s.Note = r.Holder + " is working on it"
+		note = r.Holder + " is working on it"
 	case r.Interrupted():
-		s.Note = "interrupted; the next connect or berth recover finishes it"
+		note = "interrupted; the next connect or berth recover finishes it"
 	case r.HeldUntil.After(time.Now()):
-		s.Note = "held"
+		note = "held"
 	}
+	state := "gone"
+	var listed *provider.Sandbox
 	switch {
 	case r.State == records.StateCreating || r.State == records.StateDestroying:
-		s.State = string(r.State)
+		state = string(r.State)
 	case l == nil:
-		s.State, s.Note = "unreachable", "its provider is not configured"
+		state, note = "unreachable", "its provider is not configured"
 	case l.err != nil:
-		s.State = "unreachable"
+		state = "unreachable"
 	default:
-		if connect.Fresh(r, connect.ListingLag) {
-			s.State = string(r.State)
+		if recovery.Fresh(r, recovery.ListingLag) {
+			state = string(r.State)
 		}
-		for _, sandbox := range l.sandboxes {
-			if sandbox.ID == r.SandboxID {
-				s.State, s.ExpiresAt = string(sandbox.State), pointer(sandbox.ExpiresAt)
-			}
+		if i := slices.IndexFunc(l.sandboxes, func(s provider.Sandbox) bool { return s.ID == r.SandboxID }); i >= 0 {
+			listed = &l.sandboxes[i]
 		}
 	}
+	s := wire.NewSession(r, state, listed)
+	s.Note = note
 	return s
 }
 
-func (a *app) printSessions(states []sessionState, listings map[string]*listing) {
-	failures := []failure{}
+func (a *app) printSessions(states []wire.Session, listings map[string]*listing) error {
+	failures := []wire.Failure{}
 	for _, name := range slices.Sorted(maps.Keys(listings)) {
 		if err := listings[name].err; err != nil {
 			f, _ := a.failure(commandError{err})
@@ -279,11 +253,7 @@ func (a *app) printSessions(states []sessionState, listings map[string]*listing)
 		}
 	}
 	if a.flags.output == "json" {
-		a.printJSON(struct {
-			Sessions []sessionState `json:"sessions"`
-			Errors   []failure      `json:"errors"`
-		}{states, failures})
-		return
+		return a.printJSON(wire.Sessions{Sessions: states, Errors: failures})
 	}
 	rows := [][]string{{"SESSION", "PROVIDER", "SANDBOX", "STATE", "CREATED", "EXPIRES", "NOTE"}}
 	for _, s := range states {
@@ -292,6 +262,7 @@ func (a *app) printSessions(states []sessionState, listings map[string]*listing)
 		})
 	}
 	a.printTable("no sessions", rows)
+	return nil
 }
 
 func agoOrDash(t *time.Time) string {

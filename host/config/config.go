@@ -18,8 +18,8 @@ import (
 	"github.com/hashicorp/hcl/v2"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 
+	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/redact"
-	"github.com/berth-dev/berth/shared/provider"
 )
 
 // Config is a configuration that was read. Its methods and those of its providers may be called concurrently.
@@ -39,8 +39,8 @@ type Config struct {
 	getenv    func(string) (string, bool)
 	functions *hcl.EvalContext
 	server    serverSettings
-	health    Health
-	timeouts  Timeouts
+	health    connect.Health
+	limits    connect.Limits
 	fallback  hcl.Range // where a mistake points that no block is to blame for
 
 	mutex sync.Mutex
@@ -81,10 +81,10 @@ type Provider struct {
 	MTLS bool
 	// StartTimeout bounds the start of the plugin process, up to and including its configuration.
 	StartTimeout time.Duration
-	// Server is what is started in this provider's sandboxes.
-	Server   Server
-	Health   Health
-	Timeouts Timeouts
+	// Server is what is started in this provider's sandboxes. Its Health.Timeout is Health.ProbeTimeout.
+	Server connect.Server
+	Health connect.Health
+	Limits connect.Limits
 	// Lifetime is after how long the provider ends a sandbox by itself.
 	Lifetime time.Duration
 	// Labels go on every sandbox beside berth's own.
@@ -98,51 +98,6 @@ type Provider struct {
 	body      *hclsyntax.Body
 	bodyRange hcl.Range         // of the config block's header; the provider's own when there is none
 	fromEnv   map[string]string // by attribute, the environment variable its value came from; under config.mutex
-}
-
-// Server is the server to start in a sandbox: the preset with everything that was configured on top of it.
-type Server struct {
-	// Preset is the name of the preset it grew from.
-	Preset string
-	// Server is ready to be handed to a provider, except that no session key is in its Env.
-	provider.Server
-	// KeyEnv are the environment variables in which the server expects the session key. Empty for a server without
-	// one.
-	KeyEnv []string
-	// KeyHeader is the HTTP header in which a caller presents the session key. Empty exactly when KeyEnv is.
-	KeyHeader string
-}
-
-// Health is how berth waits for a server to become healthy.
-type Health struct {
-	// Timeout is how long to wait at most.
-	Timeout time.Duration
-	// Interval is the longest pause between two probes.
-	Interval time.Duration
-	// Ramp is RampAuto or RampOff.
-	Ramp string
-	// ProbeTimeout bounds one probe. It is also in Server.Health.Timeout.
-	ProbeTimeout time.Duration
-}
-
-// The ways to get from the first probe to one probe an interval.
-const (
-	// RampAuto starts with short pauses and lengthens them up to the interval.
-	RampAuto = "auto"
-	// RampOff waits the whole interval from the start.
-	RampOff = "off"
-)
-
-// Timeouts bound the other steps of a connect.
-type Timeouts struct {
-	// Total bounds everything together, except undoing.
-	Total time.Duration
-	// Create bounds getting a sandbox, whether by Create or by Attach.
-	Create time.Duration
-	// Start bounds the start of the server, without the health wait.
-	Start time.Duration
-	// Undo bounds removing what a failed connect made.
-	Undo time.Duration
 }
 
 const builtinName = "(built-in configuration)"
@@ -199,6 +154,13 @@ func (c *Config) Provider(label string) (*Provider, error) {
 		label, DidYouMean(label, labels), strings.Join(labels, ", "))
 }
 
+// Request returns the request to connect a session on this provider.
+func (p *Provider) Request(session string) connect.Request {
+	return connect.Request{
+		Session: session, Server: p.Server, Health: p.Health, Limits: p.Limits, Labels: p.Labels, Lifetime: p.Lifetime,
+	}
+}
+
 // Has says that there is a provider with the label.
 func (c *Config) Has(label string) bool {
 	return slices.Contains(c.labels(), label)
@@ -217,13 +179,13 @@ func (c *Config) Write(w io.Writer, diagnostics hcl.Diagnostics, color bool) err
 
 func newConfig(pluginDir string, getenv func(string) (string, bool), secrets *redact.Set) *Config {
 	c := &Config{
-		Host:     Host{PluginDir: pluginDir, StateDir: defaultStateDir(getenv), LogLevel: "warn"},
-		State:    State{Lease: 30 * time.Second},
-		Secrets:  secrets,
-		getenv:   getenv,
-		health:   Health{Timeout: 120 * time.Second, Interval: time.Second, Ramp: RampAuto, ProbeTimeout: 5 * time.Second},
-		timeouts: Timeouts{Total: 10 * time.Minute, Create: 5 * time.Minute, Start: time.Minute, Undo: 30 * time.Second},
-		files:    map[string]*file{},
+		Host:    Host{PluginDir: pluginDir, StateDir: defaultStateDir(getenv), LogLevel: "warn"},
+		State:   State{Lease: 30 * time.Second},
+		Secrets: secrets,
+		getenv:  getenv,
+		health:  connect.DefaultHealth(),
+		limits:  connect.DefaultLimits(),
+		files:   map[string]*file{},
 	}
 	c.functions = c.functionContext()
 	return c

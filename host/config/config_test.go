@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/hashicorp/hcl/v2"
 
+	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/redact"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -34,10 +35,10 @@ func TestWithoutAFileThereIsTheLocalProviderWithEveryDefault(t *testing.T) {
 	want := []*Provider{{
 		Label: "local", Plugin: "local", Path: "/opt/berth/plugins/berth-provider-local",
 		MTLS: true, StartTimeout: 10 * time.Second, Lifetime: time.Hour,
-		Health:   Health{Timeout: 120 * time.Second, Interval: time.Second, Ramp: RampAuto, ProbeTimeout: 5 * time.Second},
-		Timeouts: Timeouts{Total: 10 * time.Minute, Create: 5 * time.Minute, Start: time.Minute, Undo: 30 * time.Second},
-		Server: Server{
-			Preset: "action-server", KeyEnv: []string{"SESSION_API_KEY"}, KeyHeader: "X-Session-API-Key",
+		Health: connect.Health{Timeout: 120 * time.Second, Interval: time.Second, Ramp: connect.RampAuto, ProbeTimeout: 5 * time.Second},
+		Limits: connect.Limits{Total: 10 * time.Minute, Create: 5 * time.Minute, Start: time.Minute, Undo: 30 * time.Second},
+		Server: connect.Server{
+			KeyEnv: []string{"SESSION_API_KEY"}, KeyHeader: "X-Session-API-Key",
 			Server: provider.Server{
 				Command: []string{"berth-action-server", "--port", "{port}"}, Port: 8000,
 				Health: provider.HealthCheck{
@@ -66,6 +67,21 @@ func TestAFileWithoutAProviderBlockMeansTheLocalProvider(t *testing.T) {
 	text := write(t, c, diagnostics)
 	if !strings.Contains(text, `provider "local" {}`) || !strings.Contains(text, "no room") {
 		t.Errorf("a refusal reads\n%s", text)
+	}
+}
+
+func TestTheNearestNameIsSuggested(t *testing.T) {
+	t.Parallel()
+	for given, want := range map[string]string{
+		"modle":  ` Did you mean "mode"?`, // "node" and "modal" are two letters away
+		"modell": ` Did you mean "modal"?`,
+		"loca":   ` Did you mean "local"?`,
+		"nodes":  ` Did you mean "node"?`,
+		"xyz":    "",
+	} {
+		if got := DidYouMean(given, []string{"node", "modal", "mode", "local"}); got != want {
+			t.Errorf("%q: got %q, want %q", given, got, want)
+		}
 	}
 }
 
@@ -135,12 +151,12 @@ provider "acme-eu" {
 		Label: "acme-eu", Plugin: "acme", Path: filepath.Join(c.dir, "tools", "berth-provider-acme"), SHA256: sum,
 		Env: map[string]string{"HTTPS_PROXY": "http://proxy:3128"}, StartTimeout: 30 * time.Second,
 		Lifetime: 90 * time.Minute, Labels: map[string]string{"team": "one", "cost": "7"},
-		Health: Health{
-			Timeout: 3 * time.Minute, Interval: 250 * time.Millisecond, Ramp: RampOff, ProbeTimeout: 2 * time.Second,
+		Health: connect.Health{
+			Timeout: 3 * time.Minute, Interval: 250 * time.Millisecond, Ramp: connect.RampOff, ProbeTimeout: 2 * time.Second,
 		},
-		Timeouts: Timeouts{Total: 20 * time.Minute, Create: 15 * time.Minute, Start: 2 * time.Minute, Undo: time.Minute},
-		Server: Server{
-			Preset: "custom", KeyEnv: []string{"SERVE_KEY"}, KeyHeader: "X-Serve-Key",
+		Limits: connect.Limits{Total: 20 * time.Minute, Create: 15 * time.Minute, Start: 2 * time.Minute, Undo: time.Minute},
+		Server: connect.Server{
+			KeyEnv: []string{"SERVE_KEY"}, KeyHeader: "X-Serve-Key",
 			Server: provider.Server{
 				Command: []string{"serve", "--port", "{port}", "--code", "{port.code}"}, Port: 9000,
 				Env: map[string]string{"MODE": "fast"}, Workdir: "/srv", ExtraPorts: map[string]int{"code": 9001},
@@ -195,19 +211,19 @@ provider "special" {
 	if len(plain.Server.Health.JSONFields) != 1 || len(special.Server.Health.JSONFields) != 0 {
 		t.Errorf("JSON fields are %v and %v", plain.Server.Health.JSONFields, special.Server.Health.JSONFields)
 	}
-	health := Health{Timeout: time.Minute, Interval: 2 * time.Second, Ramp: RampAuto, ProbeTimeout: 5 * time.Second}
+	health := connect.Health{Timeout: time.Minute, Interval: 2 * time.Second, Ramp: connect.RampAuto, ProbeTimeout: 5 * time.Second}
 	if plain.Health != health {
 		t.Errorf("the health of the plain provider is %+v", plain.Health)
 	}
 	if health.Timeout = 5 * time.Second; special.Health != health {
 		t.Errorf("the health of the special provider is %+v", special.Health)
 	}
-	timeouts := Timeouts{Total: 10 * time.Minute, Create: time.Minute, Start: time.Minute, Undo: 30 * time.Second}
-	if plain.Timeouts != timeouts {
-		t.Errorf("the timeouts of the plain provider are %+v", plain.Timeouts)
+	limits := connect.Limits{Total: 10 * time.Minute, Create: time.Minute, Start: time.Minute, Undo: 30 * time.Second}
+	if plain.Limits != limits {
+		t.Errorf("the timeouts of the plain provider are %+v", plain.Limits)
 	}
-	if timeouts.Undo = 3 * time.Second; special.Timeouts != timeouts {
-		t.Errorf("the timeouts of the special provider are %+v", special.Timeouts)
+	if limits.Undo = 3 * time.Second; special.Limits != limits {
+		t.Errorf("the timeouts of the special provider are %+v", special.Limits)
 	}
 }
 
@@ -253,7 +269,7 @@ func TestEveryPresetIsWhole(t *testing.T) {
 		if name == "custom" {
 			continue
 		}
-		if problems := s.problems(); len(problems) > 0 {
+		if problems := serverProblems(s, name); len(problems) > 0 {
 			t.Errorf("%s: %v", name, problems)
 		}
 		command, env := s.Expand(4321, nil)
@@ -661,8 +677,8 @@ func TestTheReferenceNamesEverythingThatCanBeConfigured(t *testing.T) {
 	p := &Provider{config: c}
 	names := presetNames
 	for block, arguments := range map[string][]argument{
-		"host": c.hostArguments(), "state": c.stateArguments(), "server": c.server.arguments(), "health": c.health.arguments(),
-		"timeouts": c.timeouts.arguments(), "provider": p.arguments(),
+		"host": c.hostArguments(), "state": c.stateArguments(), "server": c.server.arguments(), "health": healthArguments(&c.health),
+		"timeouts": limitArguments(&c.limits), "provider": p.arguments(),
 	} {
 		section := "\n## `" + block
 		_, text, found := strings.Cut(string(reference), section)

@@ -14,6 +14,8 @@ import (
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/zclconf/go-cty/cty"
 	"github.com/zclconf/go-cty/cty/gocty"
+
+	"github.com/berth-dev/berth/host/connect"
 )
 
 // read parses one file and decodes everything the host owns. A file with syntax errors is not decoded: what could be
@@ -31,8 +33,8 @@ func (c *Config) read(name string, source []byte) hcl.Diagnostics {
 	diagnostics = append(diagnostics, c.decodeOnly(blocks["host"], c.hostArguments())...)
 	diagnostics = append(diagnostics, c.decodeOnly(blocks["state"], c.stateArguments())...)
 	diagnostics = append(diagnostics, c.decodeServer(blocks["server"], &c.server)...)
-	diagnostics = append(diagnostics, c.decodeOnly(blocks["health"], c.health.arguments())...)
-	diagnostics = append(diagnostics, c.decodeOnly(blocks["timeouts"], c.timeouts.arguments())...)
+	diagnostics = append(diagnostics, c.decodeOnly(blocks["health"], healthArguments(&c.health))...)
+	diagnostics = append(diagnostics, c.decodeOnly(blocks["timeouts"], limitArguments(&c.limits))...)
 
 	providers := blocks["provider"]
 	if len(providers) == 0 {
@@ -98,7 +100,7 @@ func (c *Config) decodeProvider(block *hcl.Block) (*Provider, hcl.Diagnostics) {
 	p := &Provider{
 		Label: block.Labels[0], Plugin: block.Labels[0],
 		MTLS: true, StartTimeout: 10 * time.Second, Lifetime: time.Hour,
-		Health: c.health, Timeouts: c.timeouts,
+		Health: c.health, Limits: c.limits,
 		config: c, def: block.DefRange, named: block.LabelRanges[0],
 		body: &hclsyntax.Body{SrcRange: block.DefRange, EndRange: body.EndRange}, bodyRange: block.DefRange,
 	}
@@ -124,16 +126,17 @@ func (c *Config) decodeProvider(block *hcl.Block) (*Provider, hcl.Diagnostics) {
 	if configs := blocks["config"]; len(configs) > 0 {
 		p.body, p.bodyRange = configs[0].Body.(*hclsyntax.Body), configs[0].DefRange
 	}
-	diagnostics = append(diagnostics, c.decodeOnly(blocks["health"], p.Health.arguments())...)
-	diagnostics = append(diagnostics, c.decodeOnly(blocks["timeouts"], p.Timeouts.arguments())...)
+	diagnostics = append(diagnostics, c.decodeOnly(blocks["health"], healthArguments(&p.Health))...)
+	diagnostics = append(diagnostics, c.decodeOnly(blocks["timeouts"], limitArguments(&p.Limits))...)
 	var own serverSettings
 	diagnostics = append(diagnostics, c.decodeServer(blocks["server"], &own)...)
-	p.Server = resolveServer(c.server, own)
+	server, presetName := resolveServer(c.server, own)
+	p.Server = server
 	p.Server.Health.Timeout = p.Health.ProbeTimeout
 	if c.server.broken || own.broken {
 		return p, diagnostics // whatever is missing may have been said, only wrongly
 	}
-	for _, problem := range p.Server.problems() {
+	for _, problem := range serverProblems(p.Server, presetName) {
 		diagnostics = append(diagnostics, mistake("Incomplete server", c.serverRange(blocks["server"], p), "%s", problem))
 	}
 	return p, diagnostics
@@ -277,22 +280,22 @@ func (p *Provider) arguments() []argument {
 	}
 }
 
-func (h *Health) arguments() []argument {
+func healthArguments(h *connect.Health) []argument {
 	return []argument{
 		duration("timeout", &h.Timeout, 100*time.Millisecond, 24*time.Hour),
 		duration("interval", &h.Interval, 10*time.Millisecond, time.Minute),
-		text("ramp", &h.Ramp, oneOf(RampAuto, RampOff)),
+		text("ramp", (*string)(&h.Ramp), oneOf(string(connect.RampAuto), string(connect.RampOff))),
 		duration("probe_timeout", &h.ProbeTimeout, 10*time.Millisecond, 5*time.Minute),
 	}
 }
 
-func (t *Timeouts) arguments() []argument {
+func limitArguments(l *connect.Limits) []argument {
 	const least, most = 10 * time.Millisecond, 24 * time.Hour
 	return []argument{
-		duration("total", &t.Total, least, most),
-		duration("create", &t.Create, least, most),
-		duration("start", &t.Start, least, most),
-		duration("undo", &t.Undo, least, most),
+		duration("total", &l.Total, least, most),
+		duration("create", &l.Create, least, most),
+		duration("start", &l.Start, least, most),
+		duration("undo", &l.Undo, least, most),
 	}
 }
 
@@ -441,14 +444,19 @@ func oneOf(allowed ...string) func(string) string {
 	}
 }
 
-// DidYouMean is a question to append to a sentence, or "" when nothing is close.
+// DidYouMean returns a question to append to a sentence: whether the nearest of the candidates is meant, the first of
+// several. It returns "" when none is near.
 func DidYouMean(given string, candidates []string) string {
+	nearest, least := "", 3
 	for _, candidate := range candidates {
-		if levenshtein.Distance(given, candidate, nil) < 3 {
-			return fmt.Sprintf(" Did you mean %q?", candidate)
+		if distance := levenshtein.Distance(given, candidate, nil); distance < least {
+			nearest, least = candidate, distance
 		}
 	}
-	return ""
+	if nearest == "" {
+		return ""
+	}
+	return fmt.Sprintf(" Did you mean %q?", nearest)
 }
 
 func unacceptable(attribute *hcl.Attribute, problem string) *hcl.Diagnostic {

@@ -10,15 +10,16 @@ import (
 	"github.com/zclconf/go-cty/cty"
 	"github.com/zclconf/go-cty/cty/gocty"
 
+	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
 // preset gives a server whose start, health and key are known.
-func preset(name string) (Server, bool) {
+func preset(name string) (connect.Server, bool) {
 	switch name {
 	case "action-server":
 		// The example of this repository.
-		return Server{
+		return connect.Server{
 			Server: provider.Server{
 				Command: []string{"berth-action-server", "--port", "{port}"},
 				Port:    8000,
@@ -29,7 +30,7 @@ func preset(name string) (Server, bool) {
 	case "openhands":
 		// The action execution server of the OpenHands V0 runtime images. /alive answers 200 from the start; only its
 		// body tells when the server is ready.
-		return Server{
+		return connect.Server{
 			Server: provider.Server{
 				Command: []string{
 					"/openhands/micromamba/bin/micromamba", "run", "-n", "openhands", "poetry", "run", "python", "-u",
@@ -46,7 +47,7 @@ func preset(name string) (Server, bool) {
 	case "agent-server":
 		// The OpenHands V1 agent server. It listens on loopback unless told otherwise; /ready came later than the other
 		// two paths, and the environment variable without a number is the older one.
-		return Server{
+		return connect.Server{
 			Server: provider.Server{
 				Command: []string{"openhands-agent-server", "--host", "0.0.0.0", "--port", "{port}"},
 				Port:    8000,
@@ -56,7 +57,7 @@ func preset(name string) (Server, bool) {
 			KeyHeader: "X-Session-API-Key",
 		}, true
 	case "swe-rex":
-		return Server{
+		return connect.Server{
 			Server: provider.Server{
 				Command: []string{"python3", "-c", sweRexStart, "{port}"},
 				Port:    8000,
@@ -65,9 +66,9 @@ func preset(name string) (Server, bool) {
 			KeyEnv: []string{"SWEREX_AUTH_TOKEN"}, KeyHeader: "X-API-Key",
 		}, true
 	case "custom":
-		return Server{Server: provider.Server{Health: provider.HealthCheck{Paths: []string{"/"}}}}, true
+		return connect.Server{Server: provider.Server{Health: provider.HealthCheck{Paths: []string{"/"}}}}, true
 	}
-	return Server{}, false
+	return connect.Server{}, false
 }
 
 var presetNames = []string{"action-server", "openhands", "agent-server", "swe-rex", "custom"}
@@ -131,8 +132,9 @@ func (s *serverSettings) arguments() []argument {
 var headerForm = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]*$")
 
 // resolveServer puts a provider's server block over the general one, and both over the preset, attribute by attribute
-// and env entry by entry. A block that changes the preset drops what the general block said of the other server.
-func resolveServer(general, own serverSettings) Server {
+// and env entry by entry. A block that changes the preset drops what the general block said of the other server. It also
+// returns the preset's name.
+func resolveServer(general, own serverSettings) (server connect.Server, presetName string) {
 	name := "action-server"
 	if general.preset != nil {
 		name = *general.preset
@@ -141,14 +143,13 @@ func resolveServer(general, own serverSettings) Server {
 		name = *own.preset
 		general = serverSettings{env: general.env, ports: general.ports, allowPublic: general.allowPublic}
 	}
-	s, _ := preset(name)
-	s.Preset = name
-	general.applyTo(&s)
-	own.applyTo(&s)
-	return s
+	server, _ = preset(name)
+	general.applyTo(&server)
+	own.applyTo(&server)
+	return server, name
 }
 
-func (s serverSettings) applyTo(to *Server) {
+func (s serverSettings) applyTo(to *connect.Server) {
 	override(&to.Port, s.port)
 	override(&to.Workdir, s.workdir)
 	override(&to.KeyHeader, s.keyHeader)
@@ -186,15 +187,15 @@ func override[T any](to *T, value *T) {
 
 var extraPortPlaceholder = regexp.MustCompile(`\{port\.([^}]*)\}`)
 
-// problems are what can only be wrong with the whole, in sentences.
-func (s Server) problems() []string {
+// serverProblems returns, in sentences, what can only be wrong with the whole.
+func serverProblems(s connect.Server, presetName string) []string {
 	var problems []string
 	complain := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	if len(s.Command) == 0 {
-		complain("The preset %q needs a command.", s.Preset)
+		complain("The preset %q needs a command.", presetName)
 	}
 	if s.Port == 0 {
-		complain("The preset %q needs a port.", s.Preset)
+		complain("The preset %q needs a port.", presetName)
 	}
 	if (len(s.KeyEnv) == 0) != (s.KeyHeader == "") {
 		complain("A session key needs both key_env, through which the server gets it, and key_header, in which callers " +

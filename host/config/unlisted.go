@@ -9,10 +9,11 @@ import (
 // Unlisted is a provider for a plugin that the configuration does not mention: everything is as in an empty block. Its
 // attributes come from the environment variables it names, and from its defaults. It is not among c.Providers.
 func (c *Config) Unlisted(plugin, path string) *Provider {
+	server, _ := resolveServer(c.server, serverSettings{})
 	return &Provider{
 		Label: plugin, Plugin: plugin, Path: path,
 		MTLS: true, StartTimeout: 10 * time.Second, Lifetime: time.Hour,
-		Server: resolveServer(c.server, serverSettings{}), Health: c.health, Timeouts: c.timeouts,
+		Server: server, Health: c.health, Limits: c.limits,
 		config: c, stranger: true, def: c.fallback, named: c.fallback,
 		body: &hclsyntax.Body{SrcRange: c.fallback, EndRange: c.fallback}, bodyRange: c.fallback,
 	}

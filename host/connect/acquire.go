@@ -1,187 +1,197 @@
 package connect
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"strconv"
 	"time"
 
+	"github.com/berth-dev/berth/host/lease"
 	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
 // createGrace is how long a Create under way may still answer after its context ended. A gRPC call that is cancelled
-// returns at once and says nothing of what it made; waiting a little turns most lost answers into known ones.
+// returns at once and does not say what it made; waiting a little turns most lost answers into known ones.
 const createGrace = 2 * time.Second
 
+// takeLease waits for its turn at the session.
+func (a *attempt) takeLease(ctx context.Context) error {
+	taken, err := lease.Take(ctx, a.account.Records, a.req.Session, func(holder string) {
+		a.waitsFor = holder
+		a.progress("waiting: " + holder + " is working on this session")
+	})
+	a.lease = taken
+	return err
+}
+
 // acquire gets the session's sandbox.
-func (r *run) acquire(ctx context.Context) (provider.Sandbox, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, r.req.Limits.Create, errAcquire)
+func (a *attempt) acquire(ctx context.Context) (provider.Sandbox, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, a.req.Limits.Create, errCreate)
 	defer cancel()
-	sandbox, err := r.attachOrCreate(ctx)
+	sandbox, err := a.attachOrCreate(ctx)
 	if err != nil {
-		return sandbox, stepError(ctx, err)
+		return sandbox, cmp.Or(context.Cause(ctx), err)
 	}
-	r.sandboxID = sandbox.ID
+	a.sandboxID = sandbox.ID
 	return sandbox, nil
 }
 
-func (r *run) attachOrCreate(ctx context.Context) (provider.Sandbox, error) {
-	if err := r.elsewhere(r.claim.record); err != nil {
+func (a *attempt) attachOrCreate(ctx context.Context) (provider.Sandbox, error) {
+	if err := a.account.CheckProvider(a.lease.Record); err != nil {
 		return provider.Sandbox{}, err
 	}
-	if r.claim.record.Interrupted() {
-		r.progress("finishing what an interrupted " + verb(r.claim.record.State) + " left")
+	if a.lease.Record.Interrupted() {
+		a.progress("finishing what an interrupted " + interrupted(a.lease.Record) + " left")
 	}
-	if err := r.settle(ctx, r.claim); err != nil {
+	if err := a.account.Finish(ctx, a.lease); err != nil {
 		return provider.Sandbox{}, err
 	}
-	switch r.req.Mode {
+	switch a.req.Mode {
 	case ModeAttach:
-		return r.find(ctx)
+		return a.attachRecorded(ctx)
 	case ModeCreate:
-		if err := r.refuseExisting(ctx); err != nil {
-			return provider.Sandbox{}, err
-		}
-		sandbox, err := r.create(ctx)
-		if err == nil && sandbox.Origin != provider.OriginCreated {
-			return sandbox, r.alreadyExists(sandbox.ID)
-		}
-		return sandbox, err
+		return a.createOnly(ctx)
 	}
-	sandbox, err := r.find(ctx)
+	sandbox, err := a.attachRecorded(ctx)
 	if provider.CodeOf(err) != provider.CodeNotFound {
 		return sandbox, err
 	}
-	r.progress("no sandbox yet, creating one")
-	return r.create(ctx)
+	a.progress("no sandbox yet, creating one")
+	return a.create(ctx)
 }
 
-// find attaches to the sandbox that is there, and records it if the records did not know it so. One that sleeps costs
-// from when it is woken: it is recorded as running before.
-func (r *run) find(ctx context.Context) (provider.Sandbox, error) {
-	if r.claim.record.State == records.StateSuspended {
-		r.claim.record.State = records.StateRunning
-		if err := r.claim.save(ctx); err != nil {
+// interrupted names the command that the record says was interrupted.
+func interrupted(record records.Record) string {
+	if record.State == records.StateDestroying {
+		return "disconnect"
+	}
+	return "connect"
+}
+
+// attachRecorded attaches to the session's sandbox and records it. A suspended one costs money from the moment it is
+// woken, so it is recorded as running before.
+func (a *attempt) attachRecorded(ctx context.Context) (provider.Sandbox, error) {
+	if a.lease.Record.State == records.StateSuspended {
+		a.lease.Record.State = records.StateRunning
+		if err := a.lease.Save(ctx); err != nil {
 			return provider.Sandbox{}, err
 		}
 	}
-	sandbox, err := r.attach(ctx)
+	sandbox, err := a.attach(ctx)
 	if provider.CodeOf(err) == provider.CodeNotFound {
-		r.claim.gone()
+		a.lease.SetGone()
 	}
 	if err != nil {
 		return sandbox, err
 	}
-	before := r.claim.record
-	r.claim.found(r.name, sandbox)
+	before := a.lease.Record
+	a.lease.SetSandbox(a.account.Name, sandbox)
 	if before.SandboxID == sandbox.ID && before.State == records.StateRunning {
 		return sandbox, nil
 	}
-	return sandbox, r.claim.save(ctx)
+	return sandbox, a.lease.Save(ctx)
 }
 
-func (r *run) attach(ctx context.Context) (provider.Sandbox, error) {
-	if err := r.claim.check(ctx); err != nil {
+// attach attaches to the recorded sandbox, or without one to whichever the session has.
+func (a *attempt) attach(ctx context.Context) (provider.Sandbox, error) {
+	if err := a.lease.Check(ctx); err != nil {
 		return provider.Sandbox{}, err
 	}
-	request := r.attachRequest()
-	if r.claim.record.HasSandbox() {
-		request.SandboxID = r.claim.record.SandboxID
+	id := ""
+	if a.lease.Record.HasSandbox() {
+		id = a.lease.Record.SandboxID
 	}
-	return onceMoreAfterCrash(func() (provider.Sandbox, error) { return r.provider.Attach(ctx, request) })
+	return onceMoreAfterCrash(func() (provider.Sandbox, error) {
+		return a.account.Provider.Attach(ctx, a.attachRequest(id))
+	})
 }
 
-func (r *run) attachRequest() provider.AttachRequest {
-	return provider.AttachRequest{Session: r.req.Session, Owner: r.owner, Server: r.server(), Lifetime: r.req.Lifetime}
+func (a *attempt) attachRequest(sandboxID string) provider.AttachRequest {
+	return provider.AttachRequest{
+		Session: a.req.Session, Owner: a.account.Owner, SandboxID: sandboxID, Server: a.server, Lifetime: a.req.Lifetime,
+	}
 }
 
-// refuseExisting looks before a Create that must not adopt: adopting may wake a sandbox, which costs. A provider that
-// cannot list is asked by Create itself.
-func (r *run) refuseExisting(ctx context.Context) error {
-	sandboxes, err := list(ctx, r.provider, provider.ListRequest{Owner: r.owner, Session: r.req.Session})
-	if provider.CodeOf(err) == provider.CodeUnsupported {
-		return nil
+// createOnly creates a sandbox, and fails if the session has one. It looks before, because a Create that adopts may wake
+// a sandbox, which costs money. A provider that cannot list finds out by Create itself.
+func (a *attempt) createOnly(ctx context.Context) (provider.Sandbox, error) {
+	sandboxes, err := a.account.List(ctx, a.req.Session)
+	if err != nil && provider.CodeOf(err) != provider.CodeUnsupported {
+		return provider.Sandbox{}, err
 	}
-	if err != nil {
-		return err
+	if len(sandboxes) > 0 {
+		return provider.Sandbox{}, a.alreadyExists(sandboxes[0].ID)
 	}
-	for _, sandbox := range sandboxes {
-		if sandbox.State != provider.StateGone {
-			return r.alreadyExists(sandbox.ID)
-		}
+	sandbox, err := a.create(ctx)
+	if err == nil && sandbox.Origin != provider.OriginCreated {
+		return sandbox, a.alreadyExists(sandbox.ID)
 	}
-	return nil
+	return sandbox, err
 }
 
-func (r *run) alreadyExists(id string) error {
+func (a *attempt) alreadyExists(id string) error {
 	return &Error{
-		Code: CodeAlreadyExists, SandboxID: id,
-		Message: fmt.Sprintf("session %q already has the sandbox %s", r.req.Session, id),
-		Hint:    "connect with mode attach or auto, or disconnect the session first",
+		Code: CodeAlreadyExists, Reason: ReasonHasSandbox, SandboxID: id,
+		Message: fmt.Sprintf("session %q already has the sandbox %s", a.req.Session, id),
 	}
 }
 
-// create makes the sandbox. The intent is recorded before, and what came of it after. From here on a failure has
-// something to undo, unless the provider's answer rules that out.
-func (r *run) create(ctx context.Context) (provider.Sandbox, error) {
-	before := r.claim.record
-	r.claim.record.Provider, r.claim.record.State = r.name, records.StateCreating
-	r.claim.record.Attempt, r.claim.record.SandboxID = r.attempt, ""
-	r.claim.record.CreatedAt, r.claim.record.ExpiresAt = time.Now(), time.Time{}
-	began, err := r.records.Began(ctx)
-	if err == nil {
-		err = r.claim.save(ctx)
-	}
+// create makes the sandbox. It records the intent before, and the outcome after. From here on a failure has something to
+// undo, unless the provider's answer rules that out.
+func (a *attempt) create(ctx context.Context) (provider.Sandbox, error) {
+	began, err := a.recordIntent(ctx)
 	if err != nil {
-		r.claim.record = before
-		return provider.Sandbox{}, RecordsError(err)
+		return provider.Sandbox{}, err
 	}
-	r.made = true
-	sandbox, err := r.callCreate(ctx, withRecords(r.req.Labels, began))
-	if isReason(err, provider.ReasonPluginCrashed) {
-		sandbox, err = r.settleCrash(ctx, err)
-	}
+	a.made = true
+	sandbox, err := a.callCreate(ctx, began)
 	if err != nil {
-		if failure := provider.AsError(err); failure.SandboxID != "" {
-			r.sandboxID = failure.SandboxID
-		} else if rulesOutSandbox(failure.Code) {
-			r.made = false
-			r.claim.gone()
+		if sandbox, err = a.createFailed(ctx, err); err != nil {
+			return sandbox, err
 		}
-		return sandbox, err
 	}
-	r.made = sandbox.Origin == provider.OriginCreated
-	r.sandboxID = sandbox.ID
-	r.claim.found(r.name, sandbox)
-	if r.made { // until its server is up it is an attempt, which whoever finds it interrupted ends
-		r.claim.record.State = records.StateCreating
+	a.made = sandbox.Origin == provider.OriginCreated
+	a.sandboxID = sandbox.ID
+	a.lease.SetSandbox(a.account.Name, sandbox)
+	if a.made { // until its server is healthy it belongs to an attempt, which is undone if it is interrupted
+		a.lease.Record.State = records.StateCreating
 	}
-	return sandbox, r.claim.save(ctx)
+	return sandbox, a.lease.Save(ctx)
 }
 
-// LabelRecords is on every sandbox that is created: which records know of it, by the time at which they began, in
-// milliseconds since 1970. Other records of the same owner cannot tell whose the sandbox is.
+// recordIntent records that the attempt is about to create a sandbox, and returns when the records were begun. After a
+// failure the record is as it was.
+func (a *attempt) recordIntent(ctx context.Context) (began time.Time, err error) {
+	before := a.lease.Record
+	a.lease.Record.Provider, a.lease.Record.State = a.account.Name, records.StateCreating
+	a.lease.Record.Attempt, a.lease.Record.SandboxID = a.id, ""
+	a.lease.Record.CreatedAt, a.lease.Record.ExpiresAt = time.Now(), time.Time{}
+	if began, err = a.account.Records.Began(ctx); err != nil {
+		err = RecordsError(err)
+	} else {
+		err = a.lease.Save(ctx)
+	}
+	if err != nil {
+		a.lease.Record = before
+	}
+	return began, err
+}
+
+// LabelRecords is on every sandbox that is created. Its value is RecordsLabel of the records that know of it: other
+// records of the same owner cannot tell whose sandbox it is.
 const LabelRecords = "berth-records"
 
-// RecordsLabel is the value of LabelRecords for records that began then.
+// RecordsLabel returns the value of LabelRecords for records that were begun then: milliseconds since 1970.
 func RecordsLabel(began time.Time) string { return strconv.FormatInt(began.UnixMilli(), 10) }
 
-func withRecords(labels map[string]string, began time.Time) map[string]string {
-	all := map[string]string{LabelRecords: RecordsLabel(began)}
-	maps.Copy(all, labels)
-	return all
-}
-
-// callCreate calls Create in a context that outlives ctx by createGrace. It does not end with the lease: a plugin that
-// is cancelled may remove what it has made, which another host may have found by then.
-func (r *run) callCreate(ctx context.Context, labels map[string]string) (provider.Sandbox, error) {
-	request := provider.CreateRequest{
-		Session: r.req.Session, Owner: r.owner, Attempt: r.attempt, Server: r.server(),
-		Labels: labels, Lifetime: r.req.Lifetime,
-	}
+// callCreate calls Create in a context that outlives ctx by createGrace. That context does not end with the lease: a
+// plugin that is cancelled may remove what it has made, which another host may have found by then.
+func (a *attempt) callCreate(ctx context.Context, began time.Time) (provider.Sandbox, error) {
+	labels := map[string]string{LabelRecords: RecordsLabel(began)}
+	maps.Copy(labels, a.req.Labels)
 	// The deadline the plugin sees is the real one, plus the grace.
 	deadline, _ := ctx.Deadline()
 	patient, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline.Add(createGrace))
@@ -191,48 +201,45 @@ func (r *run) callCreate(ctx context.Context, labels map[string]string) (provide
 	})
 	defer stop()
 
-	sandbox, err := r.provider.Create(patient, request)
+	sandbox, err := a.account.Provider.Create(patient, provider.CreateRequest{
+		Session: a.req.Session, Owner: a.account.Owner, Attempt: a.id, Server: a.server,
+		Labels: labels, Lifetime: a.req.Lifetime,
+	})
 	if err == nil && ctx.Err() != nil {
-		r.sandboxID = sandbox.ID
-		r.made = sandbox.Origin == provider.OriginCreated
-		return sandbox, &provider.Error{Code: provider.CodeCanceled, SandboxID: r.sandboxID, Message: "given up while the sandbox was being created"}
+		a.sandboxID = sandbox.ID
+		a.made = sandbox.Origin == provider.OriginCreated
+		return sandbox, &provider.Error{Code: provider.CodeCanceled, SandboxID: sandbox.ID, Message: "given up while the sandbox was being created"}
 	}
 	return sandbox, err
 }
 
-// settleCrash finds out what a Create left behind whose plugin crashed. Creating again blindly could make a second
-// sandbox, so the restarted plugin looks first.
-func (r *run) settleCrash(ctx context.Context, crash error) (provider.Sandbox, error) {
-	r.progress("the plugin crashed while creating, looking for what it left")
-	sandbox, err := r.attach(ctx) // the record names no sandbox now: it is looked for by the session
-	if err != nil {
-		return sandbox, crash
+// createFailed finds out what a Create made that failed. After a crash of the plugin it looks for the sandbox, because
+// calling Create again blindly could make a second one, and returns it if there is one.
+func (a *attempt) createFailed(ctx context.Context, err error) (provider.Sandbox, error) {
+	if isReason(err, provider.ReasonPluginCrashed) {
+		a.progress("the plugin crashed while creating, looking for what it left")
+		sandbox, failed := a.attach(ctx) // the record names no sandbox now: the session's is looked up
+		if failed == nil {
+			if sandbox.Attempt == a.id {
+				sandbox.Origin = provider.OriginCreated
+			}
+			return sandbox, nil
+		}
 	}
-	if sandbox.Attempt == r.attempt {
-		sandbox.Origin = provider.OriginCreated
+	if failure := provider.AsError(err); failure.SandboxID != "" {
+		a.sandboxID = failure.SandboxID
+	} else if rulesOutSandbox(failure.Code) {
+		a.made = false
+		a.lease.SetGone()
 	}
-	return sandbox, nil
+	return provider.Sandbox{}, err
 }
 
-// rulesOutSandbox says that a Create which failed with this class cannot have made anything.
+// rulesOutSandbox reports whether a Create that failed with the code cannot have made anything.
 func rulesOutSandbox(code provider.Code) bool {
 	switch code {
 	case provider.CodeInvalid, provider.CodeDenied, provider.CodeConflict, provider.CodeExhausted, provider.CodeUnsupported:
 		return true
 	}
 	return false
-}
-
-// onceMoreAfterCrash repeats a call that is safe to repeat when the plugin crashed under it.
-func onceMoreAfterCrash[T any](call func() (T, error)) (T, error) {
-	value, err := call()
-	if isReason(err, provider.ReasonPluginCrashed) {
-		value, err = call()
-	}
-	return value, err
-}
-
-func isReason(err error, reason string) bool {
-	var e *provider.Error
-	return errors.As(err, &e) && e.Reason == reason
 }

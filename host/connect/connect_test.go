@@ -9,13 +9,14 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/berth-dev/berth/internal/fakecloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
 func TestASessionWithoutASandboxGetsOneWithAHealthyServer(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
+		c := fakecloud.New()
 		var steps []string
 		result, err := connector(c).Connect(t.Context(), request(), func(e Event) {
 			if e.Status != StatusProgress {
@@ -26,7 +27,7 @@ func TestASessionWithoutASandboxGetsOneWithAHealthyServer(t *testing.T) {
 			}
 		})
 		ok(t, err)
-		same(t, "calls", c.called(), "attach create start ping")
+		same(t, "calls", c.Called(), "attach create start ping")
 		same(t, "origin", result.Origin, provider.OriginCreated)
 		same(t, "sandbox", result.SandboxID, "sb-1")
 		same(t, "pings", result.Pings, 1)
@@ -40,15 +41,15 @@ func TestASessionWithoutASandboxGetsOneWithAHealthyServer(t *testing.T) {
 func TestTheSessionKeyGoesToTheServersEnvironmentAndTheCallersHeaderOnly(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
+		c := fakecloud.New()
 		result, err := connector(c).Connect(t.Context(), request(), nil)
 		ok(t, err)
 		key := result.Endpoint.Headers["X-Session-API-Key"]
 		if len(key) < 32 {
 			t.Fatalf("no key in the headers: %v", result.Endpoint.Headers)
 		}
-		same(t, "in the environment", c.server.Env["SESSION_API_KEY"], key)
-		if strings.Contains(strings.Join(c.server.Command, " "), key) {
+		same(t, "in the environment", c.Server.Env["SESSION_API_KEY"], key)
+		if strings.Contains(strings.Join(c.Server.Command, " "), key) {
 			t.Error("the key is in argv")
 		}
 		again, err := connector(c).Connect(t.Context(), request(), nil)
@@ -67,12 +68,12 @@ func TestTheSessionKeyGoesToTheServersEnvironmentAndTheCallersHeaderOnly(t *test
 func TestAFoundServerThatIsUpIsUsedAsItIs(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
-		c.put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateRunning})
-		c.running = true
+		c := fakecloud.New()
+		c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateRunning})
+		c.Running = true
 		result, err := connector(c).Connect(t.Context(), request(), nil)
 		ok(t, err)
-		same(t, "calls", c.called(), "attach ping")
+		same(t, "calls", c.Called(), "attach ping")
 		same(t, "origin", result.Origin, provider.OriginAttached)
 		if result.Endpoint.Headers["X-Session-API-Key"] == "" {
 			t.Error("no key for a server that was found")
@@ -83,22 +84,22 @@ func TestAFoundServerThatIsUpIsUsedAsItIs(t *testing.T) {
 func TestAFoundServerThatIsDownIsStarted(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
-		c.put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateRunning})
+		c := fakecloud.New()
+		c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateRunning})
 		_, err := connector(c).Connect(t.Context(), request(), nil)
 		ok(t, err)
-		same(t, "calls", c.called(), "attach ping start ping")
+		same(t, "calls", c.Called(), "attach ping start ping")
 	})
 }
 
 func TestAWokenSandboxGetsItsServerStartedWithoutAsking(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
-		c.put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateSuspended})
+		c := fakecloud.New()
+		c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateSuspended})
 		result, err := connector(c).Connect(t.Context(), request(), nil)
 		ok(t, err)
-		same(t, "calls", c.called(), "attach start ping")
+		same(t, "calls", c.Called(), "attach start ping")
 		same(t, "origin", result.Origin, provider.OriginWoken)
 	})
 }
@@ -106,12 +107,12 @@ func TestAWokenSandboxGetsItsServerStartedWithoutAsking(t *testing.T) {
 func TestModeAttachNeverCreates(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
+		c := fakecloud.New()
 		req := request()
 		req.Mode = ModeAttach
 		_, err := connector(c).Connect(t.Context(), req, nil)
 		e := failure(t, err, CodeNotFound)
-		same(t, "calls", c.called(), "attach")
+		same(t, "calls", c.Called(), "attach")
 		same(t, "cleanup", e.Cleanup, CleanupNone)
 		same(t, "phase", e.Phase, PhaseAcquire)
 	})
@@ -120,20 +121,20 @@ func TestModeAttachNeverCreates(t *testing.T) {
 func TestModeCreateRefusesASessionThatHasASandboxWithoutWakingIt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
-		id := c.put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateSuspended})
+		c := fakecloud.New()
+		id := c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateSuspended})
 		req := request()
 		req.Mode = ModeCreate
 		_, err := connector(c).Connect(t.Context(), req, nil)
 		e := failure(t, err, CodeAlreadyExists)
 		same(t, "sandbox", e.SandboxID, id)
-		same(t, "calls", c.called(), "list")
+		same(t, "calls", c.Called(), "list")
 
 		// A provider that cannot list finds out by creating; what it adopted stays.
 		_, err = connector(bare{c}).Connect(t.Context(), req, nil)
 		e = failure(t, err, CodeAlreadyExists)
 		same(t, "cleanup", e.Cleanup, CleanupNone)
-		same(t, "left", strings.Join(c.left(), " "), id)
+		same(t, "left", strings.Join(c.Left(), " "), id)
 	})
 }
 
@@ -143,11 +144,11 @@ func TestAFailedLookUpNeverMakesASecondSandbox(t *testing.T) {
 		provider.CodeUnreachable, provider.CodeDenied, provider.CodeExhausted, provider.CodeFailed, provider.CodeTimeout, provider.CodeState,
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			c := newCloud()
-			c.onAttach = func(context.Context) error { return provider.Errorf(code, "no idea") }
+			c := fakecloud.New()
+			c.OnAttach = func(context.Context) error { return provider.Errorf(code, "no idea") }
 			_, err := connector(c).Connect(t.Context(), request(), nil)
-			if err == nil || c.count("create") > 0 {
-				t.Errorf("%s: error %v, calls %s", code, err, c.called())
+			if err == nil || c.Count("create") > 0 {
+				t.Errorf("%s: error %v, calls %s", code, err, c.Called())
 			}
 		})
 	}
@@ -156,8 +157,8 @@ func TestAFailedLookUpNeverMakesASecondSandbox(t *testing.T) {
 func TestASandboxOfAnotherOwnerIsNotOurs(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
-		foreign := c.put(provider.Sandbox{Session: "s1", Owner: "somebody else", State: provider.StateRunning})
+		c := fakecloud.New()
+		foreign := c.Put(provider.Sandbox{Session: "s1", Owner: "somebody else", State: provider.StateRunning})
 		result, err := connector(c).Connect(t.Context(), request(), nil)
 		ok(t, err)
 		if result.SandboxID == foreign {
@@ -168,17 +169,17 @@ func TestASandboxOfAnotherOwnerIsNotOurs(t *testing.T) {
 
 func TestAFailureUndoesWhatThisConnectMadeAndNothingElse(t *testing.T) {
 	t.Parallel()
-	broken := func(c *cloud) {
-		c.onStart = func(context.Context) error {
+	broken := func(c *fakecloud.Cloud) {
+		c.OnStart = func(context.Context) error {
 			code := 3
 			return provider.ServerExited(&code, []string{"no such module"})
 		}
 	}
 	for _, found := range []provider.State{"", provider.StateRunning, provider.StateSuspended} {
 		synctest.Test(t, func(t *testing.T) {
-			c := newCloud()
+			c := fakecloud.New()
 			if found != "" {
-				c.put(provider.Sandbox{Session: "s1", Owner: testOwner, State: found})
+				c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, State: found})
 			}
 			broken(c)
 			_, err := connector(c).Connect(t.Context(), request(), nil)
@@ -192,7 +193,7 @@ func TestAFailureUndoesWhatThisConnectMadeAndNothingElse(t *testing.T) {
 				nothingLeft(t, c)
 			} else {
 				same(t, "cleanup", e.Cleanup, CleanupNone)
-				same(t, "left of "+string(found), strings.Join(c.left(), " "), "sb-1")
+				same(t, "left of "+string(found), strings.Join(c.Left(), " "), "sb-1")
 			}
 		})
 	}
@@ -201,9 +202,9 @@ func TestAFailureUndoesWhatThisConnectMadeAndNothingElse(t *testing.T) {
 func TestAnUndoThatFailsNamesTheSandbox(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
-		c.onStart = func(context.Context) error { return provider.Errorf(provider.CodeFailed, "no") }
-		c.onDestroy = func(context.Context) error { return provider.Errorf(provider.CodeDenied, "may not delete") }
+		c := fakecloud.New()
+		c.OnStart = func(context.Context) error { return provider.Errorf(provider.CodeFailed, "no") }
+		c.OnDestroy = func(context.Context) error { return provider.Errorf(provider.CodeDenied, "may not delete") }
 		_, err := connector(c).Connect(t.Context(), request(), nil)
 		e := failure(t, err, CodeStartFailed)
 		same(t, "cleanup", e.Cleanup, CleanupFailed)
@@ -216,10 +217,10 @@ func TestAnUndoThatFailsNamesTheSandbox(t *testing.T) {
 func TestAnUndoInsistsWhenTheProviderIsBusy(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
-		c.onStart = func(context.Context) error { return provider.Errorf(provider.CodeFailed, "no") }
+		c := fakecloud.New()
+		c.OnStart = func(context.Context) error { return provider.Errorf(provider.CodeFailed, "no") }
 		refusals := 3
-		c.onDestroy = func(context.Context) error {
+		c.OnDestroy = func(context.Context) error {
 			if refusals--; refusals >= 0 {
 				return &provider.Error{Code: provider.CodeExhausted, Retryable: true, RetryAfter: 5 * time.Second}
 			}
@@ -235,13 +236,13 @@ func TestAnUndoInsistsWhenTheProviderIsBusy(t *testing.T) {
 	})
 }
 
-func TestALostCreateIsSettledByLookingEvenIfTheListingLags(t *testing.T) {
+func TestWhatALostCreateMadeIsFoundEvenIfTheListingLags(t *testing.T) {
 	t.Parallel()
 	for _, code := range []provider.Code{provider.CodeUnreachable, provider.CodeTimeout, provider.CodeFailed, provider.CodeInternal} {
 		synctest.Test(t, func(t *testing.T) {
-			c := newCloud()
-			c.listLag = 1500 * time.Millisecond
-			c.onCreate = func(_ context.Context, made func() provider.Sandbox) (provider.Sandbox, error) {
+			c := fakecloud.New()
+			c.ListLag = 1500 * time.Millisecond
+			c.OnCreate = func(_ context.Context, made func() provider.Sandbox) (provider.Sandbox, error) {
 				made()
 				return provider.Sandbox{}, provider.Errorf(code, "the answer was lost")
 			}
@@ -262,13 +263,13 @@ func TestACreateThatCannotHaveMadeAnythingIsNotLookedFor(t *testing.T) {
 		provider.CodeExhausted: CodeRateLimited, provider.CodeConflict: CodeAlreadyExists,
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			c := newCloud()
-			c.onCreate = func(context.Context, func() provider.Sandbox) (provider.Sandbox, error) {
+			c := fakecloud.New()
+			c.OnCreate = func(context.Context, func() provider.Sandbox) (provider.Sandbox, error) {
 				return provider.Sandbox{}, provider.Errorf(code, "no")
 			}
 			_, err := connector(c).Connect(t.Context(), request(), nil)
 			same(t, "cleanup", failure(t, err, want).Cleanup, CleanupNone)
-			same(t, "calls", c.called(), "attach create")
+			same(t, "calls", c.Called(), "attach create")
 		})
 	}
 }
@@ -276,8 +277,8 @@ func TestACreateThatCannotHaveMadeAnythingIsNotLookedFor(t *testing.T) {
 func TestAFailedCreateThatNamesItsSandboxIsDestroyed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
-		c.onCreate = func(_ context.Context, made func() provider.Sandbox) (provider.Sandbox, error) {
+		c := fakecloud.New()
+		c.OnCreate = func(_ context.Context, made func() provider.Sandbox) (provider.Sandbox, error) {
 			return provider.Sandbox{}, &provider.Error{Code: provider.CodeExhausted, Reason: provider.ReasonQuota, SandboxID: made().ID}
 		}
 		_, err := connector(c).Connect(t.Context(), request(), nil)
@@ -291,15 +292,15 @@ func TestAPluginThatCrashesInCreateIsNotAskedToCreateAgain(t *testing.T) {
 	crash := &provider.Error{Code: provider.CodeUnreachable, Reason: provider.ReasonPluginCrashed, Retryable: true, Message: "crashed"}
 	for _, acted := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
-			c := newCloud()
-			c.onCreate = func(_ context.Context, made func() provider.Sandbox) (provider.Sandbox, error) {
+			c := fakecloud.New()
+			c.OnCreate = func(_ context.Context, made func() provider.Sandbox) (provider.Sandbox, error) {
 				if acted {
 					made()
 				}
 				return provider.Sandbox{}, crash
 			}
 			result, err := connector(c).Connect(t.Context(), request(), nil)
-			same(t, "creates", c.count("create"), 1)
+			same(t, "creates", c.Count("create"), 1)
 			if acted { // what it made is found and used
 				ok(t, err)
 				same(t, "origin", result.Origin, provider.OriginCreated)
@@ -314,12 +315,12 @@ func TestAPluginThatCrashesInCreateIsNotAskedToCreateAgain(t *testing.T) {
 func TestASandboxAdoptedAfterACrashIsStillUndone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
-		c.onCreate = func(_ context.Context, made func() provider.Sandbox) (provider.Sandbox, error) {
+		c := fakecloud.New()
+		c.OnCreate = func(_ context.Context, made func() provider.Sandbox) (provider.Sandbox, error) {
 			made()
 			return provider.Sandbox{}, &provider.Error{Code: provider.CodeUnreachable, Reason: provider.ReasonPluginCrashed}
 		}
-		c.onStart = func(context.Context) error { return provider.Errorf(provider.CodeFailed, "no") }
+		c.OnStart = func(context.Context) error { return provider.Errorf(provider.CodeFailed, "no") }
 		_, err := connector(c).Connect(t.Context(), request(), nil)
 		same(t, "cleanup", failure(t, err, CodeStartFailed).Cleanup, CleanupDone)
 		nothingLeft(t, c)
@@ -337,10 +338,10 @@ func TestCallsThatAreSafeToRepeatSurviveOneCrash(t *testing.T) {
 		}
 	}
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
-		c.onAttach, c.onStart = crashes(1), crashes(1)
+		c := fakecloud.New()
+		c.OnAttach, c.OnStart = crashes(1), crashes(1)
 		pings := 0
-		c.onPing = func(context.Context, time.Duration) (provider.PingResult, error) {
+		c.OnPing = func(context.Context, time.Duration) (provider.PingResult, error) {
 			if pings++; pings == 1 {
 				return provider.PingResult{}, &provider.Error{Code: provider.CodeUnreachable, Reason: provider.ReasonPluginCrashed}
 			}
@@ -348,11 +349,11 @@ func TestCallsThatAreSafeToRepeatSurviveOneCrash(t *testing.T) {
 		}
 		_, err := connector(c).Connect(t.Context(), request(), nil)
 		ok(t, err)
-		same(t, "calls", c.called(), "attach attach create start start ping ping")
+		same(t, "calls", c.Called(), "attach attach create start start ping ping")
 	})
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
-		c.onStart = crashes(2)
+		c := fakecloud.New()
+		c.OnStart = crashes(2)
 		_, err := connector(c).Connect(t.Context(), request(), nil)
 		failure(t, err, CodePluginFailed)
 		nothingLeft(t, c)
@@ -365,13 +366,13 @@ func TestCancelInEveryPhaseEndsTheConnectAndUndoesIt(t *testing.T) {
 		<-ctx.Done()
 		return ctx.Err()
 	}
-	for phase, arrange := range map[Phase]func(*cloud){
-		PhaseAcquire:     func(c *cloud) { c.onAttach = hang },
-		PhaseStartServer: func(c *cloud) { c.onStart = hang },
-		PhaseHealth:      func(c *cloud) { c.bootTime = time.Hour },
+	for phase, arrange := range map[Phase]func(*fakecloud.Cloud){
+		PhaseAcquire:     func(c *fakecloud.Cloud) { c.OnAttach = hang },
+		PhaseStartServer: func(c *fakecloud.Cloud) { c.OnStart = hang },
+		PhaseHealth:      func(c *fakecloud.Cloud) { c.BootTime = time.Hour },
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			c := newCloud()
+			c := fakecloud.New()
 			arrange(c)
 			ctx, cancel := context.WithCancel(t.Context())
 			time.AfterFunc(2500*time.Millisecond, cancel)
@@ -388,8 +389,8 @@ func TestCancelInEveryPhaseEndsTheConnectAndUndoesIt(t *testing.T) {
 func TestACreateUnderWayIsGivenAMomentToAnswerWhenTheCallerGoes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
-		c.onCreate = func(_ context.Context, made func() provider.Sandbox) (provider.Sandbox, error) {
+		c := fakecloud.New()
+		c.OnCreate = func(_ context.Context, made func() provider.Sandbox) (provider.Sandbox, error) {
 			time.Sleep(2 * time.Second) // the cloud works on, whatever the caller does
 			return made(), nil
 		}
@@ -398,7 +399,7 @@ func TestACreateUnderWayIsGivenAMomentToAnswerWhenTheCallerGoes(t *testing.T) {
 		_, err := connector(c).Connect(ctx, request(), nil)
 		e := failure(t, err, CodeCancelled)
 		same(t, "cleanup", e.Cleanup, CleanupDone)
-		same(t, "calls", c.called(), "attach create destroy:sb-1")
+		same(t, "calls", c.Called(), "attach create destroy:sb-1")
 		nothingLeft(t, c)
 	})
 }
@@ -406,8 +407,8 @@ func TestACreateUnderWayIsGivenAMomentToAnswerWhenTheCallerGoes(t *testing.T) {
 func TestACreateThatNeverAnswersIsCancelledAndLookedFor(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
-		c.onCreate = func(ctx context.Context, made func() provider.Sandbox) (provider.Sandbox, error) {
+		c := fakecloud.New()
+		c.OnCreate = func(ctx context.Context, made func() provider.Sandbox) (provider.Sandbox, error) {
 			made()
 			<-ctx.Done()
 			return provider.Sandbox{}, ctx.Err()
@@ -430,17 +431,17 @@ func TestEveryStepHasItsLimitInsideOneDeadline(t *testing.T) {
 	}
 	for _, test := range []struct {
 		name    string
-		arrange func(*cloud, *Request)
+		arrange func(*fakecloud.Cloud, *Request)
 		want    Code
 		after   time.Duration
 	}{
-		{"attach", func(c *cloud, r *Request) { c.onAttach = hang }, CodeAttachFailed, 5 * time.Minute},
-		{"start", func(c *cloud, r *Request) { c.onStart = hang }, CodeStartFailed, time.Minute},
-		{"health", func(c *cloud, r *Request) { c.bootTime = time.Hour }, CodeHealthTimeout, 2 * time.Minute},
-		{"total", func(c *cloud, r *Request) { c.bootTime, r.Limits.Total = time.Hour, 10*time.Second }, CodeDeadline, 10 * time.Second},
+		{"attach", func(c *fakecloud.Cloud, r *Request) { c.OnAttach = hang }, CodeAttachFailed, 5 * time.Minute},
+		{"start", func(c *fakecloud.Cloud, r *Request) { c.OnStart = hang }, CodeStartFailed, time.Minute},
+		{"health", func(c *fakecloud.Cloud, r *Request) { c.BootTime = time.Hour }, CodeHealthTimeout, 2 * time.Minute},
+		{"total", func(c *fakecloud.Cloud, r *Request) { c.BootTime, r.Limits.Total = time.Hour, 10*time.Second }, CodeDeadline, 10 * time.Second},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			c, req := newCloud(), request()
+			c, req := fakecloud.New(), request()
 			test.arrange(c, &req)
 			began := time.Now()
 			_, err := connector(c).Connect(t.Context(), req, nil)
@@ -454,8 +455,8 @@ func TestEveryStepHasItsLimitInsideOneDeadline(t *testing.T) {
 func TestTheCallersDeadlineIsADeadlineNotACancel(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
-		c.bootTime = time.Hour
+		c := fakecloud.New()
+		c.BootTime = time.Hour
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
 		_, err := connector(c).Connect(ctx, request(), nil)
@@ -467,8 +468,8 @@ func TestTheCallersDeadlineIsADeadlineNotACancel(t *testing.T) {
 func TestAServerOpenToAnyoneIsRefusedUnlessAskedFor(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c, req := newCloud(), request()
-		c.endpoint.Headers = nil
+		c, req := fakecloud.New(), request()
+		c.Endpoint.Headers = nil
 		req.Server.KeyHeader, req.Server.KeyEnv = "", nil
 		_, err := connector(c).Connect(t.Context(), req, nil)
 		failure(t, err, CodeStartFailed)
@@ -489,92 +490,20 @@ func TestRequestsThatNoProviderCouldServeAreRefusedBeforeAnyCall(t *testing.T) {
 		"unknown mode":   func(r *Request) { r.Mode = "maybe" },
 		"nothing to run": func(r *Request) { r.Server.Command = nil },
 	} {
-		c, req := newCloud(), request()
+		c, req := fakecloud.New(), request()
 		change(&req)
 		_, err := connector(c).Connect(t.Context(), req, nil)
 		failure(t, err, CodeInvalidConfig)
-		same(t, name, c.called(), "")
+		same(t, name, c.Called(), "")
 	}
-}
-
-func TestDisconnectEndsOrSuspendsTheSessionsSandbox(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
-		k := connector(c)
-		c.put(provider.Sandbox{Session: "other", Owner: testOwner, State: provider.StateRunning})
-		id := c.put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateRunning})
-		got, err := k.Disconnect(t.Context(), "s1", ActionSuspend, nil)
-		ok(t, err)
-		same(t, "suspended", got, id)
-		same(t, "state", c.sandboxes[id].State, provider.StateSuspended)
-		_, err = k.Disconnect(t.Context(), "s1", ActionDestroy, nil)
-		ok(t, err)
-		same(t, "left", strings.Join(c.left(), " "), "sb-1")
-		_, err = k.Disconnect(t.Context(), "s1", ActionDestroy, nil)
-		failure(t, err, CodeNotFound)
-		c.onDestroy = func(context.Context) error { return provider.Errorf(provider.CodeDenied, "no") }
-		_, err = k.Disconnect(t.Context(), "other", ActionDestroy, nil)
-		same(t, "sandbox of the error", failure(t, err, CodeDenied).SandboxID, "sb-1")
-	})
-}
-
-func TestASuspendThatTheProviderCannotDoChangesNothing(t *testing.T) {
-	t.Parallel()
-	c := newCloud()
-	id := c.put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateRunning})
-	_, err := connector(struct {
-		provider.Provider
-		provider.Lister
-	}{c, c}).Disconnect(t.Context(), "s1", ActionSuspend, nil)
-	failure(t, err, CodeUnsupported)
-	same(t, "left", strings.Join(c.left(), " "), id)
-}
-
-func TestCheckAsksOnceAndWakesNothing(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
-		k := connector(c)
-		_, err := k.Check(t.Context(), request())
-		failure(t, err, CodeNotFound)
-
-		id := c.put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateSuspended})
-		check, err := k.Check(t.Context(), request())
-		ok(t, err)
-		same(t, "state", check.Sandbox.State, provider.StateSuspended)
-		same(t, "nobody was asked", check.Ping.Status, "")
-		same(t, "calls", c.called(), "list list")
-
-		c.sandboxes[id].State, c.running = provider.StateRunning, true
-		check, err = k.Check(t.Context(), request())
-		ok(t, err)
-		same(t, "ping", check.Ping.Status, provider.PingAlive)
-		same(t, "starts", c.count("start"), 0)
-	})
-}
-
-func TestAListingThatHangsEnds(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
-		c.onList = func(ctx context.Context) error {
-			<-ctx.Done()
-			return ctx.Err()
-		}
-		began := time.Now()
-		_, err := connector(c).Sessions(t.Context())
-		failure(t, err, CodeDeadline)
-		same(t, "time", time.Since(began), lookLimit)
-	})
 }
 
 func TestErrorsKeepTheirCause(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
+		c := fakecloud.New()
 		cause := &provider.Error{Code: provider.CodeExhausted, Reason: provider.ReasonRateLimit, RetryAfter: time.Second, Retryable: true}
-		c.onAttach = func(context.Context) error { return cause }
+		c.OnAttach = func(context.Context) error { return cause }
 		_, err := connector(c).Connect(t.Context(), request(), nil)
 		e := failure(t, err, CodeRateLimited)
 		var p *provider.Error

@@ -3,12 +3,11 @@ package connect
 import (
 	"context"
 	"errors"
-	"fmt"
-	"net/netip"
-	"net/url"
-	"regexp"
 	"time"
 
+	"github.com/berth-dev/berth/host/lease"
+	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/host/recovery"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -36,14 +35,14 @@ const (
 	CodeCancelled      Code = "cancelled"
 	// CodeBusy: another host is working on the session.
 	CodeBusy Code = "busy"
-	// CodeLeaseLost: this host was not heard of in time, so that another may be working on the session.
+	// CodeLeaseLost: this host did not keep its lease alive in time, so that another may be working on the session.
 	CodeLeaseLost Code = "lease_lost"
 	// CodeRecordsUnusable: the records cannot be read or written.
 	CodeRecordsUnusable Code = "records_unusable"
 	CodeInternal        Code = "internal"
 )
 
-// Cleanup says what became of what a failed connect had made.
+// Cleanup is what became of what a failed connect had made.
 type Cleanup string
 
 const (
@@ -51,132 +50,143 @@ const (
 	CleanupNone Cleanup = "none"
 	// CleanupDone: it was destroyed, or it was seen that nothing had been made.
 	CleanupDone Cleanup = "done"
-	// CleanupPending: it may still be there. The records know of it: whoever connects the session next, or berth
-	// recover, ends it.
+	// CleanupPending: it may still be there. The records know of it, so that the next connect of the session, or a
+	// recovery, ends it.
 	CleanupPending Cleanup = "pending"
 	// CleanupFailed: it may still be there and cost money. CleanupError says more.
 	CleanupFailed Cleanup = "failed"
 )
 
-// Error is every failure of this package. Secrets may be in Message and LogTail, because a server may print its own
-// environment: whoever shows them redacts.
+// Reason tells failures with the same code apart where that matters to whoever is to mend them.
+type Reason string
+
+const (
+	// ReasonHasSandbox: the session already has a sandbox, and the request was to create one.
+	ReasonHasSandbox Reason = "has_sandbox"
+	// ReasonInterrupted: an interrupted connect or disconnect is to be finished first.
+	ReasonInterrupted Reason = "interrupted"
+	// ReasonOpenServer: anyone could use the server.
+	ReasonOpenServer Reason = "open_server"
+)
+
+// Error is every failure of a connect, and of the other work on sessions. It holds facts; advice on them is for whoever
+// shows it. Message and LogTail may contain secrets, because a server may print its own environment: redact them.
 type Error struct {
 	Code       Code
+	Reason     Reason
 	Phase      Phase
 	Provider   string
 	Session    string
 	SandboxID  string
 	Message    string
-	Hint       string
 	Retryable  bool
 	RetryAfter time.Duration
 	ExitCode   *int
 	LogTail    []string
+	// Limit is the limit that ended the attempt. Its Name is empty when none did.
+	Limit Limit
+	// OtherProvider has the session's sandbox, when that is why the session cannot be worked on here.
+	OtherProvider string
 	// Pings is how many health questions were asked.
 	Pings        int
 	Cleanup      Cleanup
 	CleanupError string
-	// Cause is the provider's error, where it was one.
+	// Cause is the error of the provider or of the records, where it was one.
 	Cause error
 }
 
 func (e *Error) Error() string { return e.Message }
 
-// Unwrap gives the cause.
+// Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Cause }
 
-// Causes of contexts that end: they tell whose limit it was.
-var (
-	errTotal   = errors.New("the overall deadline passed")
-	errAcquire = errors.New("the limit for getting a sandbox passed")
-	errStart   = errors.New("the limit for starting the server passed")
-	errHealth  = errors.New("the health wait is over")
+// LimitName names a configured limit of a connect.
+type LimitName string
+
+const (
+	LimitTotal  LimitName = "total"
+	LimitCreate LimitName = "create"
+	LimitStart  LimitName = "start"
+	LimitHealth LimitName = "health"
 )
 
-// stepError puts the cause in place of an error that came of a step's own limit.
-func stepError(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); errors.Is(cause, errAcquire) || errors.Is(cause, errStart) {
-		return cause
-	}
-	return err
+// Limit is a limit that was reached.
+type Limit struct {
+	Name LimitName
+	// Set is the time that was allowed.
+	Set time.Duration
+	// Took is the time after which the limit was noticed.
+	Took time.Duration
 }
 
-// describe makes the error to report out of whatever ended the run. An ended context explains everything that failed
-// because of it.
-func (r *run) describe(ctx context.Context, err error) *Error {
-	var e *Error
-	cause := context.Cause(ctx)
+// NewError returns err as the *Error of work on a session outside of a connect. err is that of a single provider call,
+// of the records, or an *Error already. session may be empty.
+func NewError(providerName, session string, err error) *Error {
+	e := classify(err)
 	switch {
-	case errors.Is(cause, errTotal), errors.Is(cause, context.DeadlineExceeded):
-		e = &Error{
-			Code: CodeDeadline, Retryable: true,
-			Message: fmt.Sprintf("not connected within the overall deadline (%s)", round(time.Since(r.began))),
-			Hint:    "raise timeouts.total or --timeout if the provider only needs longer",
-		}
-	case cause != nil:
-		e = &Error{Code: CodeCancelled, Message: "cancelled"}
-	case errors.Is(err, errAcquire):
-		e = &Error{
-			Code: r.acquireFailed(), Retryable: true,
-			Message: fmt.Sprintf("no running sandbox after %s", r.req.Limits.Create),
-			Hint:    "raise timeouts.create if the provider only needs longer",
-		}
-	case errors.Is(err, errStart):
-		e = &Error{
-			Code: CodeStartFailed, Retryable: true,
-			Message: fmt.Sprintf("the server was not started after %s", r.req.Limits.Start),
-			Hint:    "raise timeouts.start if the provider only needs longer",
-		}
+	case e.Code == "" && provider.CodeOf(err) == provider.CodeTimeout:
+		e.Code, e.Message = CodeDeadline, "the provider did not answer in time: "+e.Message
+	case e.Code == "":
+		e.Code = CodeInternal
+	}
+	e.Provider, e.Session, e.Cleanup = providerName, session, CleanupNone
+	return e
+}
+
+// RecordsError returns err, which is that of the records, as an *Error. An ended context remains what it is.
+func RecordsError(err error) error {
+	var unusable *records.UnusableError
+	var busy *records.HeldError
+	switch {
+	case err == nil:
+		return nil
+	case lease.IsLost(err):
+		return &Error{Code: CodeLeaseLost, Retryable: true, Message: err.Error(), Cause: err}
+	case errors.As(err, &busy):
+		return &Error{Code: CodeBusy, Retryable: true, Message: busy.Error(), Cause: err}
+	case errors.As(err, &unusable):
+		return &Error{Code: CodeRecordsUnusable, Message: unusable.Error(), Cause: err}
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err
+	}
+	return &Error{Code: CodeRecordsUnusable, Message: "the records cannot be used: " + err.Error(), Cause: err}
+}
+
+// classify returns err as an *Error with the code that its class tells. Code is empty where the class says only that
+// something failed. That includes a provider that gave up by itself: a deadline or cancel of ours is known by its context.
+func classify(err error) *Error {
+	var failed *lease.Error
+	if errors.As(err, &failed) {
+		err = RecordsError(failed.Cause)
+	}
+	var e *Error
+	var elsewhere *recovery.ElsewhereError
+	switch {
 	case errors.As(err, &e):
-	default:
-		e = r.fromProvider(provider.AsError(err))
-	}
-	if r.claim == nil && r.waitsFor != "" && (e.Code == CodeDeadline || e.Code == CodeCancelled) {
-		e.Message += ", waiting for " + r.waitsFor + ", which works on this session"
-	}
-	e.Provider, e.Session = r.name, r.req.Session
-	return e
-}
-
-// fromProvider reads a provider's error: its class where that says all, else the step that failed.
-func (r *run) fromProvider(p *provider.Error) *Error {
-	e := fromProvider(p)
-	if e.Code == "" {
-		e.Code = CodeStartFailed
-		if r.phase == PhaseAcquire {
-			e.Code = r.acquireFailed()
+		return e
+	case errors.As(err, &elsewhere):
+		return &Error{
+			Code: CodeAlreadyExists, SandboxID: elsewhere.SandboxID, OtherProvider: elsewhere.Provider, Message: elsewhere.Error(),
 		}
 	}
-	return e
-}
-
-func (r *run) acquireFailed() Code {
-	if r.made {
-		return CodeCreateFailed
-	}
-	return CodeAttachFailed
-}
-
-// fromProvider leaves Code empty where the class says only that it failed. That includes a provider that gave up by
-// itself: a deadline or cancel of ours is known by its context.
-func fromProvider(p *provider.Error) *Error {
-	e := &Error{
-		Message: p.Error(), Retryable: p.Retryable, RetryAfter: p.RetryAfter, SandboxID: p.SandboxID,
+	p := provider.AsError(err)
+	return &Error{
+		Code: codeOf(p), Message: p.Error(), Retryable: p.Retryable, RetryAfter: p.RetryAfter, SandboxID: p.SandboxID,
 		ExitCode: p.ExitCode, LogTail: p.LogTail, Cause: p,
 	}
+}
+
+func codeOf(p *provider.Error) Code {
 	switch {
 	case p.Reason == provider.ReasonPluginCrashed, p.Reason == provider.ReasonPluginFailed,
 		p.Reason == provider.ReasonInvalidReply, p.Reason == provider.ReasonPanic:
-		e.Code = CodePluginFailed
+		return CodePluginFailed
 	case p.Reason == provider.ReasonServerExited:
-		e.Code = CodeServerExited
+		return CodeServerExited
 	case p.Code == provider.CodeExhausted && p.Reason == provider.ReasonQuota:
-		e.Code = CodeQuota
-	default:
-		e.Code = codes[p.Code]
+		return CodeQuota
 	}
-	e.Hint = hints[e.Code]
-	return e
+	return codes[p.Code]
 }
 
 var codes = map[provider.Code]Code{
@@ -188,42 +198,4 @@ var codes = map[provider.Code]Code{
 	provider.CodeUnreachable: CodeUnreachable,
 	provider.CodeUnsupported: CodeUnsupported,
 	provider.CodeInternal:    CodeInternal,
-}
-
-var hints = map[Code]string{
-	CodeDenied:       "check the provider's credentials: berth doctor",
-	CodeNotFound:     "connect with mode auto or create to make a sandbox",
-	CodeQuota:        "disconnect sessions you no longer need (berth sessions), or raise the account's quota",
-	CodeRateLimited:  "try again later",
-	CodeUnreachable:  "check the network and the provider's status, then try again",
-	CodeServerExited: "look at the server's log and command",
-	CodePluginFailed: "run the command again with --log-level debug to see the plugin's own log",
-}
-
-var sessionID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:@/+=-]{0,127}$`)
-
-// check refuses a request that no provider could serve.
-func (c *Connector) check(req Request) error {
-	var message string
-	switch {
-	case !sessionID.MatchString(req.Session):
-		message = fmt.Sprintf("the session id %.140q is not allowed: 1 to 128 of A-Z a-z 0-9 . _ : @ / + = -, beginning with a letter or digit", req.Session)
-	case req.Mode != ModeAuto && req.Mode != ModeAttach && req.Mode != ModeCreate:
-		message = fmt.Sprintf("the mode %q is not one of auto, attach, create", req.Mode)
-	case len(req.Server.Command) == 0:
-		message = "the server has no command"
-	default:
-		return nil
-	}
-	return &Error{Code: CodeInvalidConfig, Message: message, Session: req.Session, Provider: c.name, Cleanup: CleanupNone}
-}
-
-// isLoopback says that a URL can only be reached from the machine itself.
-func isLoopback(rawURL string) bool {
-	u, err := url.Parse(rawURL)
-	if err != nil {
-		return false
-	}
-	address, err := netip.ParseAddr(u.Hostname())
-	return u.Hostname() == "localhost" || err == nil && address.IsLoopback()
 }

@@ -44,26 +44,3 @@ type Event struct {
 	// Message is in words, for people.
 	Message string
 }
-
-func (r *run) emit(e Event) {
-	e.Time = time.Now()
-	e.Session, e.Provider, e.Attempt, e.SandboxID, e.Pings = r.req.Session, r.name, r.attempt, r.sandboxID, r.pings
-	r.events(e)
-}
-
-// enter begins a phase.
-func (r *run) enter(phase Phase) {
-	r.phase, r.phaseBegan = phase, time.Now()
-	r.emit(Event{Phase: phase, Status: StatusStarted})
-}
-
-// leave ends the phase and says how long it took.
-func (r *run) leave(message string) time.Duration {
-	elapsed := time.Since(r.phaseBegan)
-	r.emit(Event{Phase: r.phase, Status: StatusDone, Elapsed: elapsed, Message: message})
-	return elapsed
-}
-
-func (r *run) progress(message string) {
-	r.emit(Event{Phase: r.phase, Status: StatusProgress, Elapsed: time.Since(r.phaseBegan), Message: message})
-}

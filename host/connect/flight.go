@@ -8,13 +8,13 @@ import (
 	"sync"
 )
 
-// flights lets equal requests for one session share one run.
+// flights lets equal requests for one session share one attempt.
 type flights struct {
 	mutex   sync.Mutex
 	running map[string]*flight // by session
 }
 
-// flight is one run and the callers that wait for it. Its goroutine ends before the last caller returns.
+// flight is one attempt and the callers that wait for it. Its goroutine ends before the last caller returns.
 type flight struct {
 	request Request
 	cancel  context.CancelCauseFunc
@@ -30,17 +30,20 @@ type flight struct {
 	sinks      []*func(Event)
 }
 
-type runFunc func(ctx context.Context, req Request, events func(Event)) (Result, error)
+type connectFunc func(ctx context.Context, req Request, events func(Event)) (Result, error)
 
-// join runs the request, or waits with the others for the run under way.
-func (fs *flights) join(ctx context.Context, req Request, events func(Event), run runFunc) (Result, error) {
+// join calls connect with the request, or waits with the other callers for the attempt under way. events may be nil.
+func (fs *flights) join(ctx context.Context, req Request, events func(Event), connect connectFunc) (Result, error) {
+	if events == nil {
+		events = func(Event) {}
+	}
 	for {
-		f, joined := fs.board(ctx, req, &events, run)
+		f, joined := fs.board(ctx, req, &events, connect)
 		if joined {
 			defer f.unlisten(&events)
 			return fs.wait(ctx, f)
 		}
-		select { // a different request, or a run that is being undone: our turn comes after it
+		select { // a different request, or an attempt that is being undone: our turn comes after it
 		case <-f.done:
 		case <-ctx.Done():
 			return Result{}, leftEarly(ctx, req)
@@ -48,8 +51,8 @@ func (fs *flights) join(ctx context.Context, req Request, events func(Event), ru
 	}
 }
 
-// board gives the session's flight, a new one if there is none, and says whether the caller is on it.
-func (fs *flights) board(ctx context.Context, req Request, sink *func(Event), run runFunc) (*flight, bool) {
+// board returns the session's flight, a new one if there is none, and reports whether the caller is on it.
+func (fs *flights) board(ctx context.Context, req Request, sink *func(Event), connect connectFunc) (*flight, bool) {
 	fs.mutex.Lock()
 	defer fs.mutex.Unlock()
 	if f := fs.running[req.Session]; f != nil {
@@ -60,14 +63,14 @@ func (fs *flights) board(ctx context.Context, req Request, sink *func(Event), ru
 		f.listen(sink)
 		return f, true
 	}
-	// The run keeps the first caller's values, but ends only when all callers have gone.
-	runContext, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	// The attempt keeps the values of the first caller's context, but is cancelled only when all callers have gone.
+	shared, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	f := &flight{request: req, cancel: cancel, done: make(chan struct{}), callers: 1}
 	f.listen(sink)
 	fs.running[req.Session] = f
 	go func() {
 		defer cancel(nil)
-		f.result, f.err = run(runContext, req, f.broadcast)
+		f.result, f.err = connect(shared, req, f.broadcast)
 		fs.mutex.Lock()
 		delete(fs.running, req.Session)
 		fs.mutex.Unlock()
@@ -90,13 +93,13 @@ func (fs *flights) wait(ctx context.Context, f *flight) (Result, error) {
 	if !last {
 		return Result{}, leftEarly(ctx, f.request)
 	}
-	// The last caller stays until the run has undone what it made.
+	// The last caller stays until the attempt has undone what it made.
 	f.cancel(context.Cause(ctx))
 	<-f.done
 	return f.result.clone(), f.err
 }
 
-// leftEarly is the error of a caller that did not wait for a run that goes on without it.
+// leftEarly returns the error of a caller that left while the attempt goes on without it.
 func leftEarly(ctx context.Context, req Request) *Error {
 	e := &Error{Code: CodeCancelled, Session: req.Session, Cleanup: CleanupNone, Message: "cancelled while another connect of this session goes on"}
 	if errors.Is(context.Cause(ctx), context.DeadlineExceeded) {

@@ -7,13 +7,15 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/berth-dev/berth/internal/fakecloud"
 )
 
-func TestEqualConnectsAtTheSameTimeShareOneRun(t *testing.T) {
+func TestEqualConnectsAtTheSameTimeShareOneAttempt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
-		c.bootTime = 3 * time.Second
+		c := fakecloud.New()
+		c.BootTime = 3 * time.Second
 		k := connector(c)
 		var wg sync.WaitGroup
 		for i := range 50 {
@@ -28,19 +30,19 @@ func TestEqualConnectsAtTheSameTimeShareOneRun(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		same(t, "creates", c.count("create"), 1)
-		same(t, "starts", c.count("start"), 1)
+		same(t, "creates", c.Count("create"), 1)
+		same(t, "starts", c.Count("start"), 1)
 	})
 }
 
-func TestACallerThatLeavesDoesNotEndTheRunOfTheOthers(t *testing.T) {
+func TestACallerThatLeavesDoesNotEndTheAttemptOfTheOthers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
-		c.bootTime = 3 * time.Second
+		c := fakecloud.New()
+		c.BootTime = 3 * time.Second
 		k := connector(c)
 		var wg sync.WaitGroup
-		wg.Go(func() { // this one began the run, and goes first
+		wg.Go(func() { // this one began the attempt, and goes first
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			began := time.Now()
@@ -54,17 +56,17 @@ func TestACallerThatLeavesDoesNotEndTheRunOfTheOthers(t *testing.T) {
 			ok(t, err)
 		})
 		wg.Wait()
-		same(t, "creates", c.count("create"), 1)
-		same(t, "left", len(c.left()), 1)
+		same(t, "creates", c.Count("create"), 1)
+		same(t, "left", len(c.Left()), 1)
 	})
 }
 
-func TestTheLastCallerToLeaveEndsTheRunAndWaitsForTheUndo(t *testing.T) {
+func TestTheLastCallerToLeaveEndsTheAttemptAndWaitsForTheUndo(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
-		c.bootTime = time.Hour
-		c.onDestroy = func(context.Context) error {
+		c := fakecloud.New()
+		c.BootTime = time.Hour
+		c.OnDestroy = func(context.Context) error {
 			time.Sleep(time.Second)
 			return nil
 		}
@@ -92,9 +94,9 @@ func TestTheLastCallerToLeaveEndsTheRunAndWaitsForTheUndo(t *testing.T) {
 func TestAConnectDuringAnUndoWaitsForItAndStartsAfresh(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
-		c.bootTime = 10 * time.Second
-		c.onDestroy = func(context.Context) error {
+		c := fakecloud.New()
+		c.BootTime = 10 * time.Second
+		c.OnDestroy = func(context.Context) error {
 			time.Sleep(5 * time.Second)
 			return nil
 		}
@@ -119,8 +121,8 @@ func TestAConnectDuringAnUndoWaitsForItAndStartsAfresh(t *testing.T) {
 func TestADifferentRequestForTheSameSessionTakesItsTurn(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
-		c.bootTime = 3 * time.Second
+		c := fakecloud.New()
+		c.BootTime = 3 * time.Second
 		k := connector(c)
 		var wg sync.WaitGroup
 		wg.Go(func() {
@@ -135,15 +137,15 @@ func TestADifferentRequestForTheSameSessionTakesItsTurn(t *testing.T) {
 			failure(t, err, CodeAlreadyExists)
 		})
 		wg.Wait()
-		same(t, "creates", c.count("create"), 1)
+		same(t, "creates", c.Count("create"), 1)
 	})
 }
 
 func TestDifferentSessionsDoNotWaitForEachOther(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
-		c.bootTime = time.Second
+		c := fakecloud.New()
+		c.BootTime = time.Second
 		k := connector(c)
 		began := time.Now()
 		var wg sync.WaitGroup
@@ -159,6 +161,6 @@ func TestDifferentSessionsDoNotWaitForEachOther(t *testing.T) {
 		if took := time.Since(began); took > 2*time.Second {
 			t.Errorf("100 sessions took %s", took)
 		}
-		same(t, "sandboxes", len(c.left()), 100)
+		same(t, "sandboxes", len(c.Left()), 100)
 	})
 }

@@ -7,14 +7,15 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/berth-dev/berth/internal/fakecloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
 func TestTheWaitEndsAtItsTimeoutAndSaysWhatItSaw(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c, req := newCloud(), request()
-		c.bootTime, req.Health.Timeout = time.Hour, 3*time.Second
+		c, req := fakecloud.New(), request()
+		c.BootTime, req.Health.Timeout = time.Hour, 3*time.Second
 		began := time.Now()
 		_, err := connector(c).Connect(t.Context(), req, nil)
 		e := failure(t, err, CodeHealthTimeout)
@@ -24,7 +25,7 @@ func TestTheWaitEndsAtItsTimeoutAndSaysWhatItSaw(t *testing.T) {
 				t.Errorf("%q is missing in %q", part, e.Message)
 			}
 		}
-		same(t, "pings", e.Pings, c.count("ping"))
+		same(t, "pings", e.Pings, c.Count("ping"))
 		same(t, "log tail", strings.Join(e.LogTail, "\n"), "booting\nstill booting")
 		same(t, "phase", e.Phase, PhaseHealth)
 		nothingLeft(t, c)
@@ -34,10 +35,10 @@ func TestTheWaitEndsAtItsTimeoutAndSaysWhatItSaw(t *testing.T) {
 // gaps records the pauses between the probes of a wait that never succeeds.
 func gaps(t *testing.T, health Health) (pauses []time.Duration) {
 	synctest.Test(t, func(t *testing.T) {
-		c, req := newCloud(), request()
+		c, req := fakecloud.New(), request()
 		req.Health = health
 		var last time.Time
-		c.onPing = func(context.Context, time.Duration) (provider.PingResult, error) {
+		c.OnPing = func(context.Context, time.Duration) (provider.PingResult, error) {
 			if !last.IsZero() {
 				pauses = append(pauses, time.Since(last))
 			}
@@ -50,7 +51,7 @@ func gaps(t *testing.T, health Health) (pauses []time.Duration) {
 	return pauses
 }
 
-func TestTheRampIsNeverSlowerThanTheIntervalAndSettlesAtIt(t *testing.T) {
+func TestTheRampIsNeverSlowerThanTheIntervalAndEndsAtIt(t *testing.T) {
 	t.Parallel()
 	pauses := gaps(t, Health{})
 	for i, pause := range pauses {
@@ -66,7 +67,7 @@ func TestTheRampIsNeverSlowerThanTheIntervalAndSettlesAtIt(t *testing.T) {
 
 func TestWithoutTheRampEveryPauseIsTheInterval(t *testing.T) {
 	t.Parallel()
-	pauses := gaps(t, Health{NoRamp: true, Timeout: 9500 * time.Millisecond})
+	pauses := gaps(t, Health{Ramp: RampOff, Timeout: 9500 * time.Millisecond})
 	same(t, "count", len(pauses), 9)
 	for _, pause := range pauses {
 		same(t, "pause", pause, time.Second)
@@ -77,8 +78,8 @@ func TestReadinessIsNoticedWithinATenthOfTheBootTime(t *testing.T) {
 	t.Parallel()
 	for boot := time.Duration(0); boot < 30*time.Second; boot = boot*5/4 + 7*time.Millisecond {
 		synctest.Test(t, func(t *testing.T) {
-			c := newCloud()
-			c.bootTime = boot
+			c := fakecloud.New()
+			c.BootTime = boot
 			began := time.Now()
 			_, err := connector(c).Connect(t.Context(), request(), nil)
 			ok(t, err)
@@ -101,8 +102,8 @@ func TestAVerdictEndsTheWaitAtOnce(t *testing.T) {
 		{provider.PingResult{Status: provider.PingGone}, CodeSandboxGone},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			c := newCloud()
-			c.onPing = func(_ context.Context, since time.Duration) (provider.PingResult, error) {
+			c := fakecloud.New()
+			c.OnPing = func(_ context.Context, since time.Duration) (provider.PingResult, error) {
 				if since < 400*time.Millisecond {
 					return provider.PingResult{Status: provider.PingNotYet}, nil
 				}
@@ -127,8 +128,8 @@ func TestARefusalMayPassButNotForLong(t *testing.T) {
 	t.Parallel()
 	for _, passes := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
-			c := newCloud()
-			c.onPing = func(_ context.Context, since time.Duration) (provider.PingResult, error) {
+			c := fakecloud.New()
+			c.OnPing = func(_ context.Context, since time.Duration) (provider.PingResult, error) {
 				if passes && since > 2*time.Second {
 					return provider.PingResult{Status: provider.PingAlive}, nil
 				}
@@ -165,8 +166,8 @@ func TestErrorsOfPingAreReadAsAnswersWhereTheyAre(t *testing.T) {
 		{&provider.Error{Code: provider.CodeUnreachable, Reason: provider.ReasonPluginFailed}, CodePluginFailed},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			c := newCloud()
-			c.onPing = func(_ context.Context, since time.Duration) (provider.PingResult, error) {
+			c := fakecloud.New()
+			c.OnPing = func(_ context.Context, since time.Duration) (provider.PingResult, error) {
 				if test.want == "" && since > 10*time.Second {
 					return provider.PingResult{Status: provider.PingAlive}, nil
 				}
@@ -187,9 +188,9 @@ func TestAPluginMayCrashUnderAProbeButNotTwiceInARow(t *testing.T) {
 	t.Parallel()
 	for pattern, want := range map[string]Code{"crash alive": "", "crash not-yet crash alive": "", "crash crash": CodePluginFailed} {
 		synctest.Test(t, func(t *testing.T) {
-			c := newCloud()
+			c := fakecloud.New()
 			answers := strings.Fields(pattern)
-			c.onPing = func(context.Context, time.Duration) (provider.PingResult, error) {
+			c.OnPing = func(context.Context, time.Duration) (provider.PingResult, error) {
 				answer := answers[0]
 				answers = answers[1:]
 				if answer == "crash" {
@@ -215,9 +216,9 @@ func TestAPluginMayCrashUnderAProbeButNotTwiceInARow(t *testing.T) {
 func TestAProbeThatHangsEndsByItself(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCloud()
+		c := fakecloud.New()
 		first := true
-		c.onPing = func(ctx context.Context, _ time.Duration) (provider.PingResult, error) {
+		c.OnPing = func(ctx context.Context, _ time.Duration) (provider.PingResult, error) {
 			if first {
 				first = false
 				<-ctx.Done()
@@ -237,9 +238,9 @@ func TestAProbeThatHangsEndsByItself(t *testing.T) {
 func TestAProbeNeverOutlivesTheWait(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		c, req := newCloud(), request()
+		c, req := fakecloud.New(), request()
 		req.Health.Timeout = 2 * time.Second
-		c.onPing = func(ctx context.Context, _ time.Duration) (provider.PingResult, error) {
+		c.OnPing = func(ctx context.Context, _ time.Duration) (provider.PingResult, error) {
 			<-ctx.Done()
 			return provider.PingResult{}, ctx.Err()
 		}

@@ -6,157 +6,151 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/sethvargo/go-retry"
-
+	"github.com/berth-dev/berth/host/lease"
 	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/host/recovery"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// settleTime is how long a sandbox is looked for that a Create may have made without saying so.
-const settleTime = 3 * time.Second
+const (
+	// logLines is how much of a server's log goes into an error, and logLimit bounds getting it.
+	logLines = 20
+	logLimit = 3 * time.Second
+)
 
-// fail reports err after undoing what the run made, and leaves the record as things then are.
-func (r *run) fail(ctx context.Context, err error) *Error {
-	e := r.describe(ctx, err)
-	r.emit(Event{Phase: r.phase, Status: StatusFailed, Elapsed: time.Since(r.phaseBegan), Message: e.Message})
-	e.Phase = r.phase
-	e.Pings = r.pings
+// fail undoes what the attempt made, writes the record as things are then, and returns err as the *Error to report.
+func (a *attempt) fail(ctx context.Context, err error) *Error {
+	e := a.describe(ctx, err)
+	a.failed(e.Message)
+	e.Phase = a.phase
+	e.Pings = a.pings
 
-	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.req.Limits.Undo)
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.req.Limits.Undo)
 	defer cancel()
-	if r.claim != nil {
-		undo = r.claim.fenced(undo)
+	if a.lease != nil {
+		undo = a.lease.Context(undo)
 	}
-	r.addLog(undo, e)
-	e.Cleanup, err = r.undo(undo)
+	a.addLog(undo, e)
+	e.Cleanup, err = a.undo(undo)
 	if err != nil {
 		e.CleanupError = err.Error()
 	}
 	if e.SandboxID == "" {
-		e.SandboxID = r.sandboxID
+		e.SandboxID = a.sandboxID
 	}
-	if r.claim != nil {
-		_ = r.claim.release(ctx) // if it fails, the lease ends by itself, and the record says what is to be finished
+	if a.lease != nil {
+		_ = a.lease.Release(ctx) // if it fails, the lease ends by itself, and the record says what is to be finished
 	}
 	return e
 }
 
-// undo destroys what this run made, and nothing else.
-func (r *run) undo(ctx context.Context) (Cleanup, error) {
-	if !r.made {
-		return CleanupNone, nil
-	}
-	r.enter(PhaseUndo)
-	err := r.destroyMade(ctx)
+// describe returns the error to report for whatever ended the attempt. An ended context explains everything that failed
+// because of it.
+func (a *attempt) describe(ctx context.Context, err error) *Error {
+	var e *Error
+	cause := context.Cause(ctx)
 	switch {
-	case err == nil:
-		r.claim.gone()
-		r.leave("")
-		return CleanupDone, nil
-	case isLost(err): // the sandbox is another's to finish, or to use
-		r.emit(Event{Phase: PhaseUndo, Status: StatusFailed, Elapsed: time.Since(r.phaseBegan), Message: err.Error()})
-		return CleanupPending, err
+	case errors.Is(cause, errTotal), errors.Is(cause, context.DeadlineExceeded):
+		took := time.Since(a.began)
+		e = &Error{
+			Code: CodeDeadline, Retryable: true,
+			Message: fmt.Sprintf("not connected within the overall deadline (%s)", round(took)),
+		}
+		if errors.Is(cause, errTotal) { // otherwise the deadline was the caller's
+			e.Limit = Limit{LimitTotal, a.req.Limits.Total, took}
+		}
+	case cause != nil:
+		e = &Error{Code: CodeCancelled, Message: "cancelled"}
 	default:
-		r.claim.record.State, r.claim.record.SandboxID = records.StateDestroying, r.sandboxID
-		r.emit(Event{Phase: PhaseUndo, Status: StatusFailed, Elapsed: time.Since(r.phaseBegan), Message: err.Error()})
-		return CleanupFailed, err
+		e = a.describeStep(err)
+	}
+	if a.lease == nil && a.waitsFor != "" && (e.Code == CodeDeadline || e.Code == CodeCancelled) {
+		e.Message += ", waiting for " + a.waitsFor + ", which works on this session"
+	}
+	e.Provider, e.Session = a.account.Name, a.req.Session
+	return e
+}
+
+// describeStep returns the error of a step that failed by itself: its class where that tells all, else the code of the
+// step.
+func (a *attempt) describeStep(err error) *Error {
+	took := time.Since(a.phaseBegan)
+	switch limits := a.req.Limits; {
+	case errors.Is(err, errCreate):
+		return &Error{
+			Code: a.acquireCode(), Retryable: true, Limit: Limit{LimitCreate, limits.Create, took},
+			Message: fmt.Sprintf("no running sandbox after %s", limits.Create),
+		}
+	case errors.Is(err, errStart):
+		return &Error{
+			Code: CodeStartFailed, Retryable: true, Limit: Limit{LimitStart, limits.Start, took},
+			Message: fmt.Sprintf("the server was not started after %s", limits.Start),
+		}
+	}
+	e := classify(err)
+	if e.Code == "" {
+		e.Code = CodeStartFailed
+		if a.phase == PhaseAcquire {
+			e.Code = a.acquireCode()
+		}
+	}
+	return e
+}
+
+func (a *attempt) acquireCode() Code {
+	if a.made {
+		return CodeCreateFailed
+	}
+	return CodeAttachFailed
+}
+
+// addLog fetches the end of the server's log for an error that has none yet.
+func (a *attempt) addLog(ctx context.Context, e *Error) {
+	reader, able := a.account.Provider.(provider.LogReader)
+	helps := e.Code == CodeHealthTimeout || e.Code == CodeServerExited
+	if !able || !helps || len(e.LogTail) > 0 || a.sandboxID == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, logLimit)
+	defer cancel()
+	lines, err := reader.Logs(ctx, provider.LogsRequest{
+		SandboxRef: provider.SandboxRef{Owner: a.account.Owner, SandboxID: a.sandboxID}, Lines: logLines,
+	})
+	if err == nil {
+		e.LogTail = provider.Tail(lines)
 	}
 }
 
-func (r *run) destroyMade(ctx context.Context) error {
-	if r.sandboxID == "" {
-		id, err := r.findMade(ctx, r.claim.record, settleTime)
+// undo destroys what this attempt made, and nothing else.
+func (a *attempt) undo(ctx context.Context) (Cleanup, error) {
+	if !a.made {
+		return CleanupNone, nil
+	}
+	a.enter(PhaseUndo)
+	err := a.destroyMade(ctx)
+	if err == nil {
+		a.lease.SetGone()
+		a.leave("")
+		return CleanupDone, nil
+	}
+	a.failed(err.Error())
+	if lease.IsLost(err) { // the sandbox is another host's to finish, or to use
+		return CleanupPending, err
+	}
+	a.lease.Record.State, a.lease.Record.SandboxID = records.StateDestroying, a.sandboxID
+	return CleanupFailed, err
+}
+
+func (a *attempt) destroyMade(ctx context.Context) error {
+	if a.sandboxID == "" {
+		id, err := a.account.FindMade(ctx, a.lease.Record, recovery.SearchTime)
 		if err != nil {
-			return fmt.Errorf("a sandbox may have been made for attempt %s, and looking for it failed: %w", r.attempt, err)
+			return fmt.Errorf("a sandbox may have been made for attempt %s, and looking for it failed: %w", a.id, err)
 		}
 		if id == "" {
 			return nil
 		}
-		r.sandboxID = id
+		a.sandboxID = id
 	}
-	return r.destroy(ctx, r.claim, r.sandboxID)
-}
-
-// destroy ends one sandbox for good, under a lease.
-func (c *Connector) destroy(ctx context.Context, under *claim, sandboxID string) error {
-	destroyer, able := c.provider.(provider.Destroyer)
-	if !able {
-		return provider.Errorf(provider.CodeUnsupported, "the provider cannot destroy: sandbox %s is left", sandboxID)
-	}
-	ref := provider.SandboxRef{Owner: c.owner, SandboxID: sandboxID}
-	err := insist(ctx, func() error {
-		if err := under.check(ctx); err != nil {
-			return err
-		}
-		return destroyer.Destroy(ctx, ref)
-	})
-	if err != nil && provider.CodeOf(err) != provider.CodeNotFound {
-		return fmt.Errorf("sandbox %s is left: %w", sandboxID, err)
-	}
-	return nil
-}
-
-// findMade looks for the sandbox that the record's attempt made. It looks for a while before it believes that there is
-// none, because a cloud's listing lags behind its creations.
-func (c *Connector) findMade(ctx context.Context, record records.Record, patience time.Duration) (id string, err error) {
-	settle, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	var last error
-	_ = retry.Do(settle, retry.NewConstant(settleTime/10), func(context.Context) error {
-		// One listing may take longer than the settling: it has the whole time of ctx.
-		sandboxes, err := list(ctx, c.provider, provider.ListRequest{Owner: c.owner, Session: record.Session})
-		last = err
-		for _, sandbox := range sandboxes {
-			if sandbox.Attempt == record.Attempt && sandbox.State != provider.StateGone {
-				id = sandbox.ID
-				return nil
-			}
-		}
-		if provider.CodeOf(err) == provider.CodeUnsupported {
-			return err
-		}
-		return retry.RetryableError(errNotListed)
-	})
-	return id, last
-}
-
-var errNotListed = errors.New("not listed")
-
-// insist repeats a call whose failure may pass, until ctx ends.
-func insist(ctx context.Context, call func() error) error {
-	var last *provider.Error
-	backoff := pauses()
-	patient := retry.BackoffFunc(func() (time.Duration, bool) {
-		pause, stop := backoff.Next()
-		return max(pause, last.RetryAfter), stop
-	})
-	err := retry.Do(ctx, patient, func(context.Context) error {
-		err := call()
-		if isLost(err) {
-			last = nil
-			return err
-		}
-		last = provider.AsError(err)
-		if last != nil && (last.Retryable || last.Code == provider.CodeUnreachable) && last.Reason != provider.ReasonPluginFailed {
-			return retry.RetryableError(err)
-		}
-		return err
-	})
-	if last != nil {
-		return last
-	}
-	return err
-}
-
-func pauses() retry.Backoff {
-	return retry.WithCappedDuration(2*time.Second, retry.NewExponential(200*time.Millisecond))
-}
-
-// list is Lister.List of a provider that may not have it.
-func list(ctx context.Context, p provider.Provider, req provider.ListRequest) ([]provider.Sandbox, error) {
-	lister, able := p.(provider.Lister)
-	if !able {
-		return nil, provider.Errorf(provider.CodeUnsupported, "the provider cannot list its sandboxes")
-	}
-	return lister.List(ctx, req)
+	return a.account.Destroy(ctx, a.lease, a.sandboxID)
 }

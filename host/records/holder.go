@@ -13,56 +13,56 @@ import (
 	"time"
 )
 
-// holder is this host as the database knows it. All its leases live as long as its row, which its heartbeat keeps alive:
-// however many leases there are, it is one write.
+// holder is this host's row in the holders table. All leases of the host are valid while the row is, so one heartbeat
+// renews them all, however many there are.
 //
-// A holder also keeps a lock on a file that bears its id. The kernel gives that up when the process ends, however it
-// ends, so that hosts on the same machine need not wait for the lease's time. A process that is stopped keeps it.
+// A holder also keeps a lock on a file named after its ID. The kernel drops the lock when the process dies, however it
+// dies, so hosts on the same machine need not wait for the row to expire. A process that is merely stopped keeps it.
 type holder struct {
 	id   string
 	ttl  time.Duration
 	now  func() time.Time
 	file *os.File
 
-	mutex  sync.Mutex
-	beat   time.Time // when the last heartbeat that was heard began
-	lapsed bool
+	mutex     sync.Mutex
+	renewedAt time.Time // when the last successful renewal began
+	expired   bool
 }
 
-// heard says that a heartbeat was, which began at that time.
-func (h *holder) heard(beat time.Time) {
+// renewed records a successful renewal that began at the given time.
+func (h *holder) renewed(at time.Time) {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
-	h.beat = beat
+	h.renewedAt = at
 }
 
-// left is the time until the holder lapses, and not positive once it has. It is computed, so that it is right in the
-// instant after a pause of any length. Both clocks of the process are asked: the steady one may stand still while the
-// machine sleeps, and the other can be set back.
-func (h *holder) left() time.Duration {
+// remaining returns the time until the holder expires, and zero once it has. It is computed rather than signalled by a
+// timer, so that it is right in the instant after the process was stopped. It reads both the monotonic and the wall
+// clock: the first may stand still while the machine sleeps, the second can be set back.
+func (h *holder) remaining() time.Duration {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
 	now := h.now()
-	left := h.ttl - max(now.Sub(h.beat), now.Round(0).Sub(h.beat.Round(0)))
-	if left <= 0 {
-		h.lapsed = true // for good, whatever a clock says later
+	remaining := h.ttl - max(now.Sub(h.renewedAt), now.Round(0).Sub(h.renewedAt.Round(0)))
+	if remaining <= 0 {
+		h.expired = true // for good, whatever a clock says later
 	}
-	if h.lapsed {
+	if h.expired {
 		return 0
 	}
-	return left
+	return remaining
 }
 
-func (h *holder) valid() bool { return h.left() > 0 }
+func (h *holder) valid() bool { return h.remaining() > 0 }
 
-// lapse ends the holder: for good.
-func (h *holder) lapse() {
+// expire makes the holder invalid for good.
+func (h *holder) expire() {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
-	h.lapsed = true
+	h.expired = true
 }
 
-// Valid is Store.Valid.
+// Valid implements Store.
 func (s *SQL) Valid() bool {
 	h := s.currentHolder()
 	return h == nil || h.valid()
@@ -74,53 +74,54 @@ func (s *SQL) currentHolder() *holder {
 	return s.holder
 }
 
-// liveHolder returns this store's holder, which it begins if there is none that lives.
-func (s *SQL) liveHolder(ctx context.Context) (*holder, error) {
+// ensureHolder returns the store's holder. It registers a new one if there is none or the last one has expired.
+func (s *SQL) ensureHolder(ctx context.Context) (*holder, error) {
 	if h := s.currentHolder(); h != nil && h.valid() {
 		return h, nil
 	}
 	select {
-	case s.beginning <- struct{}{}:
+	case s.registering <- struct{}{}:
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	defer func() { <-s.beginning }()
-	if s.life.Err() != nil {
+	defer func() { <-s.registering }()
+	if s.lifetime.Err() != nil {
 		return nil, &UnusableError{Where: s.dir, Problem: "they were closed", Hint: "open them again"}
 	}
 	old := s.currentHolder()
 	if old != nil && old.valid() {
-		return old, nil // another call began it
+		return old, nil // registered by another call
 	}
-	h, err := s.beginHolder(ctx)
+	h, err := s.registerHolder(ctx)
 	if err != nil {
 		return nil, err
 	}
 	s.mutex.Lock()
 	s.holder = h
 	s.mutex.Unlock()
-	s.beats.Go(func() { s.keepAlive(s.life, h) })
+	s.heartbeats.Go(func() { s.heartbeat(s.lifetime, h) })
 	if old != nil {
-		if err := s.end(ctx, old); err != nil {
-			s.log.Debug("the records still have a holder that has lapsed", "error", err)
+		if err := s.unregister(ctx, old); err != nil {
+			s.log.Debug("an expired holder could not be deleted from the records", "error", err)
 		}
 	}
 	return h, nil
 }
 
-// beginHolder makes a new holder known. Its file is locked first: whoever sees the row can rely on the lock.
-func (s *SQL) beginHolder(ctx context.Context) (*holder, error) {
+// registerHolder inserts a new holder. It locks the holder's file first, so that whoever sees the row can rely on the
+// lock.
+func (s *SQL) registerHolder(ctx context.Context) (*holder, error) {
 	h := &holder{id: rand.Text(), ttl: s.ttl, now: s.now}
 	var err error
-	if h.file, err = lockNew(filepath.Join(s.dir, h.id)); err != nil {
+	if h.file, err = createLocked(filepath.Join(s.dir, h.id)); err != nil {
 		return nil, &UnusableError{
 			Where: s.dir, Problem: "this host cannot make itself known there", Cause: err,
 			Hint: "make the directory writable, or free space on its disk",
 		}
 	}
-	var beat time.Time
+	var start time.Time
 	err = s.do(ctx, false, func(ctx context.Context, conn *sql.Conn) error {
-		beat = s.now()
+		start = s.now()
 		_, err := s.exec(ctx, conn, `INSERT INTO holders (id, description, until, ttl) VALUES ($1, $2, {now} + $3, $3)
 			ON CONFLICT (id) DO UPDATE SET until = excluded.until`, h.id, describeProcess(), h.ttl.Milliseconds())
 		return err
@@ -130,7 +131,7 @@ func (s *SQL) beginHolder(ctx context.Context) (*holder, error) {
 		h.file.Close()
 		return nil, err
 	}
-	h.heard(beat)
+	h.renewed(start)
 	return h, nil
 }
 
@@ -144,8 +145,8 @@ func describeProcess() string {
 	return fmt.Sprintf("process %d on %s", os.Getpid(), name)
 }
 
-// keepAlive is the heartbeat. It ends with the holder, or with ctx.
-func (s *SQL) keepAlive(ctx context.Context, h *holder) {
+// heartbeat renews the holder three times per ttl, until it expires or ctx ends.
+func (s *SQL) heartbeat(ctx context.Context, h *holder) {
 	for pause := h.ttl / 3; ; {
 		select {
 		case <-ctx.Done():
@@ -158,23 +159,24 @@ func (s *SQL) keepAlive(ctx context.Context, h *holder) {
 		case ctx.Err() != nil:
 			return
 		case !h.valid():
-			s.log.Warn("this host was not heard of in time and has lost its leases", "error", err)
+			s.log.Warn("this host did not renew its leases in time and has lost them", "error", err)
 			return
 		case err != nil:
-			s.log.Warn("a heartbeat did not reach the records", "error", err)
+			s.log.Warn("the leases could not be renewed yet", "error", err)
 			pause = h.ttl / 30
 		}
 	}
 }
 
-// renew is one heartbeat. It waits for no other call of this store, and not longer than the holder lives.
+// renew extends the holder by its ttl. It uses no connection slot, so other calls cannot delay it, and gives up when
+// the holder expires.
 func (s *SQL) renew(ctx context.Context, h *holder) error {
-	ctx, cancel := context.WithTimeout(ctx, h.left())
+	ctx, cancel := context.WithTimeout(ctx, h.remaining())
 	defer cancel()
-	return s.again(ctx, func(ctx context.Context) error {
-		beat := s.now()
+	return s.retrying(ctx, func(ctx context.Context) error {
+		start := s.now()
 		var n int64
-		err := s.try(ctx, false, func(ctx context.Context, conn *sql.Conn) error {
+		err := s.runOnce(ctx, false, func(ctx context.Context, conn *sql.Conn) error {
 			var err error
 			n, err = s.exec(ctx, conn, `UPDATE holders SET until = {now} + ttl WHERE id = $1 AND until > {now}`, h.id)
 			return err
@@ -183,36 +185,37 @@ func (s *SQL) renew(ctx context.Context, h *holder) error {
 		case err != nil:
 			return err
 		case n == 0:
-			h.lapse()
+			h.expire()
 		default:
-			h.heard(beat)
+			h.renewed(start)
 		}
 		return nil
 	})
 }
 
-// end takes a holder that has lapsed out of the database. If that fails, its file stays, unlocked, for others to see.
-func (s *SQL) end(ctx context.Context, h *holder) error {
+// unregister deletes an expired holder from the database and its file. If that fails the file stays, unlocked, and
+// removeDeadHolders finishes the job.
+func (s *SQL) unregister(ctx context.Context, h *holder) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	defer h.file.Close()
-	err := s.remove(ctx, h.id)
+	err := s.deleteHolder(ctx, h.id)
 	if err == nil {
 		os.Remove(h.file.Name())
 	}
 	return err
 }
 
-func (s *SQL) remove(ctx context.Context, id string) error {
+func (s *SQL) deleteHolder(ctx context.Context, id string) error {
 	return s.do(ctx, false, func(ctx context.Context, conn *sql.Conn) error {
 		_, err := s.exec(ctx, conn, `DELETE FROM holders WHERE id = $1`, id)
 		return err
 	})
 }
 
-// processEnded says that the process of a holder was on this machine and is no more. When in doubt it is not.
-func (s *SQL) processEnded(id string) bool {
-	file := s.lockOfDead(id)
+// processDead reports whether the holder's process ran on this machine and is known to have died.
+func (s *SQL) processDead(id string) bool {
+	file := s.lockIfDead(id)
 	if file == nil {
 		return false
 	}
@@ -220,36 +223,37 @@ func (s *SQL) processEnded(id string) bool {
 	return true
 }
 
-// lockOfDead takes the lock of a holder whose process has ended, and is nil when that lives or was never here.
-func (s *SQL) lockOfDead(id string) *os.File {
+// lockIfDead locks and returns the file of a holder whose process has died. It returns nil if the process is alive or
+// never ran on this machine.
+func (s *SQL) lockIfDead(id string) *os.File {
 	file, err := os.Open(filepath.Join(s.dir, id))
 	if err != nil {
 		return nil
 	}
-	if flock(file, syscall.LOCK_SH|syscall.LOCK_NB) != nil { // shared: those who look do not disturb each other
+	if flock(file, syscall.LOCK_SH|syscall.LOCK_NB) != nil { // shared: concurrent checks must not take each other for the owner
 		file.Close()
 		return nil
 	}
 	return file
 }
 
-// bury removes a holder if its process has ended, and says whether it had. It keeps the lock meanwhile: the file may be
-// that of a holder which is just being begun, and that then finds the file gone before it makes itself known.
-func (s *SQL) bury(ctx context.Context, id string) (bool, error) {
-	file := s.lockOfDead(id)
+// removeIfDead removes a holder whose process has died, and reports whether it had. It keeps the file locked meanwhile:
+// the file may belong to a holder that is just being registered, which then finds its file gone and makes another.
+func (s *SQL) removeIfDead(ctx context.Context, id string) (bool, error) {
+	file := s.lockIfDead(id)
 	if file == nil {
 		return false, nil
 	}
 	defer file.Close()
-	if err := s.remove(ctx, id); err != nil {
+	if err := s.deleteHolder(ctx, id); err != nil {
 		return false, err
 	}
 	os.Remove(file.Name())
 	return true, nil
 }
 
-// buryDead buries all whose processes ended on this machine.
-func (s *SQL) buryDead(ctx context.Context) error {
+// removeDeadHolders removes all holders whose processes died on this machine.
+func (s *SQL) removeDeadHolders(ctx context.Context) error {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
 		return &UnusableError{
@@ -258,15 +262,16 @@ func (s *SQL) buryDead(ctx context.Context) error {
 		}
 	}
 	for _, entry := range entries {
-		if _, err := s.bury(ctx, entry.Name()); err != nil {
+		if _, err := s.removeIfDead(ctx, entry.Name()); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// lockNew makes a file and locks it. Somebody who takes it for a dead process's may remove it in between.
-func lockNew(path string) (*os.File, error) {
+// createLocked creates a file and locks it. Between the two steps another process may take the file for that of a dead
+// process and remove it; createLocked then starts over.
+func createLocked(path string) (*os.File, error) {
 	for {
 		file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 		if err != nil {

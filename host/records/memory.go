@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Memory is records that end with the process: for a host that keeps none, and for tests. Several stores of one Memory
-// are several hosts.
+// Memory is records that are lost when the process ends, for hosts without a state directory and for tests. Several
+// stores of one Memory act as several hosts.
 type Memory struct {
 	mutex   sync.Mutex
 	began   time.Time
@@ -19,44 +19,44 @@ type Memory struct {
 type memoryRecord struct {
 	Record
 	token int64
-	host  *memoryHolder // nil when nobody holds it
+	host  *memoryHolder // nil if the session is not leased
 }
 
-// memoryHolder lives until it is ended: a process cannot outlive itself, so it needs no renewal.
+// memoryHolder is valid until it is expired: the records end with the process, so it needs no renewal.
 type memoryHolder struct {
-	name  string
-	ended bool // guarded by memory.mutex
+	name    string
+	expired bool // guarded by Memory.mutex
 }
 
-// NewMemory begins records.
+// NewMemory returns empty records.
 func NewMemory() *Memory {
 	return &Memory{began: time.Now(), records: map[string]*memoryRecord{}}
 }
 
-// Store gives a host of that name its way to the records.
+// Store returns the records as the host of the given name sees them.
 func (m *Memory) Store(name string) *MemoryStore {
 	return &MemoryStore{memory: m, holder: &memoryHolder{name: name}}
 }
 
-// MemoryStore is one host's way to a Memory.
+// MemoryStore is one host's access to a Memory. It implements Store.
 type MemoryStore struct {
 	memory *Memory
 	holder *memoryHolder // guarded by memory.mutex
 }
 
-// End does what the end of a lease's time does: all leases of this host are lost. The next Claim begins anew.
+// End expires this host's leases, as if it had not renewed them in time. The next Claim registers a new holder.
 func (s *MemoryStore) End() {
 	s.memory.mutex.Lock()
 	defer s.memory.mutex.Unlock()
-	s.holder.ended = true
+	s.holder.expired = true
 }
 
-// Claim is Store.Claim.
+// Claim implements Store.
 func (s *MemoryStore) Claim(_ context.Context, session string) (Lease, Record, error) {
 	m := s.memory
 	m.mutex.Lock()
 	defer m.mutex.Unlock()
-	if s.holder.ended {
+	if s.holder.expired {
 		s.holder = &memoryHolder{name: s.holder.name}
 	}
 	r := m.records[session]
@@ -64,7 +64,7 @@ func (s *MemoryStore) Claim(_ context.Context, session string) (Lease, Record, e
 		r = &memoryRecord{Record: Record{Session: session, State: StateGone, UpdatedAt: time.Now()}}
 		m.records[session] = r
 	}
-	if r.host != nil && !r.host.ended {
+	if r.host != nil && !r.host.expired {
 		return Lease{}, Record{}, &HeldError{Session: session, Holder: r.host.name}
 	}
 	r.host = s.holder
@@ -72,24 +72,24 @@ func (s *MemoryStore) Claim(_ context.Context, session string) (Lease, Record, e
 	return Lease{Session: session, Holder: s.holder.name, Token: r.token}, r.Record, nil
 }
 
-// holds gives the record of a lease that holds.
-func (s *MemoryStore) holds(lease Lease) (*memoryRecord, error) {
+// leased returns the record of a lease, or ErrLost.
+func (s *MemoryStore) leased(lease Lease) (*memoryRecord, error) {
 	r := s.memory.records[lease.Session]
-	if r == nil || r.token != lease.Token || r.host != s.holder || s.holder.ended {
+	if r == nil || r.token != lease.Token || r.host != s.holder || s.holder.expired {
 		return nil, ErrLost
 	}
 	return r, nil
 }
 
-// Check is Store.Check.
+// Check implements Store.
 func (s *MemoryStore) Check(_ context.Context, lease Lease) error {
 	s.memory.mutex.Lock()
 	defer s.memory.mutex.Unlock()
-	_, err := s.holds(lease)
+	_, err := s.leased(lease)
 	return err
 }
 
-// Save is Store.Save.
+// Save implements Store.
 func (s *MemoryStore) Save(_ context.Context, lease Lease, record Record) error {
 	s.memory.mutex.Lock()
 	defer s.memory.mutex.Unlock()
@@ -98,7 +98,7 @@ func (s *MemoryStore) Save(_ context.Context, lease Lease, record Record) error 
 }
 
 func (s *MemoryStore) save(lease Lease, record Record) (*memoryRecord, error) {
-	r, err := s.holds(lease)
+	r, err := s.leased(lease)
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +110,7 @@ func (s *MemoryStore) save(lease Lease, record Record) (*memoryRecord, error) {
 	return r, nil
 }
 
-// Release is Store.Release.
+// Release implements Store.
 func (s *MemoryStore) Release(_ context.Context, lease Lease, record Record) error {
 	s.memory.mutex.Lock()
 	defer s.memory.mutex.Unlock()
@@ -121,15 +121,16 @@ func (s *MemoryStore) Release(_ context.Context, lease Lease, record Record) err
 	return err
 }
 
-func (r *memoryRecord) seen() Record {
-	seen := r.Record
-	if r.host != nil && !r.host.ended {
-		seen.Holder = r.host.name
+// withHolder returns the record with its Holder.
+func (r *memoryRecord) withHolder() Record {
+	record := r.Record
+	if r.host != nil && !r.host.expired {
+		record.Holder = r.host.name
 	}
-	return seen
+	return record
 }
 
-// Get is Store.Get.
+// Get implements Store.
 func (s *MemoryStore) Get(_ context.Context, session string) (Record, error) {
 	s.memory.mutex.Lock()
 	defer s.memory.mutex.Unlock()
@@ -137,28 +138,28 @@ func (s *MemoryStore) Get(_ context.Context, session string) (Record, error) {
 	if r == nil {
 		return Record{}, ErrNotFound
 	}
-	return r.seen(), nil
+	return r.withHolder(), nil
 }
 
-// List is Store.List.
+// List implements Store.
 func (s *MemoryStore) List(context.Context) ([]Record, error) {
 	s.memory.mutex.Lock()
 	defer s.memory.mutex.Unlock()
 	var all []Record
 	for _, r := range s.memory.records {
-		all = append(all, r.seen())
+		all = append(all, r.withHolder())
 	}
 	slices.SortFunc(all, func(x, y Record) int { return cmp.Compare(x.Session, y.Session) })
 	return all, nil
 }
 
-// Forget is Store.Forget.
+// Forget implements Store.
 func (s *MemoryStore) Forget(_ context.Context, before time.Time) (int, error) {
 	s.memory.mutex.Lock()
 	defer s.memory.mutex.Unlock()
 	n := 0
 	for session, r := range s.memory.records {
-		if r.State == StateGone && r.seen().Holder == "" && r.UpdatedAt.Before(before) {
+		if r.State == StateGone && r.withHolder().Holder == "" && r.UpdatedAt.Before(before) {
 			delete(s.memory.records, session)
 			n++
 		}
@@ -166,17 +167,17 @@ func (s *MemoryStore) Forget(_ context.Context, before time.Time) (int, error) {
 	return n, nil
 }
 
-// Began is Store.Began.
+// Began implements Store.
 func (s *MemoryStore) Began(context.Context) (time.Time, error) { return s.memory.began, nil }
 
-// Valid is Store.Valid.
+// Valid implements Store.
 func (s *MemoryStore) Valid() bool {
 	s.memory.mutex.Lock()
 	defer s.memory.mutex.Unlock()
-	return !s.holder.ended
+	return !s.holder.expired
 }
 
-// Close is Store.Close.
+// Close implements Store.
 func (s *MemoryStore) Close() error {
 	s.End()
 	return nil

@@ -14,15 +14,15 @@ import (
 var migrations embed.FS
 
 const (
-	// schema is the newest version of the tables. Each has a file in migrations, which is never changed again.
+	// schema is the newest version of the tables. Each version has a file in migrations, which never changes again.
 	schema = 2
-	// versionTable is where goose keeps the version of a database.
+	// versionTable is the table in which goose stores the version.
 	versionTable = "berth_schema"
-	// selectVersion is 0 in a database whose version table is empty, which is one that is just being made.
+	// selectVersion returns 0 while the version table is empty, that is, while the database is being created.
 	selectVersion = `SELECT COALESCE(MAX(version_id), 0) FROM ` + versionTable + ` WHERE is_applied`
 )
 
-// migrate brings the tables to a version. The caller sees to it that nobody else does so at the same time.
+// migrate upgrades the tables to a version. The caller must exclude concurrent migrations.
 func migrate(ctx context.Context, db *sql.DB, dialect goose.Dialect, version int64) error {
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
@@ -36,8 +36,8 @@ func migrate(ctx context.Context, db *sql.DB, dialect goose.Dialect, version int
 	return err
 }
 
-// fromTheFuture is the error for a database that a newer berth has migrated.
-func fromTheFuture(where string, version int64) error {
+// tooNew returns the error for a database that a newer berth has migrated.
+func tooNew(where string, version int64) error {
 	return &UnusableError{
 		Where:   where,
 		Problem: fmt.Sprintf("they have schema version %d, and this berth knows versions up to %d", version, schema),

@@ -16,7 +16,7 @@ import (
 	"github.com/sethvargo/go-retry"
 )
 
-// postgresServer is a database that several machines share. Its clock is everybody's.
+// postgresServer is a database that several machines share. Its clock is the one that counts for all of them.
 type postgresServer struct {
 	config *pgx.ConnConfig
 	where  string
@@ -24,7 +24,7 @@ type postgresServer struct {
 
 func newPostgres(address string) (*postgresServer, error) {
 	config, err := pgx.ParseConfig(address)
-	if err != nil { // which is not shown: it may quote the URL, with its password
+	if err != nil { // not shown: it may quote the URL, with its password
 		return nil, &UnusableError{
 			Where: "PostgreSQL", Problem: "the URL is not one that PostgreSQL understands",
 			Hint: "it looks like postgres://user:password@host:5432/database?sslmode=require; what is not a letter or digit " +
@@ -32,14 +32,14 @@ func newPostgres(address string) (*postgresServer, error) {
 		}
 	}
 	if config.ConnectTimeout == 0 {
-		config.ConnectTimeout = tryLimit
+		config.ConnectTimeout = tryTimeout
 	}
 	return &postgresServer{
 		config: config, where: fmt.Sprintf("PostgreSQL on %s:%d, database %q", config.Host, config.Port, config.Database),
 	}, nil
 }
 
-func (p *postgresServer) connections() int { return 3 } // many hosts share what the server has
+func (p *postgresServer) connections() int { return 3 } // many hosts share the server's connections
 
 func (p *postgresServer) now() string {
 	return `CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)`
@@ -52,12 +52,12 @@ func (p *postgresServer) check() error { return nil }
 func (p *postgresServer) prepare(context.Context, *sql.Conn, bool) error { return nil }
 
 func (p *postgresServer) open(ctx context.Context) (*sql.DB, error) {
-	db := stdlib.OpenDB(*p.config, stdlib.OptionAfterConnect(setUp))
-	// A server that is just starting is waited for, but not for long: more often the URL is wrong.
-	pace := retry.WithMaxDuration(2*time.Second, retry.NewConstant(100*time.Millisecond))
-	err := retry.Do(ctx, pace, func(ctx context.Context) error {
-		err := p.bringUp(ctx, db)
-		if err != nil && !final(err) && p.transient(err) {
+	db := stdlib.OpenDB(*p.config, stdlib.OptionAfterConnect(setTimeouts))
+	// Wait for a server that is just starting, but not for long: more often the URL is wrong.
+	backoff := retry.WithMaxDuration(2*time.Second, retry.NewConstant(100*time.Millisecond))
+	err := retry.Do(ctx, backoff, func(ctx context.Context) error {
+		err := p.upgrade(ctx, db)
+		if err != nil && !ofContract(err) && p.transient(err) {
 			return retry.RetryableError(err)
 		}
 		return err
@@ -69,16 +69,16 @@ func (p *postgresServer) open(ctx context.Context) (*sql.DB, error) {
 	return db, nil
 }
 
-// setUp bounds what a host can do to others that stops, or vanishes, in the middle of a transaction.
-func setUp(ctx context.Context, conn *pgx.Conn) error {
+// setTimeouts limits how long a host that is stopped or cut off in the middle of a transaction can block others.
+func setTimeouts(ctx context.Context, conn *pgx.Conn) error {
 	_, err := conn.Exec(ctx, "SET idle_in_transaction_session_timeout = '5s'; SET lock_timeout = '3s'")
 	return err
 }
 
-// migrationLock is the key of the lock on migrations: any number that is always the same.
+// migrationLock is the key of the advisory lock on migrations, an arbitrary constant.
 const migrationLock = 0x6265727468
 
-func (p *postgresServer) bringUp(ctx context.Context, db *sql.DB) error {
+func (p *postgresServer) upgrade(ctx context.Context, db *sql.DB) error {
 	current, err := p.current(ctx, db)
 	if err != nil || current {
 		return err
@@ -94,7 +94,7 @@ func (p *postgresServer) bringUp(ctx context.Context, db *sql.DB) error {
 	if _, err := conn.ExecContext(ctx, "SELECT pg_advisory_lock($1)", migrationLock); err != nil {
 		return err
 	}
-	defer conn.ExecContext(context.WithoutCancel(ctx), //nolint:errcheck // if it fails the connection is gone, and the lock too
+	defer conn.ExecContext(context.WithoutCancel(ctx), //nolint:errcheck // if it fails the connection is gone, and the lock with it
 		"SELECT pg_advisory_unlock($1)", migrationLock)
 	if current, err := p.current(ctx, db); err != nil || current {
 		return err
@@ -112,28 +112,28 @@ func (p *postgresServer) current(ctx context.Context, db *sql.DB) (bool, error) 
 		return false, err
 	}
 	if version > schema {
-		return false, fromTheFuture(p.where, version)
+		return false, tooNew(p.where, version)
 	}
 	return version == schema, nil
 }
 
-func (p *postgresServer) pace() retry.Backoff {
+func (p *postgresServer) backoff() retry.Backoff {
 	pause := retry.WithCappedDuration(500*time.Millisecond, retry.NewExponential(20*time.Millisecond))
 	return retry.WithMaxDuration(patience, retry.WithJitterPercent(50, pause))
 }
 
-// transient: whatever the server did not say itself is a matter of the connection.
+// transient takes every error that does not come from the server itself for a failure of the connection.
 func (p *postgresServer) transient(err error) bool {
 	var parts *pgconn.PgError
 	if !errors.As(err, &parts) {
 		return true
 	}
 	switch parts.Code {
-	case "57P01", "57P02", "57P03", "57P05", // the server stops, crashed, starts; it ended an idle session
+	case "57P01", "57P02", "57P03", "57P05", // the server is stopping, crashed or starting, or ended an idle session
 		"25P03",          // this host was stopped in a transaction for too long
 		"53300",          // too many connections
-		"40001", "40P01", // two transactions were in each other's way
-		"55P03": // a lock was not to be had in time
+		"40001", "40P01", // serialization failure, deadlock
+		"55P03": // lock timeout
 		return true
 	}
 	return strings.HasPrefix(parts.Code, "08") // the connection failed
@@ -175,7 +175,8 @@ func (p *postgresServer) explain(err error) *UnusableError {
 	return e
 }
 
-// withoutPassword flattens an error: those of the driver can hold the whole configuration.
+// withoutPassword reduces an error to its text, without the password. The driver's errors can carry the whole
+// configuration.
 func (p *postgresServer) withoutPassword(err error) error {
 	text := err.Error()
 	if password := p.config.Password; password != "" {

@@ -267,7 +267,7 @@ func TestAHolderThatIsJustBeginningIsNotBuried(t *testing.T) {
 	locked := make(chan *os.File, 1)
 	s.database = &unreliable{database: s.database, lose: once(func() {
 		go func() {
-			file, err := lockNew(path)
+			file, err := createLocked(path)
 			if err != nil {
 				t.Error(err)
 			}
@@ -275,7 +275,7 @@ func TestAHolderThatIsJustBeginningIsNotBuried(t *testing.T) {
 		}()
 		time.Sleep(100 * time.Millisecond) // for the lock, if it can be had
 	})}
-	if _, err := s.bury(testContext(t), "beginning"); err != nil {
+	if _, err := s.removeIfDead(testContext(t), "beginning"); err != nil {
 		t.Fatal(err)
 	}
 	var file *os.File
@@ -285,7 +285,7 @@ func TestAHolderThatIsJustBeginningIsNotBuried(t *testing.T) {
 		t.Fatal("the lock was never to be had")
 	}
 	defer file.Close()
-	if s.processEnded("beginning") {
+	if s.processDead("beginning") {
 		t.Error("it is said to have ended")
 	}
 	there, err := os.Stat(path)

@@ -18,24 +18,24 @@ import (
 	"github.com/sethvargo/go-retry"
 )
 
-// Options say where the records are and whose.
+// Options are the parameters of Open.
 type Options struct {
-	// URL is empty for SQLite in Dir, or the postgres:// URL of a PostgreSQL database that several machines share.
+	// URL is the postgres:// URL of a PostgreSQL database, or empty for SQLite in Dir.
 	URL string
-	// Dir is the state directory. It is made when it is missing.
+	// Dir is the state directory. Open creates it if it is missing.
 	Dir string
-	// Owner is whose records these are. Those of other owners in the same database are never seen.
+	// Owner is the owner of the records. Records of other owners in the same database are invisible.
 	Owner string
-	// Lease is how long a host may go unheard of before its leases end. Zero means 30 s.
+	// Lease is how long the leases of a host last without being renewed. Zero means 30 s.
 	Lease time.Duration
 	// Log may be nil.
 	Log hclog.Logger
 
-	// shift moves the clocks of this store, its database's and its process's; nil outside of tests.
+	// shift, for tests, returns an offset for the clocks of the database and the process.
 	shift func() time.Duration
 }
 
-// SQL is records in a database: a Store that survives its host. Several hosts may have the same records open.
+// SQL is records in a database. It implements Store. Several hosts may have the same records open.
 type SQL struct {
 	owner string
 	ttl   time.Duration
@@ -45,51 +45,53 @@ type SQL struct {
 
 	database database
 	db       *sql.DB
-	slots    chan struct{} // one for each connection there may be, but the heartbeat's
+	slots    chan struct{} // a semaphore for connections; one more is reserved for the heartbeat
 
-	beginning chan struct{} // full while a holder is begun
-	mutex     sync.Mutex
-	holder    *holder // nil before the first lease; guarded by mutex
+	registering chan struct{} // full while a holder is being registered
+	mutex       sync.Mutex
+	holder      *holder // nil before the first lease; guarded by mutex
 
-	life    context.Context // ends with Close
-	stop    context.CancelFunc
-	beats   sync.WaitGroup
-	closing sync.Once
+	lifetime    context.Context // ends with Close
+	endLifetime context.CancelFunc
+	heartbeats  sync.WaitGroup
+	closing     sync.Once
 }
 
-// database is what SQLite and PostgreSQL do differently.
+// database is what differs between SQLite and PostgreSQL.
 type database interface {
-	// open makes the database usable, whatever it takes: creates or migrates it. It is closed with the sql.DB.
+	// open opens the database, and creates or migrates it first if need be.
 	open(ctx context.Context) (*sql.DB, error)
-	// connections is how many to use at most.
+	// connections returns how many connections to use at most.
 	connections() int
-	// now is the SQL for the time in milliseconds, and lock what makes a SELECT lock its rows until the transaction ends.
+	// now returns the SQL expression for the time in milliseconds.
 	now() string
+	// lock returns the SQL clause that makes a SELECT lock its rows until the transaction ends.
 	lock() string
-	// check answers an *UnusableError when what was opened is not what is at its place any more.
+	// check returns an *UnusableError if the database that was opened has been removed or replaced.
 	check() error
-	// prepare readies a connection for a write: one that has to survive a power cut, or one that need not.
+	// prepare sets a connection up for a write that must survive a power cut (durable), or need not.
 	prepare(ctx context.Context, conn *sql.Conn, durable bool) error
-	// transient says that trying again may help, and pace how often and how long to do so.
+	// transient reports whether the operation may succeed if it is retried.
 	transient(err error) bool
-	pace() retry.Backoff
-	// explain puts an error of the database into words.
+	// backoff returns how often and for how long to retry.
+	backoff() retry.Backoff
+	// explain says what an error of the database means and what to do about it.
 	explain(err error) *UnusableError
 }
 
 const (
 	defaultLease = 30 * time.Second
-	// patience is for how long what may help is tried again.
+	// patience is for how long a transient failure is retried.
 	patience = 10 * time.Second
-	// tryLimit bounds one try: a connection that died silently is replaced while there is still patience.
-	tryLimit = 4 * time.Second
+	// tryTimeout limits one try, so that a connection that died silently is replaced before patience ends.
+	tryTimeout = 4 * time.Second
 )
 
-// Open opens the records, and makes or migrates them if need be.
+// Open opens the records. It creates or migrates them if need be.
 func Open(ctx context.Context, o Options) (*SQL, error) {
 	s := &SQL{
 		owner: o.Owner, ttl: cmp.Or(o.Lease, defaultLease), log: o.Log, shift: o.shift,
-		beginning: make(chan struct{}, 1),
+		registering: make(chan struct{}, 1),
 	}
 	if s.log == nil {
 		s.log = hclog.NewNullLogger()
@@ -98,7 +100,7 @@ func Open(ctx context.Context, o Options) (*SQL, error) {
 		s.shift = func() time.Duration { return 0 }
 	}
 	var err error
-	if s.dir, err = makeStateDir(o.Dir); err != nil {
+	if s.dir, err = makeHoldersDir(o.Dir); err != nil {
 		return nil, err
 	}
 	if s.database, err = choose(o.URL, o.Dir); err != nil {
@@ -111,9 +113,9 @@ func Open(ctx context.Context, o Options) (*SQL, error) {
 	s.slots = make(chan struct{}, n)
 	s.db.SetMaxOpenConns(n + 1)
 	s.db.SetMaxIdleConns(n + 1)
-	s.life, s.stop = context.WithCancel(context.Background())
+	s.lifetime, s.endLifetime = context.WithCancel(context.Background())
 	if err := s.begin(ctx); err != nil {
-		s.stop()
+		s.endLifetime()
 		s.db.Close()
 		return nil, err
 	}
@@ -134,8 +136,8 @@ func choose(url, dir string) (database, error) {
 	}
 }
 
-// makeStateDir returns the directory of the holders' files.
-func makeStateDir(dir string) (string, error) {
+// makeHoldersDir creates the directory of the holders' files and returns its path.
+func makeHoldersDir(dir string) (string, error) {
 	holders, err := filepath.Abs(filepath.Join(dir, "holders"))
 	if err == nil {
 		err = os.MkdirAll(holders, 0o700)
@@ -149,7 +151,7 @@ func makeStateDir(dir string) (string, error) {
 	return holders, nil
 }
 
-// begin makes this owner known, and buries what died here.
+// begin records when this owner's records began, and removes the holders that died on this machine.
 func (s *SQL) begin(ctx context.Context) error {
 	_, err := s.Began(ctx)
 	if errors.Is(err, ErrNotFound) {
@@ -161,41 +163,42 @@ func (s *SQL) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.buryDead(ctx)
+	return s.removeDeadHolders(ctx)
 }
 
-// Claim is Store.Claim.
+// Claim implements Store.
 func (s *SQL) Claim(ctx context.Context, session string) (Lease, Record, error) {
 	for {
-		h, err := s.liveHolder(ctx)
+		h, err := s.ensureHolder(ctx)
 		if err != nil {
 			return Lease{}, Record{}, err
 		}
-		lease, record, other, err := s.claim(ctx, h, session)
+		lease, record, other, err := s.take(ctx, h, session)
 		if errors.Is(err, ErrLost) {
-			h.lapse() // the database does not know it any more: begin a new one
+			h.expire() // the database does not know it any more: register a new one
 			continue
 		}
 		if other == "" {
 			return lease, record, err
 		}
-		if dead, failed := s.bury(ctx, other); !dead {
-			return Lease{}, Record{}, cmp.Or(failed, err)
+		if dead, removeErr := s.removeIfDead(ctx, other); !dead {
+			return Lease{}, Record{}, cmp.Or(removeErr, err)
 		}
 	}
 }
 
-// claim is one try for one holder. With a HeldError it returns the id of the other holder; ErrLost is said of h.
-func (s *SQL) claim(ctx context.Context, h *holder, session string) (lease Lease, record Record, other string, err error) {
-	var tried int64 // the token that an earlier try may have written
+// take tries once to acquire the lease for h. With a HeldError it also returns the ID of the other holder. ErrLost means
+// that h has expired.
+func (s *SQL) take(ctx context.Context, h *holder, session string) (lease Lease, record Record, other string, err error) {
+	var tried int64 // the token that an earlier try may have committed
 	err = s.do(ctx, false, func(ctx context.Context, conn *sql.Conn) error {
 		other = ""
 		tx, err := conn.BeginTx(ctx, nil)
 		if err != nil {
 			return err
 		}
-		defer tx.Rollback() //nolint:errcheck // after a commit it does nothing, and before it nothing is lost
-		if err := s.alive(ctx, tx, h.id); err != nil {
+		defer tx.Rollback() //nolint:errcheck // a no-op after Commit
+		if err := s.checkHolder(ctx, tx, h.id); err != nil {
 			return err
 		}
 		_, err = s.exec(ctx, tx, `INSERT INTO sessions (owner, session, state, token, updated_at)
@@ -203,7 +206,7 @@ func (s *SQL) claim(ctx context.Context, h *holder, session string) (lease Lease
 		if err != nil {
 			return err
 		}
-		// The row is locked before its holder is looked at: what is read of the holder is then at least as new.
+		// Lock the row before reading its holder, so that the holder read is at least as new as the row.
 		var token int64
 		row := s.query(ctx, tx, `SELECT `+columns+`, holder, token FROM sessions WHERE owner = $1 AND session = $2 {lock}`,
 			s.owner, session)
@@ -212,15 +215,15 @@ func (s *SQL) claim(ctx context.Context, h *holder, session string) (lease Lease
 		}
 		if other == h.id && token == tried {
 			lease, other = Lease{Session: session, Holder: h.id, Token: token}, ""
-			return nil // only the answer was lost
+			return nil // the earlier try was committed, and only its answer lost
 		}
 		if other != "" {
-			if err := s.free(ctx, tx, session, other); err != nil {
+			if err := s.checkFree(ctx, tx, session, other); err != nil {
 				return err
 			}
 			other = ""
 		}
-		// The step is random so that a try whose answer was lost knows its own token from that of another claim.
+		// The step is random, so that a later try can tell its own token from that of a concurrent Claim of this store.
 		tried = token + 1 + rand.Int64N(1<<20)
 		_, err = s.exec(ctx, tx, `UPDATE sessions SET holder = $3, token = $4 WHERE owner = $1 AND session = $2`,
 			s.owner, session, h.id, tried)
@@ -236,8 +239,8 @@ func (s *SQL) claim(ctx context.Context, h *holder, session string) (lease Lease
 	return lease, record, "", nil
 }
 
-// alive answers ErrLost when the database says that the holder's time has passed.
-func (s *SQL) alive(ctx context.Context, q querier, id string) error {
+// checkHolder returns ErrLost if the holder has expired by the database's clock.
+func (s *SQL) checkHolder(ctx context.Context, q querier, id string) error {
 	var one int
 	err := s.query(ctx, q, `SELECT 1 FROM holders WHERE id = $1 AND until > {now}`, id).Scan(&one)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -246,48 +249,48 @@ func (s *SQL) alive(ctx context.Context, q querier, id string) error {
 	return err
 }
 
-// free answers a HeldError while the holder of a session lives. A dead one is removed for good: its own heartbeat, if it
-// comes late, finds nothing to renew.
-func (s *SQL) free(ctx context.Context, tx *sql.Tx, session, id string) error {
-	// A time that is further off than any heartbeat can have put it: the clock was set back since.
+// checkFree returns a HeldError if the holder of the session's lease is valid. It deletes an expired one, so that a late
+// heartbeat finds nothing to renew.
+func (s *SQL) checkFree(ctx context.Context, tx *sql.Tx, session, id string) error {
+	// An expiry further off than any renewal can have set it means that the clock was set back since.
 	_, err := s.exec(ctx, tx, `DELETE FROM holders WHERE id = $1 AND (until <= {now} OR until > {now} + 2 * ttl)`, id)
 	if err != nil {
 		return err
 	}
-	held := &HeldError{Session: session}
+	taken := &HeldError{Session: session}
 	var until int64
-	err = s.query(ctx, tx, `SELECT description, until FROM holders WHERE id = $1`, id).Scan(&held.Holder, &until)
+	err = s.query(ctx, tx, `SELECT description, until FROM holders WHERE id = $1`, id).Scan(&taken.Holder, &until)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return nil
 	case err != nil:
 		return err
 	}
-	held.Until = fromMillis(until)
-	return held
+	taken.Until = fromMillis(until)
+	return taken
 }
 
-// Check is Store.Check.
+// Check implements Store.
 func (s *SQL) Check(ctx context.Context, lease Lease) error {
 	return s.fenced(ctx, lease, false, func(ctx context.Context, conn *sql.Conn) error {
 		var one int
-		return s.query(ctx, conn, `SELECT 1 FROM sessions WHERE `+holds, s.owner, lease.Session, lease.Holder, lease.Token).
+		return s.query(ctx, conn, `SELECT 1 FROM sessions WHERE `+leaseHolds, s.owner, lease.Session, lease.Holder, lease.Token).
 			Scan(&one)
 	})
 }
 
-// holds is the fence: every write of a lease has it in the same statement.
-const holds = `owner = $1 AND session = $2 AND holder = $3 AND token = $4
+// leaseHolds is the fence: the condition, in every statement that writes under a lease, that the lease is not lost.
+const leaseHolds = `owner = $1 AND session = $2 AND holder = $3 AND token = $4
 	AND EXISTS (SELECT 1 FROM holders WHERE id = $3 AND until > {now})`
 
-// Save is Store.Save. To write the same again changes nothing, so a try whose answer was lost is simply repeated.
+// Save implements Store. It is idempotent, so a try whose answer was lost is simply repeated.
 func (s *SQL) Save(ctx context.Context, lease Lease, record Record) error {
 	return s.fenced(ctx, lease, true, func(ctx context.Context, conn *sql.Conn) error {
 		return s.write(ctx, conn, lease, record, lease.Holder)
 	})
 }
 
-// Release is Store.Release.
+// Release implements Store.
 func (s *SQL) Release(ctx context.Context, lease Lease, record Record) error {
 	tried := false
 	return s.fenced(ctx, lease, true, func(ctx context.Context, conn *sql.Conn) error {
@@ -300,24 +303,24 @@ func (s *SQL) Release(ctx context.Context, lease Lease, record Record) error {
 	})
 }
 
-// released tells whether a Release whose answer was lost was done.
+// released returns nil if an earlier try of Release, whose answer was lost, was committed.
 func (s *SQL) released(ctx context.Context, conn *sql.Conn, lease Lease) error {
-	// While the holder lives, nobody but itself can have ended its lease.
-	if err := s.alive(ctx, conn, lease.Holder); !errors.Is(err, ErrLost) {
+	// While the holder is valid, no other host can have ended its lease: that try did.
+	if err := s.checkHolder(ctx, conn, lease.Holder); !errors.Is(err, ErrLost) {
 		return err
 	}
-	// Else only the trace that Release leaves, before anybody takes the session, is proof.
+	// Otherwise the only proof is what Release leaves in the row until another host takes the session.
 	var one int
 	return s.query(ctx, conn, `SELECT 1 FROM sessions WHERE owner = $1 AND session = $2 AND holder = '' AND token = $3`,
 		s.owner, lease.Session, lease.Token).Scan(&one)
 }
 
-// write writes a record, if the lease holds; else it answers sql.ErrNoRows.
+// write writes a record and the session's holder. It returns sql.ErrNoRows if the lease is lost.
 func (s *SQL) write(ctx context.Context, conn *sql.Conn, lease Lease, r Record, holder string) error {
 	n, err := s.exec(ctx, conn, `UPDATE sessions SET provider = $5, sandbox_id = $6, attempt = $7, state = $8,
 		created_at = $9, expires_at = $10, held_until = $11, holder = $12, updated_at = CASE
 		WHEN (provider, sandbox_id, attempt, state, created_at, expires_at, held_until) = ($5, $6, $7, $8, $9, $10, $11)
-		THEN updated_at ELSE {now} END WHERE `+holds,
+		THEN updated_at ELSE {now} END WHERE `+leaseHolds,
 		s.owner, lease.Session, lease.Holder, lease.Token, r.Provider, r.SandboxID, r.Attempt, r.State,
 		millis(r.CreatedAt), millis(r.ExpiresAt), millis(r.HeldUntil), holder)
 	if err == nil && n == 0 {
@@ -326,7 +329,7 @@ func (s *SQL) write(ctx context.Context, conn *sql.Conn, lease Lease, r Record, 
 	return err
 }
 
-// fenced does what needs the lease: f answers sql.ErrNoRows when the database says that it does not hold.
+// fenced calls f, which needs the lease and returns sql.ErrNoRows if the database says that it is lost.
 func (s *SQL) fenced(
 	ctx context.Context, lease Lease, durable bool, f func(context.Context, *sql.Conn) error,
 ) error {
@@ -339,21 +342,21 @@ func (s *SQL) fenced(
 		if !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
-		err = s.alive(ctx, conn, h.id)
+		err = s.checkHolder(ctx, conn, h.id)
 		if err == nil {
-			return ErrLost // this lease, but not the others
+			return ErrLost // only this lease, not the holder's others
 		}
 		if errors.Is(err, ErrLost) && s.database.check() == nil {
-			h.lapse()
+			h.expire()
 		}
 		return err
 	})
 }
 
-// columns are those of a Record, in the order in which scan takes them.
+// columns are the columns of a Record, in the order that scan expects.
 const columns = `session, provider, sandbox_id, attempt, state, created_at, updated_at, expires_at, held_until`
 
-// scan reads columns, and more after them.
+// scan reads columns, and any that follow them into more.
 func scan(row interface{ Scan(into ...any) error }, more ...any) (Record, error) {
 	var r Record
 	var created, updated, expires, held int64
@@ -366,12 +369,12 @@ func scan(row interface{ Scan(into ...any) error }, more ...any) (Record, error)
 	return r, nil
 }
 
-const selectRecords = `SELECT ` + columns + `, COALESCE(description, ''), holder FROM sessions
+const selectRecord = `SELECT ` + columns + `, COALESCE(description, ''), holder FROM sessions
 	LEFT JOIN holders ON id = holder AND until > {now} AND until <= {now} + 2 * ttl WHERE owner = $1`
 
-// Get is Store.Get.
+// Get implements Store.
 func (s *SQL) Get(ctx context.Context, session string) (Record, error) {
-	records, err := s.read(ctx, selectRecords+` AND session = $2`, s.owner, session)
+	records, err := s.read(ctx, selectRecord+` AND session = $2`, s.owner, session)
 	if err == nil && len(records) == 0 {
 		err = ErrNotFound
 	}
@@ -381,18 +384,18 @@ func (s *SQL) Get(ctx context.Context, session string) (Record, error) {
 	return records[0], nil
 }
 
-// List is Store.List.
+// List implements Store.
 func (s *SQL) List(ctx context.Context) ([]Record, error) {
-	records, err := s.read(ctx, selectRecords, s.owner)
+	records, err := s.read(ctx, selectRecord, s.owner)
 	slices.SortFunc(records, func(x, y Record) int { return cmp.Compare(x.Session, y.Session) })
 	return records, err
 }
 
 func (s *SQL) read(ctx context.Context, query string, arguments ...any) (records []Record, err error) {
-	ended := map[string]bool{}
+	dead := map[string]bool{} // by the ID of the holder
 	err = s.do(ctx, false, func(ctx context.Context, conn *sql.Conn) error {
 		records = nil
-		rows, err := conn.QueryContext(ctx, s.spell(query), arguments...)
+		rows, err := conn.QueryContext(ctx, s.expand(query), arguments...)
 		if err != nil {
 			return err
 		}
@@ -404,10 +407,10 @@ func (s *SQL) read(ctx context.Context, query string, arguments ...any) (records
 				return err
 			}
 			if description != "" {
-				if _, known := ended[id]; !known {
-					ended[id] = s.processEnded(id)
+				if _, known := dead[id]; !known {
+					dead[id] = s.processDead(id)
 				}
-				if !ended[id] {
+				if !dead[id] {
 					r.Holder = description
 				}
 			}
@@ -418,9 +421,9 @@ func (s *SQL) read(ctx context.Context, query string, arguments ...any) (records
 	return records, err
 }
 
-// Forget is Store.Forget. It also removes the holders that are dead.
+// Forget implements Store. It also removes dead holders.
 func (s *SQL) Forget(ctx context.Context, before time.Time) (int, error) {
-	if err := s.buryDead(ctx); err != nil {
+	if err := s.removeDeadHolders(ctx); err != nil {
 		return 0, err
 	}
 	var n int64
@@ -429,7 +432,7 @@ func (s *SQL) Forget(ctx context.Context, before time.Time) (int, error) {
 		if err != nil {
 			return err
 		}
-		// The token says that nobody took the session between being found and being removed.
+		// Comparing the token makes sure that no host took the session between the SELECT and the DELETE.
 		n, err = s.exec(ctx, conn, `DELETE FROM sessions WHERE owner = $1 AND (session, token) IN (
 			SELECT session, token FROM sessions WHERE owner = $1 AND state = $2 AND updated_at < $3
 			AND NOT EXISTS (SELECT 1 FROM holders WHERE id = holder))`, s.owner, StateGone, millis(before))
@@ -438,8 +441,7 @@ func (s *SQL) Forget(ctx context.Context, before time.Time) (int, error) {
 	return int(n), err
 }
 
-// Began is Store.Began. It is of these records' owner: one who comes to a database that others have long used knows
-// nothing of sandboxes that are older than that.
+// Began implements Store. It is kept per owner: a new owner in an old database knows nothing of older sandboxes.
 func (s *SQL) Began(ctx context.Context) (time.Time, error) {
 	var began int64
 	err := s.do(ctx, false, func(ctx context.Context, conn *sql.Conn) error {
@@ -452,41 +454,41 @@ func (s *SQL) Began(ctx context.Context) (time.Time, error) {
 	return fromMillis(began), err
 }
 
-// Close is Store.Close.
+// Close implements Store.
 func (s *SQL) Close() (err error) {
 	s.closing.Do(func() {
-		s.stop()
-		s.beginning <- struct{}{} // from here on none begins
-		s.beats.Wait()
+		s.endLifetime()
+		s.registering <- struct{}{} // no holder is registered from here on
+		s.heartbeats.Wait()
 		if h := s.currentHolder(); h != nil {
-			h.lapse()
-			err = s.end(context.Background(), h)
+			h.expire()
+			err = s.unregister(context.Background(), h)
 		}
-		<-s.beginning
+		<-s.registering
 		err = errors.Join(err, s.db.Close())
 	})
 	return err
 }
 
-// do has f done once, with a connection of its own. f may run several times, also after a run that did its work but did
-// not hear so. durable is for what has to survive a power cut.
+// do calls f with a connection of its own, and again after transient failures: also when an earlier call took effect and
+// only its answer was lost. durable is for writes that must survive a power cut.
 func (s *SQL) do(ctx context.Context, durable bool, f func(context.Context, *sql.Conn) error) error {
-	return s.again(ctx, func(ctx context.Context) error {
+	return s.retrying(ctx, func(ctx context.Context) error {
 		select {
 		case s.slots <- struct{}{}:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 		defer func() { <-s.slots }()
-		return s.try(ctx, durable, f)
+		return s.runOnce(ctx, durable, f)
 	})
 }
 
-// again tries until f has no error that trying again may help.
-func (s *SQL) again(ctx context.Context, f func(context.Context) error) error {
-	err := retry.Do(ctx, s.database.pace(), func(ctx context.Context) error {
+// retrying calls f until it succeeds, fails for good, or patience ends.
+func (s *SQL) retrying(ctx context.Context, f func(context.Context) error) error {
+	err := retry.Do(ctx, s.database.backoff(), func(ctx context.Context) error {
 		err := f(ctx)
-		if err != nil && !final(err) && s.database.transient(err) {
+		if err != nil && !ofContract(err) && s.database.transient(err) {
 			return retry.RetryableError(err)
 		}
 		return err
@@ -494,9 +496,9 @@ func (s *SQL) again(ctx context.Context, f func(context.Context) error) error {
 	return s.explain(ctx, err)
 }
 
-// try runs f on a connection, and takes nothing for done in a database that has been removed.
-func (s *SQL) try(ctx context.Context, durable bool, f func(context.Context, *sql.Conn) error) error {
-	ctx, cancel := context.WithTimeout(ctx, tryLimit)
+// runOnce calls f with a connection. It fails if the database has been removed or replaced, even if f succeeds.
+func (s *SQL) runOnce(ctx context.Context, durable bool, f func(context.Context, *sql.Conn) error) error {
+	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
 	if err := s.database.check(); err != nil {
 		return err
@@ -516,10 +518,10 @@ func (s *SQL) try(ctx context.Context, durable bool, f func(context.Context, *sq
 	return err
 }
 
-// explain makes every error one of the contract's, or the context's.
+// explain turns every error into one that Store documents, or the context's.
 func (s *SQL) explain(ctx context.Context, err error) error {
 	switch {
-	case err == nil, final(err):
+	case err == nil, ofContract(err):
 		return err
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -527,8 +529,8 @@ func (s *SQL) explain(ctx context.Context, err error) error {
 	return s.database.explain(err)
 }
 
-// final says that an error is the contract's, not the database's.
-func final(err error) bool {
+// ofContract reports whether an error is one that Store documents, rather than the database's.
+func ofContract(err error) bool {
 	var held *HeldError
 	var unusable *UnusableError
 	return errors.Is(err, ErrLost) || errors.Is(err, ErrNotFound) || errors.As(err, &held) || errors.As(err, &unusable)
@@ -541,7 +543,7 @@ type querier interface {
 
 // exec returns how many rows it changed.
 func (s *SQL) exec(ctx context.Context, q querier, query string, arguments ...any) (int64, error) {
-	result, err := q.ExecContext(ctx, s.spell(query), arguments...)
+	result, err := q.ExecContext(ctx, s.expand(query), arguments...)
 	if err != nil {
 		return 0, err
 	}
@@ -549,11 +551,11 @@ func (s *SQL) exec(ctx context.Context, q querier, query string, arguments ...an
 }
 
 func (s *SQL) query(ctx context.Context, q querier, query string, arguments ...any) *sql.Row {
-	return q.QueryRowContext(ctx, s.spell(query), arguments...)
+	return q.QueryRowContext(ctx, s.expand(query), arguments...)
 }
 
-// spell puts what the databases spell differently into a query.
-func (s *SQL) spell(query string) string {
+// expand replaces {now} and {lock} in a query by the database's SQL.
+func (s *SQL) expand(query string) string {
 	now := s.database.now()
 	if shift := s.shift(); shift != 0 {
 		now = fmt.Sprintf("(%s + %d)", now, shift.Milliseconds())
@@ -561,7 +563,7 @@ func (s *SQL) spell(query string) string {
 	return strings.NewReplacer("{now}", now, "{lock}", s.database.lock()).Replace(query)
 }
 
-// millis is a time as the database has it.
+// millis returns a time as the database stores it.
 func millis(t time.Time) int64 {
 	if t.IsZero() {
 		return 0

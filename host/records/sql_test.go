@@ -170,7 +170,7 @@ func TestAHeartbeatThatComesTooLateRevivesNothing(t *testing.T) {
 		if !s.Valid() {
 			t.Error("the heartbeat was not counted")
 		}
-		h.heard(time.Now().Add(24 * time.Hour)) // for this process there is time left, but not in the records
+		h.renewed(time.Now().Add(24 * time.Hour)) // for this process there is time left, but not in the records
 		c.advance(time.Minute)
 		wantNil(t, "a heartbeat too late", s.renew(ctx, h))
 		if s.Valid() {
@@ -194,7 +194,7 @@ func TestTheRecordsDecideWhetherALeaseHolds(t *testing.T) {
 			s := openWith(t, o, &c)
 			lease, _ := claim(t, s, name)
 			wantNil(t, "Save", s.Save(ctx, lease, sample(name)))
-			s.currentHolder().heard(time.Now().Add(24 * time.Hour)) // for this process there is time left
+			s.currentHolder().renewed(time.Now().Add(24 * time.Hour)) // for this process there is time left
 			c.advance(long)
 			if !s.Valid() {
 				t.Fatal("the process knows it already")
@@ -213,14 +213,14 @@ func TestAHostCountsItsTimeByWhicheverClockIsAhead(t *testing.T) {
 	start := time.Now()
 	now := start
 	h := &holder{ttl: time.Minute, now: func() time.Time { return now }}
-	h.heard(start)
+	h.renewed(start)
 	if !h.valid() {
-		t.Error("lapsed at once")
+		t.Error("expired at once")
 	}
 	// A time without a monotonic reading stands for a machine that slept: only the clock on the wall has moved.
 	now = start.Round(0).Add(59 * time.Second)
 	if !h.valid() {
-		t.Error("lapsed too early")
+		t.Error("expired too early")
 	}
 	now = start.Round(0).Add(time.Minute)
 	if h.valid() {
@@ -282,7 +282,7 @@ func TestADatabaseOutOfReachIsNoLostLeaseUntilTheTimeHasPassed(t *testing.T) {
 		}
 		c.advance(long)
 		if s.Valid() {
-			t.Error("the lease is valid though nothing was heard of its host")
+			t.Error("the lease is valid though it was not renewed")
 		}
 		wantLost(t, "Check", s.Check(testContext(t), lease))
 	})
@@ -371,14 +371,14 @@ func TestAReleaseWhoseAnswerWasLostIsToldFromALostLease(t *testing.T) {
 		u.lose = once(func() { claim(t, second, "taken at once") })
 		wantNil(t, "Release, then taken by another", s.Release(ctx, lease, record))
 
-		lease, record = claim(t, s, "lapsed")
+		lease, record = claim(t, s, "expired")
 		u.lose = once(func() { c.advance(long) })
-		wantNil(t, "Release, then the holder lapsed", s.Release(ctx, lease, record))
+		wantNil(t, "Release, then the holder expired", s.Release(ctx, lease, record))
 
-		lease, record = claim(t, s, "lapsed and taken")
+		lease, record = claim(t, s, "expired and taken")
 		u.lose = once(func() {
 			c.advance(long)
-			claim(t, second, "lapsed and taken")
+			claim(t, second, "expired and taken")
 		})
 		wantLost(t, "Release, of which nothing can be told any more", s.Release(ctx, lease, record))
 	})

@@ -18,8 +18,8 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// sqliteFile is a database in a file that all processes of one machine share. SQLite's locks on it belong to the
-// process, and closing any descriptor of the file drops them: nothing here ever opens the file itself.
+// sqliteFile is a database file that the processes of one machine share. SQLite's locks on it belong to the process, and
+// closing any descriptor of the file drops them. So nothing in this package may open the file directly.
 type sqliteFile struct {
 	path   string
 	opened os.FileInfo
@@ -30,11 +30,11 @@ func newSQLite(dir string) (*sqliteFile, error) {
 	return &sqliteFile{path: path}, err
 }
 
-func (f *sqliteFile) connections() int { return 1 } // SQLite has one writer at a time anyway
+func (f *sqliteFile) connections() int { return 1 } // SQLite allows one writer at a time
 
 func (f *sqliteFile) now() string { return `CAST(ROUND(unixepoch('subsec') * 1000) AS INTEGER)` }
 
-func (f *sqliteFile) lock() string { return "" } // every transaction begins with the lock on the whole database
+func (f *sqliteFile) lock() string { return "" } // every transaction locks the whole database, see _txlock
 
 func (f *sqliteFile) open(ctx context.Context) (*sql.DB, error) {
 	if _, err := os.Stat(f.path); errors.Is(err, fs.ErrNotExist) {
@@ -51,8 +51,8 @@ func (f *sqliteFile) open(ctx context.Context) (*sql.DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = retry.Do(ctx, f.pace(), func(ctx context.Context) error {
-		err := f.bringUp(ctx, db)
+	err = retry.Do(ctx, f.backoff(), func(ctx context.Context) error {
+		err := f.upgrade(ctx, db)
 		if err != nil && f.transient(err) {
 			return retry.RetryableError(err)
 		}
@@ -69,7 +69,7 @@ func openSQLite(path string) (*sql.DB, error) {
 	options := url.Values{
 		"mode":          {"rw"}, // never creates
 		"_txlock":       {"immediate"},
-		"_busy_timeout": {"20"}, // in milliseconds; what is busy for longer is tried again, see pace
+		"_busy_timeout": {"20"}, // in milliseconds; backoff does the longer waiting
 		"_pragma":       {"synchronous(FULL)", "cell_size_check(ON)"},
 	}
 	connector, err := sqlite.NewConnector((&url.URL{Scheme: "file", Path: path, RawQuery: options.Encode()}).String())
@@ -79,10 +79,10 @@ func openSQLite(path string) (*sql.DB, error) {
 	return sql.OpenDB(connector), nil
 }
 
-// create makes the database under another name first. So a file at the path is whole, or somebody has damaged it.
+// create creates the database under another name and then renames it, so a file at the path is never half made.
 func (f *sqliteFile) create(ctx context.Context) error {
 	if _, err := os.Stat(f.path); !errors.Is(err, fs.ErrNotExist) {
-		return err // another process made it meanwhile
+		return err // created by another process meanwhile
 	}
 	if _, err := os.Stat(f.path + "-wal"); err == nil {
 		return &UnusableError{
@@ -129,9 +129,9 @@ func syncDir(path string) error {
 	return dir.Sync()
 }
 
-// bringUp migrates the database to this version. Before anything is changed in it, it is read through for damage: on
-// every other day damage is met where it is.
-func (f *sqliteFile) bringUp(ctx context.Context, db *sql.DB) error {
+// upgrade migrates the database to the current schema. Before it changes anything it checks the whole file for damage.
+// Otherwise damage is only found by the query that meets it.
+func (f *sqliteFile) upgrade(ctx context.Context, db *sql.DB) error {
 	current, err := f.current(ctx, db)
 	if err != nil || current {
 		return err
@@ -151,7 +151,7 @@ func (f *sqliteFile) bringUp(ctx context.Context, db *sql.DB) error {
 	})
 }
 
-// current says whether the tables are of this version, and refuses those of a newer one and what is not berth's.
+// current reports whether the tables have the current schema. A newer schema, or a file that is not berth's, is an error.
 func (f *sqliteFile) current(ctx context.Context, db *sql.DB) (bool, error) {
 	var known int
 	const query = `SELECT COUNT(*) FROM sqlite_schema WHERE type = 'table' AND name = $1`
@@ -168,19 +168,19 @@ func (f *sqliteFile) current(ctx context.Context, db *sql.DB) (bool, error) {
 		return false, err
 	}
 	if version > schema {
-		return false, fromTheFuture(f.path, version)
+		return false, tooNew(f.path, version)
 	}
 	return version == schema, f.check()
 }
 
-// locked runs f while no other process does so.
+// locked calls do under a lock that excludes other processes.
 func (f *sqliteFile) locked(ctx context.Context, do func(context.Context) error) error {
 	file, err := os.OpenFile(filepath.Join(filepath.Dir(f.path), "records.lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
-	err = retry.Do(ctx, f.pace(), func(context.Context) error {
+	err = retry.Do(ctx, f.backoff(), func(context.Context) error {
 		err := flock(file, syscall.LOCK_EX|syscall.LOCK_NB)
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			return retry.RetryableError(err)
@@ -208,8 +208,8 @@ func (f *sqliteFile) check() error {
 }
 
 func (f *sqliteFile) prepare(ctx context.Context, conn *sql.Conn, durable bool) error {
-	// With NORMAL the write-ahead log is not forced to the disk at the end of the transaction, but with the next one that
-	// is durable. A power cut then takes what was written from the end: leases and heartbeats, whose hosts it ends as well.
+	// With NORMAL the write-ahead log is not synced at the end of the transaction, but by the next durable one. A power
+	// cut may lose the last leases and renewals, but it also stops the hosts they belong to.
 	level := "PRAGMA synchronous = NORMAL"
 	if durable {
 		level = "PRAGMA synchronous = FULL"
@@ -220,13 +220,13 @@ func (f *sqliteFile) prepare(ctx context.Context, conn *sql.Conn, durable bool) 
 
 func (f *sqliteFile) transient(err error) bool { return resultCode(err) == sqlite3.SQLITE_BUSY }
 
-func (f *sqliteFile) pace() retry.Backoff {
-	// At short random intervals, all who wait have the same chance, for as long as they wait. SQLite's own waiting, which
-	// asks less and less often, lets some of many processes starve.
+func (f *sqliteFile) backoff() retry.Backoff {
+	// Short random pauses give every waiting process the same chance. SQLite's own busy handler waits longer and longer,
+	// so that some of many processes starve.
 	return retry.WithMaxDuration(patience, retry.WithJitter(4*time.Millisecond, retry.NewConstant(5*time.Millisecond)))
 }
 
-// resultCode is SQLite's primary result code, or 0 when it is not an error of SQLite's.
+// resultCode returns SQLite's primary result code, or 0 if the error is not SQLite's.
 func resultCode(err error) int {
 	var e *sqlite.Error
 	if !errors.As(err, &e) {
@@ -235,8 +235,8 @@ func resultCode(err error) int {
 	return e.Code() & 0xff
 }
 
-// restore is what to do about records that are lost.
-// A copy knows nothing of what was made since, and takes it for orphans; new records know that they do not know.
+// restore is the hint for records that are lost. It prefers new records over a backup: a sweep with a backup would take
+// the sandboxes made since for orphans, while new records leave everything older than themselves alone.
 const restore = "nothing was changed. Move the file away (and those beside it that begin with its name): berth then " +
 	"begins new records, and leaves alone the sandboxes that are older than these. If you bring back a copy instead, look " +
 	"at berth gc --dry-run before anything is swept: it does not know what was made since"

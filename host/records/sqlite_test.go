@@ -40,8 +40,8 @@ func sqlRecords(t *testing.T, o Options) records {
 	var c clock
 	o.shift = c.shift
 	return records{
-		open:  func() Store { return openSQL(t, o) },
-		lapse: func() { c.advance(long) },
+		open:   func() Store { return openSQL(t, o) },
+		expire: func() { c.advance(long) },
 	}
 }
 

@@ -15,8 +15,8 @@ import (
 type records struct {
 	// open makes another host.
 	open func() Store
-	// lapse ends all leases that there are, as their time does.
-	lapse func()
+	// expire ends all leases, as if none had been renewed in time.
+	expire func()
 }
 
 func memoryRecords(*testing.T) records {
@@ -28,7 +28,7 @@ func memoryRecords(*testing.T) records {
 			stores = append(stores, s)
 			return s
 		},
-		lapse: func() {
+		expire: func() {
 			for _, s := range stores {
 				s.End()
 			}
@@ -53,7 +53,7 @@ func testStore(t *testing.T, begin func(*testing.T) records) {
 		{"ASessionIsHeldByOneLeaseAtATime", refusesHeld},
 		{"TokensGrowAndTheRecordGoesFromHostToHost", handsOver},
 		{"ALeaseThatWasReleasedHoldsNoMore", releasedIsLost},
-		{"ALeaseWhoseTimePassedIsLostForGood", lapsedIsLost},
+		{"ALeaseWhoseTimePassedIsLostForGood", expiredIsLost},
 		{"TheLeaseOfALapsedHostIsTakenOver", takesOver},
 		{"AHostThatLapsedBeginsAnew", beginsAnew},
 		{"TheHolderIsShownOnlyWhileTheLeaseHolds", showsHolder},
@@ -243,7 +243,7 @@ func releasedIsLost(t *testing.T, r records) {
 	}
 }
 
-func lapsedIsLost(t *testing.T, r records) {
+func expiredIsLost(t *testing.T, r records) {
 	s := r.open()
 	ctx := testContext(t)
 	lease, _ := claim(t, s, "s1")
@@ -251,7 +251,7 @@ func lapsedIsLost(t *testing.T, r records) {
 	if !s.Valid() {
 		t.Fatal("the holder is lost from the start")
 	}
-	r.lapse()
+	r.expire()
 	if s.Valid() {
 		t.Error("the holder does not know that its time has passed")
 	}
@@ -268,7 +268,7 @@ func takesOver(t *testing.T, r records) {
 	ctx := testContext(t)
 	old, _ := claim(t, first, "s1")
 	wantNil(t, "Save", first.Save(ctx, old, sample("s1")))
-	r.lapse()
+	r.expire()
 	lease, record := claim(t, second, "s1")
 	wantRecord(t, record, sample("s1"))
 	if lease.Token <= old.Token {
@@ -285,7 +285,7 @@ func beginsAnew(t *testing.T, r records) {
 	s := r.open()
 	ctx := testContext(t)
 	old, _ := claim(t, s, "s1")
-	r.lapse()
+	r.expire()
 	lease, _ := claim(t, s, "s1")
 	if !s.Valid() {
 		t.Error("the new holder is lost from the start")
@@ -310,7 +310,7 @@ func showsHolder(t *testing.T, r records) {
 	shown(false)
 	claim(t, s, "s1")
 	shown(true)
-	r.lapse()
+	r.expire()
 	shown(false)
 }
 
@@ -359,7 +359,7 @@ func forgets(t *testing.T, r records) {
 	if diff := cmp.Diff([]string{"destroying", "held", "running"}, left); diff != "" {
 		t.Error(diff)
 	}
-	r.lapse()
+	r.expire()
 	if n := must(s.Forget(ctx, time.Now().Add(time.Hour)))(t); n != 1 {
 		t.Errorf("%d records were forgotten instead of the one that nobody holds any more", n)
 	}

@@ -2,6 +2,7 @@ package scaffold
 
 import (
 	"context"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -9,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/berth-dev/berth/internal/testbin"
 )
 
 // write writes a plugin to a new directory.
@@ -47,7 +50,7 @@ func offline(t *testing.T, dir string, command ...string) string {
 func TestANewPluginCompilesWithItsTestsAndWithoutTheNetwork(t *testing.T) {
 	t.Parallel()
 	dir := write(t, "my-cloud_2")
-	offline(t, dir, "go", "vet", "./...")
+	offline(t, dir, "go", "vet", fmt.Sprintf("-race=%t", testbin.Race), "./...")
 	if files := offline(t, dir, "gofmt", "-l", "."); files != "" {
 		t.Errorf("not formatted: %s", files)
 	}

@@ -78,6 +78,13 @@ func (p *Plugin) Logs(ctx context.Context, req provider.LogsRequest) ([]string, 
 	return call(ctx, p, req, (*provider.Client).Logs)
 }
 
+// CallJSON is provider.Client's.
+func (p *Plugin) CallJSON(ctx context.Context, name string, request []byte) ([]byte, error) {
+	return call(ctx, p, request, func(c *provider.Client, ctx context.Context, request []byte) ([]byte, error) {
+		return c.CallJSON(ctx, name, request)
+	})
+}
+
 type method[Request, Answer any] func(*provider.Client, context.Context, Request) (Answer, error)
 
 // call passes one call on to the process.

@@ -1,6 +1,6 @@
-// Package sweep finds and ends what hosts have left behind: it finishes what the records say was interrupted, and it
-// holds what the providers have against the records. A sandbox that nobody owns any more costs money until it ends by
-// itself; one that somebody uses must never be touched. So everything in doubt is kept, and said.
+// Package sweep finds and ends what hosts have left behind: it finishes what the records say was interrupted, and
+// compares what the providers have with the records. A sandbox that nobody owns any more costs money until it ends by
+// itself; one that somebody uses must never be touched. So whatever is in doubt is kept, and reported.
 package sweep
 
 import (
@@ -14,6 +14,8 @@ import (
 
 	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/host/recovery"
+	"github.com/berth-dev/berth/host/sessions"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -22,18 +24,18 @@ const Retention = 7 * 24 * time.Hour
 
 // Options are what a sweep may do.
 type Options struct {
-	// Grace is how old a sandbox must be to count as an orphan: a younger one may be on its way into the records of a
-	// host whose clock differs.
+	// Grace is how old a sandbox must be to count as an orphan. A younger one may be about to be recorded by a host whose
+	// clock differs.
 	Grace time.Duration
-	// DryRun only says what would be done.
+	// DryRun only reports what would be done.
 	DryRun bool
 	// Provider is the only provider whose records are finished. Empty: those of all.
 	Provider string
-	// Unrecorded also destroys the owner's sandboxes that are older than the records, of which these cannot know.
+	// Unrecorded also destroys the owner's sandboxes that the records cannot know of, such as those that are older.
 	Unrecorded bool
 }
 
-// Verdict is what a sandbox or a record was found to be.
+// Verdict is what a sweep decided about a sandbox or a record.
 type Verdict string
 
 const (
@@ -45,40 +47,40 @@ const (
 	Orphan Verdict = "orphan"
 	// Young: no record names it, but it is not old enough to tell.
 	Young Verdict = "young"
-	// Unrecorded: it is older than the records, or was made under others, so that they cannot tell. It is kept unless asked
-	// for.
+	// Unrecorded: it is older than the records, or was made under other records, so that these cannot tell whose it is. It
+	// is kept unless Options.Unrecorded is set.
 	Unrecorded Verdict = "unrecorded"
 	// Foreign: another owner's. It is never touched.
 	Foreign Verdict = "foreign"
-	// Interrupted: a record says that a host ended half way. What it left is ended.
+	// Interrupted: a record says that a host ended half way. What it left is finished.
 	Interrupted Verdict = "interrupted"
 	// Outdated: the record differs from what the provider has. The record is corrected.
 	Outdated Verdict = "outdated"
 )
 
-// Finding is one sandbox or record, what it was found to be, and what was done.
+// Finding is one sandbox or record, the verdict on it, and what was done.
 type Finding struct {
 	Provider  string
 	Session   string
 	SandboxID string
 	Owner     string
 	Verdict   Verdict
-	// Why is in words, for people.
+	// Why explains the verdict to people.
 	Why string
-	// Age is since the sandbox was made. Zero when it is not known.
+	// Age is the time since the sandbox was made, and zero if that is not known.
 	Age time.Duration
-	// Done is what was done about it, in words; empty when nothing was, or in a dry run.
+	// Done is what was done about it, in words. It is empty if nothing was, as in a dry run.
 	Done string
 	// Err is why it could not be done.
 	Err error
 }
 
-// Acts says that the verdict is one about which something is to be done.
+// Acts reports whether something is to be done about the verdict.
 func (f Finding) Acts() bool {
 	return f.Verdict == Orphan || f.Verdict == Interrupted || f.Verdict == Outdated
 }
 
-// Report is what a sweep found.
+// Report is the result of a sweep.
 type Report struct {
 	Findings []Finding
 	// Failures are the providers that could not be swept, by name.
@@ -87,7 +89,7 @@ type Report struct {
 	Forgotten int
 }
 
-// Err is the first of what went wrong: that of a provider, by name, else that of a finding.
+// Err returns the first error: that of the first provider, by name, else that of the first finding.
 func (r Report) Err() error {
 	for _, name := range slices.Sorted(maps.Keys(r.Failures)) {
 		return r.Failures[name]
@@ -100,13 +102,13 @@ func (r Report) Err() error {
 	return nil
 }
 
-// Sweep sweeps the connectors' providers, by name, at the same time. It fails as a whole when the records cannot be read:
-// without them nothing can be told. found, which may be nil, gets every finding as it is dealt with, from one goroutine
-// at a time. Errors are *connect.Error.
+// Sweep sweeps providers, given by name, at the same time. It fails as a whole when the records cannot be read: without
+// them nothing can be told. found, which may be nil, is called with every finding when it has been dealt with, from one
+// goroutine at a time. Errors are *connect.Error.
 func Sweep(
-	ctx context.Context, store records.Store, connectors map[string]*connect.Connector, o Options, found func(Finding),
+	ctx context.Context, store records.Store, providers map[string]*sessions.Sessions, o Options, found func(Finding),
 ) (Report, error) {
-	s := &sweep{records: store, connectors: connectors, options: o, found: found, report: Report{Failures: map[string]error{}}}
+	s := newSweep(store, providers, o, found)
 	began, err := store.Began(ctx)
 	if err != nil {
 		return s.report, connect.RecordsError(err)
@@ -115,17 +117,17 @@ func Sweep(
 	if err := s.recover(ctx); err != nil {
 		return s.report, err
 	}
-	var providers sync.WaitGroup
-	for name, connector := range connectors {
-		providers.Go(func() {
-			if err := s.provider(ctx, name, connector); err != nil {
+	var sweeps sync.WaitGroup
+	for name, on := range providers {
+		sweeps.Go(func() {
+			if err := s.provider(ctx, name, on); err != nil {
 				s.mutex.Lock()
 				s.report.Failures[name] = err
 				s.mutex.Unlock()
 			}
 		})
 	}
-	providers.Wait()
+	sweeps.Wait()
 	s.sort()
 	if !o.DryRun {
 		if s.report.Forgotten, err = store.Forget(ctx, time.Now().Add(-Retention)); err != nil {
@@ -135,11 +137,11 @@ func Sweep(
 	return s.report, nil
 }
 
-// Recover only finishes what the records say was interrupted. It asks no provider for anything else.
+// Recover only finishes what the records say was interrupted. Apart from that it is like Sweep.
 func Recover(
-	ctx context.Context, store records.Store, connectors map[string]*connect.Connector, found func(Finding),
+	ctx context.Context, store records.Store, providers map[string]*sessions.Sessions, found func(Finding),
 ) (Report, error) {
-	s := &sweep{records: store, connectors: connectors, found: found, report: Report{Failures: map[string]error{}}}
+	s := newSweep(store, providers, Options{}, found)
 	err := s.recover(ctx)
 	s.sort()
 	return s.report, err
@@ -147,14 +149,18 @@ func Recover(
 
 // sweep is one sweep under way.
 type sweep struct {
-	records    records.Store
-	connectors map[string]*connect.Connector
-	options    Options
-	began      time.Time
-	found      func(Finding)
+	records   records.Store
+	providers map[string]*sessions.Sessions
+	options   Options
+	began     time.Time // when the records were begun
+	found     func(Finding)
 
 	mutex  sync.Mutex
 	report Report // guarded by mutex
+}
+
+func newSweep(store records.Store, providers map[string]*sessions.Sessions, o Options, found func(Finding)) *sweep {
+	return &sweep{records: store, providers: providers, options: o, found: found, report: Report{Failures: map[string]error{}}}
 }
 
 func (s *sweep) add(f Finding) {
@@ -193,19 +199,19 @@ func (s *sweep) finish(ctx context.Context, record records.Record) {
 		Provider: record.Provider, Session: record.Session, SandboxID: record.SandboxID, Verdict: Interrupted, Age: age(record.CreatedAt),
 		Why: fmt.Sprintf("a host ended while it was %s the sandbox", record.State),
 	}
-	connector := s.connectors[record.Provider]
+	on := s.providers[record.Provider]
 	switch {
-	case connector == nil:
+	case on == nil:
 		f.Err = fmt.Errorf("provider %s is not configured", record.Provider)
 	case !s.options.DryRun:
-		var outcome connect.Outcome
+		var outcome sessions.Outcome
 		var id string
-		outcome, id, f.Err = connector.Recover(ctx, record.Session)
+		outcome, id, f.Err = on.Recover(ctx, record.Session)
 		if id != "" {
 			f.SandboxID = id
 		}
 		switch {
-		case f.Err == nil && outcome == connect.OutcomeBusy:
+		case f.Err == nil && outcome == sessions.OutcomeBusy:
 			f.Verdict, f.Why = Busy, "a host took the session up meanwhile"
 		case f.Err == nil:
 			f.Done = string(outcome)
@@ -214,10 +220,10 @@ func (s *sweep) finish(ctx context.Context, record records.Record) {
 	s.add(f)
 }
 
-// provider holds what one provider has against the records.
-func (s *sweep) provider(ctx context.Context, name string, connector *connect.Connector) error {
-	// The sandboxes first: whatever is among them was recorded before it was made.
-	sandboxes, err := connector.Survey(ctx)
+// provider compares what one provider has with the records.
+func (s *sweep) provider(ctx context.Context, name string, on *sessions.Sessions) error {
+	// The sandboxes come first: whatever is among them was recorded before it was made.
+	sandboxes, err := on.Survey(ctx)
 	if err != nil {
 		return err
 	}
@@ -235,10 +241,10 @@ func (s *sweep) provider(ctx context.Context, name string, connector *connect.Co
 	}
 
 	eachOf(sandboxes, func(sandbox provider.Sandbox) {
-		f := s.judge(name, connector.Owner(), sandbox, bySession[sandbox.Session])
+		f := s.judge(name, on.Owner(), sandbox, bySession[sandbox.Session])
 		if f.Verdict == Orphan && !s.options.DryRun {
 			var removed bool
-			if removed, f.Err = connector.RemoveOrphan(ctx, sandbox); removed {
+			if removed, f.Err = on.RemoveOrphan(ctx, sandbox); removed {
 				f.Done = "destroyed"
 			} else if f.Err == nil {
 				f.Verdict, f.Why = Busy, "a host took the session up meanwhile"
@@ -249,7 +255,7 @@ func (s *sweep) provider(ctx context.Context, name string, connector *connect.Co
 	eachOf(all, func(record records.Record) {
 		if f, outdated := s.compare(name, record, there); outdated {
 			if !s.options.DryRun {
-				s.correct(ctx, connector, &f)
+				s.correct(ctx, on, &f)
 			}
 			s.add(f)
 		}
@@ -257,13 +263,14 @@ func (s *sweep) provider(ctx context.Context, name string, connector *connect.Co
 	return ctx.Err()
 }
 
-// judge says whose a sandbox is. record is that of its session, if there is one. Two provider blocks may name one account:
-// then each lists what the other has made, and a record counts whichever of them it names.
+// judge decides whose a sandbox is. record is that of its session, if there is one. Two provider blocks may name one
+// account: then each lists what the other has made, and a record counts whichever of the two it names.
 func (s *sweep) judge(name, owner string, sandbox provider.Sandbox, record records.Record) Finding {
 	f := Finding{
 		Provider: name, Session: sandbox.Session, SandboxID: sandbox.ID, Owner: sandbox.Owner, Age: age(sandbox.CreatedAt),
 	}
-	tells := record.HasSandbox() || record.SandboxID == sandbox.ID // a record that was begun later tells nothing
+	// A record of a session whose sandbox is gone, and was another one, does not tell whose this sandbox is.
+	tells := record.HasSandbox() || record.SandboxID == sandbox.ID
 	switch {
 	case sandbox.Owner != owner:
 		f.Verdict, f.Why = Foreign, fmt.Sprintf("it belongs to %s", sandbox.Owner)
@@ -277,12 +284,9 @@ func (s *sweep) judge(name, owner string, sandbox provider.Sandbox, record recor
 		f.Verdict, f.Why = Young, "the provider does not say how old it is"
 	case sandbox.CreatedAt.Before(s.began.Add(s.options.Grace)) && !s.options.Unrecorded && !tells:
 		f.Verdict = Unrecorded
-		f.Why = fmt.Sprintf("the records begin at %s and cannot tell whose it is: connect its session, or sweep with --unrecorded",
-			s.began.UTC().Format(time.RFC3339))
+		f.Why = fmt.Sprintf("the records begin at %s and cannot tell whose it is", s.began.UTC().Format(time.RFC3339))
 	case s.ofOthers(sandbox) && !s.options.Unrecorded:
-		f.Verdict = Unrecorded
-		f.Why = "other records of the same owner have it: those of another host, or some that were lost; if of no other host, " +
-			"connect its session, or sweep with --unrecorded"
+		f.Verdict, f.Why = Unrecorded, "other records of the same owner have it: those of another host, or some that were lost"
 	case f.Age < s.options.Grace:
 		f.Verdict, f.Why = Young, fmt.Sprintf("no record names it, and it is younger than %s", s.options.Grace)
 	case record.HasSandbox():
@@ -293,13 +297,13 @@ func (s *sweep) judge(name, owner string, sandbox provider.Sandbox, record recor
 	return f
 }
 
-// ofOthers says that a sandbox was made under other records than these.
+// ofOthers reports whether the sandbox was made under other records than these.
 func (s *sweep) ofOthers(sandbox provider.Sandbox) bool {
 	label := sandbox.Labels[connect.LabelRecords]
 	return label != "" && label != connect.RecordsLabel(s.began)
 }
 
-// compare says whether a record differs from what the provider has.
+// compare reports whether the record differs from what the provider has.
 func (s *sweep) compare(name string, record records.Record, there map[string]provider.Sandbox) (Finding, bool) {
 	if record.Provider != name || record.Holder != "" || record.Interrupted() || !record.HasSandbox() {
 		return Finding{}, false
@@ -309,7 +313,7 @@ func (s *sweep) compare(name string, record records.Record, there map[string]pro
 	}
 	sandbox, listed := there[record.SandboxID]
 	switch {
-	case !listed && !connect.Fresh(record, max(s.options.Grace, connect.ListingLag)):
+	case !listed && !recovery.Fresh(record, max(s.options.Grace, recovery.ListingLag)):
 		f.Why = fmt.Sprintf("recorded as %s, and the provider does not have it", record.State)
 	case listed && sandbox.State == provider.StateSuspended && record.State == records.StateRunning,
 		listed && sandbox.State == provider.StateRunning && record.State == records.StateSuspended:
@@ -320,8 +324,9 @@ func (s *sweep) compare(name string, record records.Record, there map[string]pro
 	return f, true
 }
 
-func (s *sweep) correct(ctx context.Context, connector *connect.Connector, f *Finding) {
-	state, err := connector.Reconcile(ctx, f.Session)
+// correct brings the record into agreement with what the provider has, and notes the outcome in f.
+func (s *sweep) correct(ctx context.Context, on *sessions.Sessions, f *Finding) {
+	state, err := on.Reconcile(ctx, f.Session)
 	if err != nil {
 		f.Err = err
 		return

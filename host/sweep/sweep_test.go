@@ -13,6 +13,7 @@ import (
 
 	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/host/sessions"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -94,13 +95,13 @@ func newWorld(t *testing.T, sandboxes ...provider.Sandbox) *world {
 	return &world{t, memory, memory.Store("sweeper"), newCloud(sandboxes...)}
 }
 
-func (w *world) connectors() map[string]*connect.Connector {
-	return map[string]*connect.Connector{"acme": connect.New(w.cloud, "acme", owner, []byte("secret"), w.store)}
+func (w *world) providers() map[string]*sessions.Sessions {
+	return map[string]*sessions.Sessions{"acme": sessions.New(connect.New(w.cloud, "acme", owner, []byte("secret"), w.store))}
 }
 
 func (w *world) sweep(o Options) Report {
 	w.Helper()
-	report, err := Sweep(w.Context(), w.store, w.connectors(), o, nil)
+	report, err := Sweep(w.Context(), w.store, w.providers(), o, nil)
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -229,10 +230,10 @@ func TestTwoProvidersOnOneAccountKeepEachOthersSandboxes(t *testing.T) {
 		w.cloud = newCloud(sandbox)
 		w.write(records.Record{Session: "s1", SandboxID: "large", State: records.StateRunning}, true) // on acme
 		time.Sleep(time.Hour)
-		other := connect.New(w.cloud, "acme-small", owner, []byte("secret"), w.store)
-		connectors := w.connectors()
-		connectors["acme-small"] = other
-		report, err := Sweep(t.Context(), w.store, connectors, Options{Grace: grace}, nil)
+		other := sessions.New(connect.New(w.cloud, "acme-small", owner, []byte("secret"), w.store))
+		providers := w.providers()
+		providers["acme-small"] = other
+		report, err := Sweep(t.Context(), w.store, providers, Options{Grace: grace}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -313,7 +314,7 @@ func TestASessionTakenUpDuringTheSweepIsLeftAlone(t *testing.T) {
 		w.cloud.onList = func() { w.write(records.Record{Session: "s1", SandboxID: "sb", State: records.StateRunning}, true) }
 		want(t, "recorded meanwhile", verdicts(w.sweep(Options{Grace: grace})), "sb=kept")
 
-		removed, err := w.connectors()["acme"].RemoveOrphan(t.Context(), provider.Sandbox{ID: "sb", Session: "s1"})
+		removed, err := w.providers()["acme"].RemoveOrphan(t.Context(), provider.Sandbox{ID: "sb", Session: "s1"})
 		if removed || err != nil {
 			t.Errorf("removed %t, %v", removed, err)
 		}
@@ -322,7 +323,7 @@ func TestASessionTakenUpDuringTheSweepIsLeftAlone(t *testing.T) {
 		if _, _, err := host.Claim(t.Context(), "s1"); err != nil {
 			t.Fatal(err)
 		}
-		removed, err = w.connectors()["acme"].RemoveOrphan(t.Context(), provider.Sandbox{ID: "sb2", Session: "s1"})
+		removed, err = w.providers()["acme"].RemoveOrphan(t.Context(), provider.Sandbox{ID: "sb2", Session: "s1"})
 		if removed || err != nil {
 			t.Errorf("removed %t, %v", removed, err)
 		}
@@ -343,8 +344,8 @@ func TestWhatFailsIsReportedAndTheRestIsSwept(t *testing.T) {
 		time.Sleep(time.Hour)
 		silent := newCloud()
 		silent.listError = provider.Errorf(provider.CodeDenied, "wrong key")
-		connectors := w.connectors()
-		connectors["silent"] = connect.New(silent, "silent", owner, []byte("secret"), w.store)
+		providers := w.providers()
+		providers["silent"] = sessions.New(connect.New(silent, "silent", owner, []byte("secret"), w.store))
 		w.write(records.Record{Session: "s3", Attempt: "a3", State: records.StateCreating}, false).End()
 		lost := w.records.Store("lost")
 		lease, _, err := lost.Claim(t.Context(), "s4")
@@ -356,7 +357,7 @@ func TestWhatFailsIsReportedAndTheRestIsSwept(t *testing.T) {
 		}
 		lost.End()
 
-		report, err := Sweep(t.Context(), w.store, connectors, Options{Grace: grace}, nil)
+		report, err := Sweep(t.Context(), w.store, providers, Options{Grace: grace}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -374,8 +375,8 @@ func TestASweepOfOneProviderLeavesWhatWasInterruptedOnOthers(t *testing.T) {
 		w.write(records.Record{Session: "s1", Attempt: "a1", State: records.StateCreating}, false).End()
 		w.cloud.listError = provider.Errorf(provider.CodeDenied, "it must not be asked")
 		good := newCloud()
-		connectors := map[string]*connect.Connector{"good": connect.New(good, "good", owner, []byte("secret"), w.store)}
-		report, err := Sweep(t.Context(), w.store, connectors, Options{Grace: grace, Provider: "good"}, nil)
+		providers := map[string]*sessions.Sessions{"good": sessions.New(connect.New(good, "good", owner, []byte("secret"), w.store))}
+		report, err := Sweep(t.Context(), w.store, providers, Options{Grace: grace, Provider: "good"}, nil)
 		if err != nil || report.Err() != nil {
 			t.Errorf("%v, %v", err, report.Err())
 		}
@@ -395,7 +396,7 @@ func TestNothingIsSweptWithoutTheRecords(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, provider.Sandbox{ID: "sb", Session: "s1", CreatedAt: time.Now()})
 		time.Sleep(time.Hour)
-		_, err := Sweep(t.Context(), unreadable{w.store}, w.connectors(), Options{Unrecorded: true}, nil)
+		_, err := Sweep(t.Context(), unreadable{w.store}, w.providers(), Options{Unrecorded: true}, nil)
 		var e *connect.Error
 		if !errors.As(err, &e) || e.Code != connect.CodeRecordsUnusable {
 			t.Errorf("got %v", err)

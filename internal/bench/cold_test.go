@@ -18,7 +18,8 @@ import (
 // configuration, start the plugin, connect, stop the plugin, exit. Next to it stands `berth version`, which does
 // nothing but start and exit.
 func BenchmarkColdConnect(b *testing.B) {
-	const warmUps, rounds = 3, 40
+	const warmUps = 3
+	rounds := size(40, 3)
 	berth := testbin.Build(b, "./host")
 	plugins := filepath.Dir(testbin.Build(b, "./plugins/mock"))
 	dir := b.TempDir()
@@ -43,8 +44,11 @@ func BenchmarkColdConnect(b *testing.B) {
 		}
 		return took, stdout
 	}
+	connects := 0
 	connect := func(provider string) time.Duration {
-		took, stdout := run("connect", "s1", "--config", config, "--provider", provider, "-o", "json", "--progress", "none")
+		connects++
+		session := fmt.Sprintf("session-%d", connects) // the records know the earlier ones as the other provider's
+		took, stdout := run("connect", session, "--config", config, "--provider", provider, "-o", "json", "--progress", "none")
 		var result struct {
 			Sandbox struct{ Origin string }
 		}

@@ -14,7 +14,7 @@ import (
 // no time, next to the same four calls (Attach, Create, StartServer, Ping) made with bare go-plugin on another process
 // of the same binary.
 func BenchmarkConnect(b *testing.B) {
-	const warmUps, pairs = 200, 2000
+	warmUps, pairs := size(200, 20), size(2000, 50)
 	mock := testbin.Build(b, "./plugins/mock")
 	giveBack, err := lendStdin()
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -23,11 +24,14 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// mockVariable tells a host process where the mock plugin is.
-const mockVariable = "BERTH_BENCH_MOCK"
+// The variables that tell a host process where the mock plugin is, and how many sessions to connect.
+const (
+	mockVariable  = "BERTH_BENCH_MOCK"
+	crowdVariable = "BERTH_BENCH_CROWD"
+)
 
 // runHost has a process of its own do the work of a role, and reads its answer.
-func runHost(b *testing.B, role string, answer any) {
+func runHost(b *testing.B, role string, sessions int, answer any) {
 	b.Helper()
 	executable, err := os.Executable()
 	if err != nil {
@@ -36,7 +40,8 @@ func runHost(b *testing.B, role string, answer any) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
 	command := exec.CommandContext(ctx, executable)
-	command.Env = append(os.Environ(), roleVariable+"="+role, mockVariable+"="+testbin.Build(b, "./plugins/mock"))
+	command.Env = append(os.Environ(), roleVariable+"="+role,
+		mockVariable+"="+testbin.Build(b, "./plugins/mock"), crowdVariable+"="+strconv.Itoa(sessions))
 	command.Stderr = os.Stderr
 	stdout, err := command.Output()
 	if err == nil {
@@ -48,8 +53,12 @@ func runHost(b *testing.B, role string, answer any) {
 }
 
 // beHost does the work of a role, in the process that runHost started.
-func beHost(work func(mock string) (any, error)) {
-	answer, err := work(os.Getenv(mockVariable))
+func beHost(work func(mock string, sessions int) (any, error)) {
+	var answer any
+	sessions, err := strconv.Atoi(os.Getenv(crowdVariable))
+	if err == nil {
+		answer, err = work(os.Getenv(mockVariable), sessions)
+	}
 	if err == nil {
 		err = goleak.Find()
 	}
@@ -64,7 +73,6 @@ func beHost(work func(mock string) (any, error)) {
 }
 
 const (
-	crowd       = 1000
 	crowdRounds = 3
 	slowCloud   = `{"serve":"none","create_latency":"2s"}`
 )
@@ -86,7 +94,8 @@ type crowdAnswer struct {
 // same calls are made with bare go-plugin as well. Their memory is in the peak too.
 func BenchmarkThousandConnects(b *testing.B) {
 	var a crowdAnswer
-	runHost(b, roleCrowd, &a)
+	crowd := size(1000, 50)
+	runHost(b, roleCrowd, crowd, &a)
 	report(b, map[string]float64{
 		"ratio-to-one": ratio(a.All.median(), a.One), "bare-ratio-to-one": ratio(a.Bare.median(), a.One),
 		"sqlite-ratio-to-one": ratio(a.SQLite.median(), a.One),
@@ -100,7 +109,7 @@ func BenchmarkThousandConnects(b *testing.B) {
 		"than before", crowd, crowdRounds)
 }
 
-func beCrowd(mock string) (any, error) {
+func beCrowd(mock string, crowd int) (any, error) {
 	plugin, err := startPlugin(mock, slowCloud, true)
 	if err != nil {
 		return nil, err
@@ -133,14 +142,14 @@ func beCrowd(mock string) (any, error) {
 			return nil, err
 		}
 		a.All = append(a.All, all)
-		a.CPU += (cpuTime() - cpuBefore) / crowd / crowdRounds
+		a.CPU += (cpuTime() - cpuBefore) / time.Duration(crowd*crowdRounds)
 		if all, err = connectAllBare(bare, name, crowd); err != nil {
 			return nil, err
 		}
 		a.Bare = append(a.Bare, all)
 	}
 	a.PeakMB = memory(os.Getpid(), "VmHWM")
-	if a.SQLite, err = connectAllRecorded(plugin); err != nil {
+	if a.SQLite, err = connectAllRecorded(plugin, crowd); err != nil {
 		return nil, err
 	}
 	back := eventually(func() bool {
@@ -155,7 +164,7 @@ func beCrowd(mock string) (any, error) {
 
 // connectAllRecorded is connectAll with records in SQLite, which has one writer at a time and forces each write to the
 // disk.
-func connectAllRecorded(plugin *supervise.Plugin) (rounds figures, err error) {
+func connectAllRecorded(plugin *supervise.Plugin, crowd int) (rounds figures, err error) {
 	dir, err := os.MkdirTemp("", "berth-bench-")
 	if err != nil {
 		return nil, err
@@ -239,7 +248,6 @@ func connectAllBare(bare *bare, name string, n int) (time.Duration, error) {
 }
 
 const (
-	waiters = 10_000
 	// warmUp is how long after the last session began to wait the pace is down to one probe a second.
 	warmUp = 11 * time.Second
 	// measured is how long the waiting is watched then.
@@ -260,7 +268,8 @@ type waitingAnswer struct {
 // makes cores look good; us-per-probe, the processor time for each, does not depend on that.
 func BenchmarkTenThousandWaiting(b *testing.B) {
 	var a waitingAnswer
-	runHost(b, roleWaiting, &a)
+	waiters := size(10_000, 200)
+	runHost(b, roleWaiting, waiters, &a)
 	report(b, map[string]float64{
 		"cores": a.Cores, "probes/s": a.Probes, "us-per-probe": a.Cores / a.Probes * 1e6,
 		"start-s": a.Started.Seconds(), "undo-s": a.Undone.Seconds(),
@@ -272,7 +281,7 @@ func BenchmarkTenThousandWaiting(b *testing.B) {
 	b.Logf("%d sessions, from %s after they began to wait; aim: cores < 1 (us-per-probe < 100), peak-MB < 500", waiters, warmUp)
 }
 
-func beWaiting(mock string) (any, error) {
+func beWaiting(mock string, waiters int) (any, error) {
 	plugin, err := startPlugin(mock, `{"serve":"none","ready_after":"1h"}`, true)
 	if err != nil {
 		return nil, err
@@ -300,7 +309,7 @@ func beWaiting(mock string) (any, error) {
 		})
 	}
 	var a waitingAnswer
-	if !eventually(func() bool { return waiting.Load() == waiters }) {
+	if !eventually(func() bool { return waiting.Load() == int64(waiters) }) {
 		return nil, fmt.Errorf("only %d of %d sessions wait", waiting.Load(), waiters)
 	}
 	a.Started = time.Since(began)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/sessions"
 	"github.com/berth-dev/berth/internal/testbin"
 )
 
@@ -23,8 +24,6 @@ var boots = []time.Duration{
 }
 
 const (
-	// servers is how many servers there are of each boot time.
-	servers = 10
 	// spread is how far their boot times differ from it, so that they become ready at all points between two probes.
 	spread = 0.2
 	// crowded is the boot time from which on they boot at the same time, a moment apart: they are probed rarely then.
@@ -47,17 +46,18 @@ func bootTimes(boot time.Duration, n int) []time.Duration {
 // the pace of the host's probes, with the ramp and without. In "local" they are processes, which the keeper of their
 // sandbox starts and which write down when they began to listen.
 func BenchmarkDetection(b *testing.B) {
-	b.Run("mock", func(b *testing.B) { detect(b, mockServers, false) })
-	b.Run("local", func(b *testing.B) { detect(b, localServers, false) })
-	b.Run("mock-without-ramp", func(b *testing.B) { detect(b, mockServers, true) })
+	b.Run("mock", func(b *testing.B) { detect(b, mockServers, connect.RampAuto) })
+	b.Run("local", func(b *testing.B) { detect(b, localServers, connect.RampAuto) })
+	b.Run("mock-without-ramp", func(b *testing.B) { detect(b, mockServers, connect.RampOff) })
 }
 
 // starter prepares servers with these boot times. What it returns connects to one of them and says how much later than
 // the server was ready it knew.
 type starter func(b *testing.B, times []time.Duration) func(i int, health connect.Health) (late time.Duration, err error)
 
-func detect(b *testing.B, start starter, noRamp bool) {
+func detect(b *testing.B, start starter, ramp connect.Ramp) {
 	b.ReportMetric(0, "ns/op")
+	servers := size(10, 2) // of each boot time
 	worst := time.Duration(0)
 	for _, boot := range boots {
 		connectTo := start(b, bootTimes(boot, servers))
@@ -65,8 +65,8 @@ func detect(b *testing.B, start starter, noRamp bool) {
 		failures := make([]error, servers)
 		var callers sync.WaitGroup
 		for i := range servers {
-			callers.Go(func() { lates[i], failures[i] = connectTo(i, connect.Health{NoRamp: noRamp}) })
-			if boot < crowded && !noRamp {
+			callers.Go(func() { lates[i], failures[i] = connectTo(i, connect.Health{Ramp: ramp}) })
+			if boot < crowded && ramp == connect.RampAuto {
 				callers.Wait()
 			} else {
 				pass(apart)
@@ -81,7 +81,7 @@ func detect(b *testing.B, start starter, noRamp bool) {
 		worst = max(worst, lates.max())
 		b.ReportMetric(ms(lates.mean()), fmt.Sprintf("late-after-%dms", boot.Milliseconds()))
 		aim := fmt.Sprintf(" (aim: %.0f)", ms(boot/10+15*time.Millisecond))
-		if noRamp {
+		if ramp == connect.RampOff {
 			aim = ""
 		}
 		b.Logf("boot %5s: late by %5.1f ms on average%s, %5.1f ms at most", boot, ms(lates.mean()), aim, ms(lates.max()))
@@ -143,20 +143,21 @@ func localServers(b *testing.B, times []time.Duration) func(int, connect.Health)
 		if err != nil {
 			return 0, err
 		}
-		_, err = connector.Disconnect(ctx, asked.Session, connect.ActionDestroy, nil)
+		_, err = sessions.New(connector).Disconnect(ctx, asked.Session, sessions.ActionDestroy, nil)
 		return now.Sub(ready), err
 	}
 }
 
 // leaveNothing ends what a failed run left. There is nothing otherwise.
 func leaveNothing(b *testing.B, connector *connect.Connector) {
-	left, err := connector.Sessions(context.Background())
+	all := sessions.New(connector)
+	left, err := all.List(context.Background())
 	if err != nil {
 		b.Error(err)
 	}
 	for _, sandbox := range left {
 		b.Errorf("sandbox %s of session %s is left", sandbox.ID, sandbox.Session)
-		if _, err := connector.Disconnect(context.Background(), sandbox.Session, connect.ActionDestroy, nil); err != nil {
+		if _, err := all.Disconnect(context.Background(), sandbox.Session, sessions.ActionDestroy, nil); err != nil {
 			b.Error(err)
 		}
 	}

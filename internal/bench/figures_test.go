@@ -29,6 +29,14 @@ func (f figures) mean() time.Duration {
 	return sum / time.Duration(len(f))
 }
 
+// size returns the size of an experiment: the full one, or with -short a smaller one.
+func size(full, short int) int {
+	if testing.Short() {
+		return short
+	}
+	return full
+}
+
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 func ratio(a, b time.Duration) float64 { return float64(a) / float64(b) }

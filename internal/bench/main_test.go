@@ -11,6 +11,7 @@ import (
 
 	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/host/sessions"
 	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/internal/testbin"
 	"github.com/berth-dev/berth/shared/provider"
@@ -112,7 +113,7 @@ func request(session string) connect.Request {
 
 // nothingLeft says which sandboxes are left, if any.
 func nothingLeft(connector *connect.Connector) error {
-	left, err := connector.Sessions(context.Background())
+	left, err := sessions.New(connector).List(context.Background())
 	if err == nil && len(left) > 0 {
 		err = fmt.Errorf("%d sandboxes are left, %s of session %s among them", len(left), left[0].ID, left[0].Session)
 	}

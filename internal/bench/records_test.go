@@ -16,7 +16,7 @@ import (
 // next to one with records in memory, which no crash survives. Plugin and cloud are the same and take no time. The
 // ratio is that of nothing else going on: a real Create takes hundreds of times longer.
 func BenchmarkRecords(b *testing.B) {
-	const warmUps, pairs = 100, 1000
+	warmUps, pairs := size(100, 10), size(1000, 30)
 	plugin := newPlugin(b, testbin.Build(b, "./plugins/mock"), idle, true)
 	ctx := context.Background()
 	dir := b.TempDir()

@@ -15,7 +15,7 @@ import (
 // BenchmarkPluginStart is how long it takes until a plugin can be called, from nothing: launch, handshake, Describe and
 // Configure; with mutual TLS and without, next to bare go-plugin.
 func BenchmarkPluginStart(b *testing.B) {
-	const rounds = 25
+	rounds := size(25, 3)
 	mock := testbin.Build(b, "./plugins/mock")
 	giveBack, err := lendStdin()
 	if err != nil {
@@ -79,7 +79,7 @@ var pluginConfigs = map[string]string{
 // BenchmarkEveryPlugin is how long each plugin takes from its launch until it is configured, with mutual TLS, and the
 // most memory it has had by then: an idle plugin.
 func BenchmarkEveryPlugin(b *testing.B) {
-	const rounds = 10
+	rounds := size(10, 2)
 	for _, name := range slices.Sorted(maps.Keys(pluginConfigs)) {
 		path := testbin.Build(b, "./plugins/"+name)
 		b.Run(name, func(b *testing.B) {

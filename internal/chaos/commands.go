@@ -10,6 +10,7 @@ import (
 
 	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/host/sessions"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -50,7 +51,7 @@ func suspendVictim(ctx context.Context, n *world, c *connect.Connector, store *r
 	if err := connectVictim(ctx, n, c, store); err != nil {
 		return err
 	}
-	_, err := c.Disconnect(ctx, victim, connect.ActionSuspend, nil)
+	_, err := sessions.New(c).Disconnect(ctx, victim, sessions.ActionSuspend, nil)
 	return err
 }
 

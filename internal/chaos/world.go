@@ -211,11 +211,7 @@ func (n *world) asHost(ctx context.Context, work func(*connect.Connector, *recor
 
 func (h *hand) request(id string) connect.Request {
 	p := h.conf
-	return connect.Request{
-		Session:  id,
-		Server:   connect.Server{Server: p.Server.Server, KeyEnv: p.Server.KeyEnv, KeyHeader: p.Server.KeyHeader},
-		Lifetime: p.Lifetime,
-	}
+	return connect.Request{Session: id, Server: p.Server, Lifetime: p.Lifetime}
 }
 
 // healthy says whether the server of a connection answers those that it was given to.

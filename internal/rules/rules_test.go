@@ -53,6 +53,24 @@ func under(path string, roots ...string) bool {
 	return slices.ContainsFunc(roots, func(root string) bool { return path == root || strings.HasPrefix(path, root+"/") })
 }
 
+// floors are the packages of the lifecycle, each with all of ours that it may import.
+var floors = map[string][]string{
+	"host/fence":    {},
+	"host/lease":    {"host/fence", "host/records", "shared/provider"},
+	"host/recovery": {"host/lease", "host/records", "shared/provider"},
+	"host/connect":  {"host/recovery", "host/lease", "host/records", "shared/provider"},
+	"host/sessions": {"host/connect", "host/recovery", "host/lease", "host/records", "shared/provider"},
+	"host/sweep":    {"host/sessions", "host/connect", "host/recovery", "host/records", "shared/provider"},
+}
+
+// noOutside are the packages that know nothing of how providers, configurations and fronts are made.
+var noOutside = []string{"host/lease", "host/recovery", "host/connect", "host/sessions", "host/sweep"}
+
+func mayImport(from, ours string) bool {
+	allowed, isFloor := floors[from]
+	return !isFloor || slices.Contains(allowed, ours)
+}
+
 func TestEveryPartImportsOnlyWhatItMay(t *testing.T) {
 	t.Parallel()
 	seen := 0
@@ -71,12 +89,18 @@ func TestEveryPartImportsOnlyWhatItMay(t *testing.T) {
 				forbidden = "a plugin does not know another"
 			case under(p.ImportPath, "examples") && inside:
 				forbidden = "an example shows what a stranger can do"
-			case p.ImportPath == "host/connect" && inside && !under(ours, "shared/provider", "host/records", "host/fence"):
-				forbidden = "the lifecycle knows the provider contract, the records, the fence and nothing else of ours"
-			case p.ImportPath == "host/connect" && under(path, "net/http", "os", "os/exec", "github.com/hashicorp", "google.golang.org"):
+			case inside && !mayImport(p.ImportPath, ours):
+				forbidden = "these are floors of the house: a package imports only those named for it"
+			case slices.Contains(noOutside, p.ImportPath) && under(path, "net/http", "os", "os/exec", "github.com/hashicorp", "google.golang.org"):
 				forbidden = "the lifecycle knows no processes, configuration files, wire or HTTP"
 			case under(p.ImportPath, "host") && under(ours, "shared/proto"):
 				forbidden = "only shared/provider knows the wire"
+			case under(p.ImportPath, "host") && under(path, "google.golang.org/protobuf") && p.ImportPath != "host/supervise/internal/stub":
+				forbidden = "only shared/provider knows protobuf, and the plugin that misbehaves in the supervisor's tests"
+			case p.ImportPath == "host/wire" && inside && !under(ours, "shared/provider", "host/connect", "host/records", "host/sweep"):
+				forbidden = "the public forms are made of the engine's types and know no front"
+			case p.ImportPath == "host/wire" && under(path, "github.com/spf13", "golang.org/x/term", "os", "net/http"):
+				forbidden = "the public forms are the same for every front"
 			case under(p.ImportPath, "host") && under(ours, "plugins"):
 				forbidden = "nothing in the host knows a provider"
 			}

@@ -2,4 +2,6 @@
 
 package testbin
 
-const raceEnabled = true
+// Race reports whether the tests run with the race detector. What they build should be built with it too, so that it is
+// found compiled.
+const Race = true

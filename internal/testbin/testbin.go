@@ -18,14 +18,9 @@ import (
 
 var (
 	mutex  sync.Mutex
-	folder string
-	builds = map[string]*build{}
+	folder string            // of this process's executables
+	built  map[string]string // the executables in it, by package
 )
-
-type build struct {
-	once sync.Once
-	err  error
-}
 
 // Main wraps m.Run for TestMain: it removes what Build made.
 func Main(m *testing.M) int {
@@ -38,41 +33,54 @@ func Main(m *testing.M) int {
 }
 
 // Build compiles a main package of this module, such as "./plugins/mock", once for the test process, and returns the
-// executable. It is named and placed as in bin/: berth, berth-action-server, plugins/berth-provider-NAME. The test's
-// TestMain must call Main.
+// executable. It is named and placed as in bin/: berth, berth-action-server, plugins/berth-provider-NAME, sim/NAME. The
+// test's TestMain must call Main.
 func Build(t testing.TB, pkg string) string {
 	t.Helper()
 	mutex.Lock()
-	if folder == "" {
-		dir, err := os.MkdirTemp("", "berth-bin-")
-		if err != nil {
-			mutex.Unlock()
-			t.Fatal(err)
-		}
-		folder = dir
+	defer mutex.Unlock()
+	if err := build(pkg); err != nil {
+		t.Fatal(err)
 	}
-	b := builds[pkg]
-	if b == nil {
-		b = &build{}
-		builds[pkg] = b
-	}
-	target := filepath.Join(folder, place(pkg))
-	mutex.Unlock()
-
-	b.once.Do(func() { b.err = compile(pkg, target) })
-	if b.err != nil {
-		t.Fatal(b.err)
-	}
-	return target
+	return built[pkg]
 }
 
 // BuildTree compiles what a user has in bin/ and returns that directory.
 func BuildTree(t testing.TB) string {
 	t.Helper()
-	for _, pkg := range []string{"./plugins/local", "./plugins/mock", "./examples/action-server"} {
-		Build(t, pkg)
+	mutex.Lock()
+	defer mutex.Unlock()
+	if err := build("./host", "./plugins/local", "./plugins/mock", "./examples/action-server"); err != nil {
+		t.Fatal(err)
 	}
-	return filepath.Dir(Build(t, "./host"))
+	return folder
+}
+
+// build compiles the packages that are not built yet, in one go invocation. The caller has locked mutex.
+func build(pkgs ...string) error {
+	if folder == "" {
+		dir, err := os.MkdirTemp("", "berth-bin-")
+		if err != nil {
+			return err
+		}
+		folder, built = dir, map[string]string{}
+	}
+	var missing []string
+	for _, pkg := range pkgs {
+		if built[pkg] == "" {
+			missing = append(missing, pkg)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	if err := compile(missing); err != nil {
+		return fmt.Errorf("building %s: %w", strings.Join(missing, " "), err)
+	}
+	for _, pkg := range missing {
+		built[pkg] = filepath.Join(folder, place(pkg))
+	}
+	return nil
 }
 
 func place(pkg string) string {
@@ -80,6 +88,8 @@ func place(pkg string) string {
 	switch {
 	case pkg == "./host":
 		return "berth"
+	case strings.HasSuffix(pkg, "/sim/cmd"):
+		return filepath.Join("sim", strings.Split(pkg, "/")[2])
 	case strings.HasPrefix(pkg, "./plugins/"):
 		return filepath.Join("plugins", "berth-provider-"+name)
 	case pkg == "./examples/action-server":
@@ -88,45 +98,50 @@ func place(pkg string) string {
 	return name
 }
 
-// compile builds into a place that all test processes share, where the go command links only what has changed, and takes
-// what it finds there: in a moment it may be another checkout's.
-func compile(pkg, target string) error {
-	shared, release, err := share(target)
+// compile builds in a directory that all test processes share, where the go command links only what has changed, and
+// takes the executables from there: in a moment they may be another checkout's. Neither the commit nor debug information
+// is linked in: either costs time at every build.
+func compile(pkgs []string) error {
+	shared, unlock, err := lockShared(pkgs)
 	if err != nil {
-		return fmt.Errorf("building %s: %w", pkg, err)
+		return err
 	}
-	defer release()
-	args := []string{"build", "-o", shared}
-	if raceEnabled {
+	defer unlock()
+	args := []string{"build", "-buildvcs=false", "-ldflags=-s -w", "-o", shared + "/"}
+	if Race {
 		args = append(args, "-race")
 	}
-	command := exec.CommandContext(context.Background(), "go", append(args, pkg)...) // one build serves many tests
+	command := exec.CommandContext(context.Background(), "go", append(args, pkgs...)...) // one build serves many tests
 	command.Dir = moduleRoot()
 	if output, err := command.CombinedOutput(); err != nil {
-		return fmt.Errorf("building %s: %w\n%s", pkg, err, output)
+		return fmt.Errorf("%w\n%s", err, output)
 	}
-	if shared == target {
-		return nil
+	for _, pkg := range pkgs {
+		// The go command names an executable after its package's folder.
+		if err := take(filepath.Join(shared, filepath.Base(pkg)), filepath.Join(folder, place(pkg))); err != nil {
+			return err
+		}
 	}
-	return take(shared, target)
+	return nil
 }
 
-// share gives the shared place for an executable, locked until release. Without a cache directory there is none, and the
-// executable is built where it is wanted.
-func share(target string) (path string, release func(), err error) {
-	cache, _ := os.UserCacheDir()
-	if cache == "" {
-		return target, func() {}, nil
-	}
+// lockShared returns the shared directory for these packages, locked. Without a cache directory it is one of this
+// process's own.
+func lockShared(pkgs []string) (dir string, unlock func(), err error) {
 	kind := "plain"
-	if raceEnabled {
+	if Race {
 		kind = "race"
 	}
-	path = filepath.Join(cache, "berth", "testbin", kind, filepath.Base(target))
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		cache = folder
+	}
+	// Packages that are built together have a directory together, and others do not wait for them.
+	dir = filepath.Join(cache, "berth", "testbin", kind, strings.ReplaceAll(strings.TrimPrefix(pkgs[0], "./"), "/", "-"))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", nil, err
 	}
-	lock, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return "", nil, err
 	}
@@ -134,11 +149,11 @@ func share(target string) (path string, release func(), err error) {
 		lock.Close()
 		return "", nil, err
 	}
-	return path, func() { lock.Close() }, nil
+	return dir, func() { lock.Close() }, nil
 }
 
-// take gives an executable a second name, which stays what it is when the first one is built anew: the go command makes
-// a new file then. Across file systems it is copied.
+// take links an executable to a second name. It stays what it is when the first one is built anew, because the go command
+// then makes a new file. Across file systems it is copied.
 func take(from, to string) error {
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return err

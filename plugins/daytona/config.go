@@ -1,15 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	"net/netip"
-	"net/url"
 	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
-	"github.com/berth-dev/berth/shared/provider"
+	"github.com/berth-dev/berth/shared/cloud"
 )
 
 // Config is what the provider's config block may hold.
@@ -37,68 +36,46 @@ func open(_ context.Context, config Config, log hclog.Logger) (*Daytona, error) 
 	if err := config.check(); err != nil {
 		return nil, err
 	}
-	return newDaytona(config, log), nil
+	return newDaytona(config, log, normalTimes), nil
 }
 
-// check refuses what the cloud would refuse, and what would not mean what it says. All of it at once.
+// check refuses what the cloud would refuse, and what would not mean what it says.
 func (c *Config) check() error {
-	refused := &provider.Error{Code: provider.CodeInvalid, Message: "the configuration was refused"}
-	refuse := func(field, message string) {
-		refused.Fields = append(refused.Fields, provider.FieldError{Field: field, Message: message})
-	}
+	var refused cloud.Refusals
 	switch {
 	case c.APIKey == "" && c.JWTToken == "":
-		refuse("api_key", "is missing: set it, or the environment variable DAYTONA_API_KEY; the dashboard makes keys")
+		refused.Add("api_key", "is missing: set it, or the environment variable DAYTONA_API_KEY; the dashboard makes keys")
 	case c.APIKey != "" && c.JWTToken != "":
-		refuse("jwt_token", "goes without an api_key: choose one of them")
+		refused.Add("jwt_token", "goes without an api_key: choose one of them")
 	case c.JWTToken != "" && c.OrganizationID == "":
-		refuse("organization_id", "is needed with jwt_token: set it, or the environment variable DAYTONA_ORGANIZATION_ID")
+		refused.Add("organization_id", "is needed with jwt_token: set it, or the environment variable DAYTONA_ORGANIZATION_ID")
 	}
-	if c.token() != strings.TrimSpace(c.token()) || strings.ContainsAny(c.token(), "\r\n") {
-		refuse("api_key", "has spaces or line breaks around it")
-	}
-	c.APIURL = strings.TrimRight(c.APIURL, "/")
-	if u, err := url.Parse(c.APIURL); err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.User != nil || u.RawQuery != "" {
-		refuse("api_url", "must be a URL such as https://app.daytona.io/api")
-	}
+	refused.Credential("api_key", c.APIKey)
+	refused.Credential("jwt_token", c.JWTToken)
+	c.APIURL = refused.URL("api_url", c.APIURL, "https://app.daytona.io/api")
 	if c.Snapshot != "" && c.Image != "" {
-		refuse("image", "goes without a snapshot: choose one of them")
+		refused.Add("image", "goes without a snapshot: choose one of them")
 	}
 	if strings.ContainsAny(c.Image, " \t\r\n") {
-		refuse("image", "must be one image, such as docker.io/library/python:3.13")
+		refused.Add("image", "must be one image, such as docker.io/library/python:3.13")
 	}
 	for name, size := range map[string]int{"cpu": c.CPU, "memory": c.Memory, "disk": c.Disk} {
 		switch {
 		case size < 0 || size > 1<<16:
-			refuse(name, "must be a whole number from 1 on")
+			refused.Add(name, "must be a whole number from 1 on")
 		case size > 0 && c.Image == "":
-			refuse(name, "goes with image only: a snapshot has its own size")
+			refused.Add(name, "goes with image only: a snapshot has its own size")
 		}
 	}
-	if c.Port < 1 || c.Port > 65535 {
-		refuse("port", "must be between 1 and 65535")
-	}
-	for _, network := range c.AllowNetworks {
-		if _, err := netip.ParsePrefix(network); err != nil {
-			refuse("allow_networks", "must be networks such as 208.80.154.232/32")
-			break
-		}
-	}
+	refused.Port("port", c.Port)
+	refused.Networks("allow_networks", c.AllowNetworks)
 	if c.BlockNetwork && len(c.AllowNetworks) > 0 {
-		refuse("allow_networks", "goes without block_network: choose one of them")
+		refused.Add("allow_networks", "goes without block_network: choose one of them")
 	}
-	if len(refused.Fields) > 0 {
-		return refused
-	}
-	return nil
+	return refused.Err()
 }
 
-func (c *Config) token() string {
-	if c.JWTToken != "" {
-		return c.JWTToken
-	}
-	return c.APIKey
-}
+func (c *Config) token() string { return cmp.Or(c.JWTToken, c.APIKey) }
 
 // minutes rounds up: the cloud counts in whole minutes, and takes 0 for something else.
 func minutes(d time.Duration) int32 {

@@ -80,7 +80,7 @@ func TestTwoProcessesAtOnceMakeOneSandbox(t *testing.T) {
 	}
 	rounds := newMachine(t, cloud).Race(ids, func(_ string, ids []string) {
 		for _, id := range ids {
-			if err := newProvider(t, cloud, nil).remove(t.Context(), id); err != nil {
+			if err := (&machines{newProvider(t, cloud, nil)}).Remove(t.Context(), box{id: id}); err != nil {
 				t.Fatal(err)
 			}
 		}

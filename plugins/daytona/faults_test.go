@@ -14,6 +14,7 @@ import (
 
 	"github.com/berth-dev/berth/plugins/daytona/sim"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
+	"github.com/berth-dev/berth/shared/cloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -81,7 +82,7 @@ func awaitPing(ctx context.Context, d *Daytona, id string, endpoints provider.En
 		case result.Status != provider.PingNotYet && result.Status != provider.PingDenied:
 			return provider.Errorf(provider.CodeFailed, "%s: %s", result.Status, result.Reason)
 		}
-		if !pause(ctx, 20*time.Millisecond) {
+		if !cloud.Pause(ctx, 20*time.Millisecond) {
 			return ctx.Err()
 		}
 	}
@@ -190,19 +191,20 @@ func TestWhateverFailsAConnectEndsReadyOrWithATypedErrorAndNothingLeft(t *testin
 					t.Run(strings.Join(strings.Fields(cell), "_"), func(t *testing.T) {
 						t.Parallel()
 						cloud := newCloud(t, sim.Options{TokenCache: -1})
-						d := newProvider(t, cloud, nil)
-						if s.before != nil {
-							s.before(t, cloud, d)
-						}
-						d.pace.tries, d.pace.daemon = 3, 2*time.Second
+						times := testTimes
+						times.Retry.Tries, times.Reach = 3, 2*time.Second
 						if often == "once" {
-							d.pace.daemon = 15 * time.Second
+							times.Reach = 15 * time.Second
 						}
 						if k.fault.Hang { // long enough for the calls that do not hang, on a slow machine
-							d.pace.call, d.pace.slowCall, d.pace.undo = 4*time.Second, 4*time.Second, 10*time.Second
+							times.call, times.slowCall, times.Undo = 4*time.Second, 4*time.Second, 10*time.Second
 							if often == "always" {
-								d.pace.tries = 2
+								times.Retry.Tries = 2
 							}
+						}
+						d := newProviderWith(t, cloud, times, nil)
+						if s.before != nil {
+							s.before(t, cloud, d)
 						}
 						fault := k.fault
 						fault.Operation = s.operation
@@ -307,7 +309,7 @@ func TestTheAPIsErrorsHaveTheirClasses(t *testing.T) {
 		{status: 400, body: "Total CPU limit exceeded. Maximum allowed: 10.", code: provider.CodeExhausted, reason: provider.ReasonQuota},
 		{status: 400, body: "Total disk limit exceeded. Maximum allowed: 30.", code: provider.CodeExhausted, reason: provider.ReasonQuota},
 		{status: 400, body: "No available runners", code: provider.CodeExhausted, reason: "NO_CAPACITY", retryable: true},
-		{status: 400, body: "Sandbox failed to start: out of memory", code: provider.CodeFailed},
+		{status: 400, body: "Sandbox failed to start: out of memory", code: provider.CodeFailed, reason: cloud.ReasonUnclear},
 		{status: 400, body: "Sandbox is not in valid state", code: provider.CodeState},
 		{status: 400, body: "Snapshot x not found. Did you add it through the Daytona Dashboard?", code: provider.CodeInvalid},
 		{status: 500, body: "An unexpected error occurred.", code: provider.CodeUnreachable, retryable: true},
@@ -319,7 +321,7 @@ func TestTheAPIsErrorsHaveTheirClasses(t *testing.T) {
 			header.Set(name, value)
 		}
 		response := &http.Response{StatusCode: c.status, Status: fmt.Sprint(c.status), Header: header}
-		e := readFailure("asking", response, answered(fmt.Sprintf(`{"statusCode":%d,"message":%q}`, c.status, c.body))).public
+		e := provider.AsError(readFailure("asking", response, answered(fmt.Sprintf(`{"statusCode":%d,"message":%q}`, c.status, c.body))))
 		if e.Code != c.code || e.Reason != c.reason || e.Retryable != c.retryable || e.RetryAfter != c.retryAfter {
 			t.Errorf("%d %q: %+v", c.status, c.body, e)
 		}

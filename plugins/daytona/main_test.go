@@ -17,6 +17,7 @@ import (
 	"github.com/berth-dev/berth/plugins/daytona/sim"
 	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
+	"github.com/berth-dev/berth/shared/cloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -28,11 +29,14 @@ const (
 	canary = "dtn_canary_0123456789"
 )
 
-// testPace is normalPace for a cloud without delays.
-var testPace = pace{
-	call: 20 * time.Second, slowCall: 20 * time.Second, tries: 4, retry: 5 * time.Millisecond,
-	poll: 5 * time.Millisecond, pollMost: 20 * time.Millisecond, undo: 10 * time.Second, settle: 100 * time.Millisecond,
-	daemon: 2 * time.Second, token: 60 * time.Millisecond, look: 5 * time.Second, lookWait: 100 * time.Millisecond, second: 6,
+// testTimes are normalTimes for a cloud without delays.
+var testTimes = times{
+	Times: cloud.Times{
+		Retry: cloud.Retry{Tries: 4, First: 5 * time.Millisecond, Most: 20 * time.Millisecond, Longest: 10 * time.Second},
+		Poll:  5 * time.Millisecond, PollMost: 20 * time.Millisecond, Lost: 100 * time.Millisecond, Undo: 10 * time.Second,
+		Reach: 2 * time.Second, Script: 12 * time.Second, FirstLook: 50 * time.Millisecond, Patience: 100 * time.Millisecond,
+	},
+	call: 20 * time.Second, slowCall: 20 * time.Second, token: 60 * time.Millisecond,
 }
 
 // newCloud makes a cloud whose sandboxes have the action server, with nothing left in it at the end of the test.
@@ -56,6 +60,11 @@ func newCloud(t *testing.T, options sim.Options) *sim.Cloud {
 // newProvider gives a provider for the cloud. change, which may be nil, changes its configuration.
 func newProvider(t *testing.T, cloud *sim.Cloud, change func(*Config)) *Daytona {
 	t.Helper()
+	return newProviderWith(t, cloud, testTimes, change)
+}
+
+func newProviderWith(t *testing.T, cloud *sim.Cloud, times times, change func(*Config)) *Daytona {
+	t.Helper()
 	values, _ := json.Marshal(map[string]string{"api_key": canary, "api_url": cloud.URL()})
 	config, err := provider.DecodeConfig[Config](values)
 	if err != nil {
@@ -64,11 +73,10 @@ func newProvider(t *testing.T, cloud *sim.Cloud, change func(*Config)) *Daytona 
 	if change != nil {
 		change(&config)
 	}
-	d, err := open(t.Context(), config, hclog.NewNullLogger())
-	if err != nil {
+	if err := config.check(); err != nil {
 		t.Fatal(err)
 	}
-	d.pace = testPace
+	d := newDaytona(config, hclog.NewNullLogger(), times)
 	t.Cleanup(func() { d.Close() })
 	return d
 }
@@ -201,7 +209,7 @@ func get(t *testing.T, url string, headers map[string]string) (status int, body 
 
 func mustGet(t *testing.T, d *Daytona, id string) *apiclient.Sandbox {
 	t.Helper()
-	sandbox, err := d.get(t.Context(), id)
+	sandbox, _, err := d.api.SandboxAPI.GetSandbox(t.Context(), id).Execute()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,172 +2,398 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
 	apiclient "github.com/daytonaio/daytona/libs/api-client-go"
+	toolbox "github.com/daytonaio/daytona/libs/toolbox-api-client-go"
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/berth-dev/berth/shared/cloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
 // Daytona gets sandboxes from Daytona. Everything it knows is in the cloud: a session's sandbox has a name that any
 // process derives from owner and session, and the cloud keeps names unique.
 type Daytona struct {
+	*cloud.Provider[box]
 	config Config
 	log    hclog.Logger
 	http   *http.Client
 	api    *apiclient.APIClient
-	probe  *http.Client
-	pace   pace
+	times  times
 
 	mutex sync.Mutex
-	looks map[string]look      // by sandbox: those whose server does not answer
 	woken map[string]time.Time // by sandbox: when this process woke it
 }
 
-func newDaytona(config Config, log hclog.Logger) *Daytona {
-	client := newHTTPClient(log)
-	return &Daytona{
-		config: config, log: log, http: client, api: newAPIClient(config, client), probe: provider.NewProbeClient(),
-		pace: normalPace, looks: map[string]look{}, woken: map[string]time.Time{},
+// times are how patient the plugin is.
+type times struct {
+	cloud.Times
+	call     time.Duration // one call
+	slowCall time.Duration // a call that the cloud holds until the sandbox runs, for 30 s at most
+	token    time.Duration // how long the cloud may give out the token that a start replaced
+}
+
+var normalTimes = times{Times: cloud.DefaultTimes, call: 15 * time.Second, slowCall: 75 * time.Second, token: 1100 * time.Millisecond}
+
+// idleHeader on a request keeps it from counting as activity: being asked for its health must not keep a forgotten
+// sandbox alive.
+const idleHeader = "X-Daytona-Skip-Last-Activity-Update"
+
+func newDaytona(config Config, log hclog.Logger, t times) *Daytona {
+	client := cloud.NewHTTPClient(log)
+	d := &Daytona{config: config, log: log, http: client, api: newAPIClient(config, client), times: t, woken: map[string]time.Time{}}
+	d.Provider = cloud.New[box](&machines{d}, cloud.Options{
+		Name: "Daytona", UniqueNames: true, Port: config.Port, ProbeHeaders: map[string]string{idleHeader: "true"}, Times: t.Times, Log: log,
+	})
+	return d
+}
+
+// box is what the two forms have in common in which the cloud describes a sandbox, and what only one of them has.
+type box struct {
+	id, name                 string
+	state                    apiclient.SandboxState
+	labels                   map[string]string
+	created, active, updated string
+	stop, remove             *float32 // minutes
+
+	starting    bool // it is asleep, but somebody has started it: the cloud shows that late
+	public      bool
+	daemon      string // where it is reached
+	reason      string // why it failed
+	recoverable bool
+}
+
+func boxOf(s *apiclient.Sandbox) box {
+	return box{
+		id: s.Id, name: s.Name, state: s.GetState(), labels: s.Labels, created: s.GetCreatedAt(), active: s.GetLastActivityAt(),
+		updated: s.GetUpdatedAt(), stop: s.AutoStopInterval, remove: s.AutoDeleteInterval,
+		starting: s.GetDesiredState() == apiclient.SANDBOXDESIREDSTATE_STARTED, public: s.Public, daemon: s.ToolboxProxyUrl,
+		reason: s.GetErrorReason(), recoverable: s.GetRecoverable(),
 	}
 }
 
-// Close lets go of idle connections.
-func (d *Daytona) Close() error { //nolint:unparam // io.Closer asks for it
-	d.http.CloseIdleConnections()
-	d.probe.CloseIdleConnections()
+func boxOfItem(s apiclient.SandboxListItem) box {
+	return box{
+		id: s.Id, name: s.Name, state: s.GetState(), labels: s.Labels, created: s.GetCreatedAt(), active: s.GetLastActivityAt(),
+		updated: s.GetUpdatedAt(), stop: s.AutoStopInterval, remove: s.AutoDeleteInterval,
+	}
+}
+
+// machines is Daytona as the kit knows clouds.
+type machines struct{ *Daytona }
+
+// Describe computes when the cloud ends a sandbox: a running one after stop minutes without activity, a stopped one after
+// remove minutes.
+func (m *machines) Describe(b box) provider.Sandbox {
+	s := provider.Sandbox{
+		ID: b.id, State: stateOf(b.state), Session: b.labels[provider.LabelSession], Owner: b.labels[provider.LabelOwner],
+		Attempt: b.labels[provider.LabelAttempt], Labels: b.labels, CreatedAt: timeOf(b.created), Detail: b.detail(),
+	}
+	since, life := timeOf(b.active), b.stop
+	if since.Before(s.CreatedAt) {
+		since = s.CreatedAt
+	}
+	switch s.State {
+	case provider.StateSuspended, provider.StateFailed:
+		since, life = timeOf(b.updated), b.remove
+	case provider.StateGone:
+		return s
+	}
+	if life != nil && *life > 0 && !since.IsZero() {
+		s.ExpiresAt = since.Add(time.Duration(*life) * time.Minute)
+	}
+	return s
+}
+
+// detail is the cloud's word for the state.
+func (b box) detail() string {
+	switch {
+	case b.state == "":
+		return "in no state"
+	case b.state == apiclient.SANDBOXSTATE_UNKNOWN_DEFAULT_OPEN_API:
+		return "in a state this plugin does not know"
+	case b.reason != "":
+		return fmt.Sprintf("%s (%s)", strings.ReplaceAll(string(b.state), "_", " "), b.reason)
+	}
+	return strings.ReplaceAll(string(b.state), "_", " ")
+}
+
+// stateOf reduces the cloud's states.
+func stateOf(state apiclient.SandboxState) provider.State {
+	switch state {
+	case apiclient.SANDBOXSTATE_STARTED, apiclient.SANDBOXSTATE_SNAPSHOTTING, apiclient.SANDBOXSTATE_FORKING:
+		return provider.StateRunning
+	case apiclient.SANDBOXSTATE_CREATING, apiclient.SANDBOXSTATE_RESTORING, apiclient.SANDBOXSTATE_STARTING,
+		apiclient.SANDBOXSTATE_PENDING_BUILD, apiclient.SANDBOXSTATE_BUILDING_SNAPSHOT, apiclient.SANDBOXSTATE_PULLING_SNAPSHOT,
+		apiclient.SANDBOXSTATE_RESIZING, apiclient.SANDBOXSTATE_RESUMING, apiclient.SANDBOXSTATE_UNKNOWN:
+		return provider.StateStarting
+	case apiclient.SANDBOXSTATE_STOPPED, apiclient.SANDBOXSTATE_STOPPING, apiclient.SANDBOXSTATE_ARCHIVED,
+		apiclient.SANDBOXSTATE_ARCHIVING, apiclient.SANDBOXSTATE_PAUSED, apiclient.SANDBOXSTATE_PAUSING:
+		return provider.StateSuspended
+	case apiclient.SANDBOXSTATE_DESTROYED, apiclient.SANDBOXSTATE_DESTROYING:
+		return provider.StateGone
+	case apiclient.SANDBOXSTATE_ERROR, apiclient.SANDBOXSTATE_BUILD_FAILED:
+		return provider.StateFailed
+	}
+	return provider.StateUnknown
+}
+
+// timeOf is zero for what is not a time.
+func timeOf(text string) time.Time {
+	t, _ := time.Parse(time.RFC3339, text)
+	return t
+}
+
+// Look finds a sandbox by its id; the cloud takes a name as well.
+func (m *machines) Look(ctx context.Context, idOrName string) (box, error) {
+	s, err := patiently(ctx, m.Daytona, "looking for the sandbox", func(ctx context.Context) (*apiclient.Sandbox, *http.Response, error) {
+		return m.api.SandboxAPI.GetSandbox(ctx, idOrName).Execute()
+	})
+	if err != nil {
+		return box{}, err
+	}
+	return boxOf(s), nil
+}
+
+// Find finds the session's sandbox by its name. Looking by name, unlike listing, is hardly behind.
+func (m *machines) Find(ctx context.Context, owner, session string) ([]box, error) {
+	b, err := m.Look(ctx, provider.SandboxName(owner, session))
+	switch {
+	case provider.CodeOf(err) == provider.CodeNotFound:
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	return []box{b}, nil
+}
+
+// pageSize is the most that the cloud lists at once.
+const pageSize = 200
+
+// List asks the cloud's search index, which is a few seconds behind: a sandbox just destroyed may still be there.
+func (m *machines) List(ctx context.Context, req provider.ListRequest) ([]box, error) {
+	labels := map[string]string{}
+	if !req.AllOwners {
+		labels[provider.LabelOwner] = req.Owner
+	}
+	filter, err := json.Marshal(labels)
+	if err != nil {
+		return nil, err
+	}
+	var boxes []box
+	cursors := map[string]bool{}
+	for cursor := ""; ; {
+		page, err := patiently(ctx, m.Daytona, "listing the sandboxes", func(ctx context.Context) (*apiclient.ListSandboxesResponse, *http.Response, error) {
+			// By time of creation, which never changes, so that no sandbox moves from page to page.
+			call := m.api.SandboxAPI.ListSandboxes(ctx).Labels(string(filter)).Limit(pageSize).
+				Sort(apiclient.SANDBOXLISTSORTFIELD_CREATED_AT).Order(apiclient.SANDBOXLISTSORTDIRECTION_ASC)
+			if cursor != "" {
+				call = call.Cursor(cursor)
+			}
+			return call.Execute()
+		})
+		if err != nil {
+			return nil, err
+		}
+		for _, item := range page.Items {
+			boxes = append(boxes, boxOfItem(item))
+		}
+		next := page.NextCursor.Get()
+		if next == nil || *next == "" {
+			return boxes, nil
+		}
+		if cursors[*next] {
+			return nil, provider.Errorf(provider.CodeFailed, "listing the sandboxes failed: the pages go round in circles")
+		}
+		cursor = *next
+		cursors[cursor] = true
+	}
+}
+
+// Make asks for a sandbox. The answer shows it before it runs.
+func (m *machines) Make(ctx context.Context, name string, req provider.CreateRequest) (box, error) {
+	s, err := ask(ctx, m.times.slowCall, "creating the sandbox", func(ctx context.Context) (*apiclient.Sandbox, *http.Response, error) {
+		return m.api.SandboxAPI.CreateSandbox(ctx).CreateSandbox(*m.body(name, req)).Execute()
+	})
+	if err != nil {
+		e := *provider.AsError(err)
+		if cloud.StatusOf(err) == http.StatusConflict {
+			e.Code = provider.CodeConflict
+		}
+		return box{}, &e
+	}
+	return boxOf(s), nil
+}
+
+func (m *machines) body(name string, req provider.CreateRequest) *apiclient.CreateSandbox {
+	body := apiclient.NewCreateSandbox()
+	body.SetName(name)
+	body.SetLabels(req.AllLabels())
+	body.SetPublic(m.config.Public)
+	body.SetAutoStopInterval(minutes(req.Lifetime))
+	body.SetAutoDeleteInterval(-1)
+	if m.config.DeleteAfter > 0 { // 0 would delete it the moment it stops, instead of suspending it
+		body.SetAutoDeleteInterval(minutes(m.config.DeleteAfter))
+	}
+	if m.config.ArchiveAfter > 0 {
+		body.SetAutoArchiveInterval(minutes(m.config.ArchiveAfter))
+	}
+	if m.config.Target != "" {
+		body.SetTarget(m.config.Target)
+	}
+	if m.config.Snapshot != "" {
+		body.SetSnapshot(m.config.Snapshot)
+	}
+	if m.config.Image != "" {
+		body.SetBuildInfo(*apiclient.NewCreateBuildInfo("FROM " + m.config.Image + "\n"))
+	}
+	for _, size := range []struct {
+		value int
+		set   func(int32)
+	}{{m.config.CPU, body.SetCpu}, {m.config.Memory, body.SetMemory}, {m.config.Disk, body.SetDisk}} {
+		if size.value > 0 {
+			size.set(int32(size.value))
+		}
+	}
+	if m.config.BlockNetwork {
+		body.SetNetworkBlockAll(true)
+	}
+	if len(m.config.AllowNetworks) > 0 {
+		body.SetNetworkAllowList(strings.Join(m.config.AllowNetworks, ","))
+	}
+	return body
+}
+
+// Wake starts a sandbox that sleeps and mends one that failed, and looks until the cloud shows it.
+func (m *machines) Wake(ctx context.Context, b box, _ time.Duration) (box, error) {
+	w := waking{machines: m}
+	for looks := 0; ; looks++ {
+		asked, err := w.step(ctx, b)
+		if err != nil {
+			return b, err
+		}
+		if state := stateOf(b.state); state != provider.StateSuspended && state != provider.StateFailed {
+			return b, nil
+		}
+		if asked { // the answer to starting shows the sandbox as it was before: the first look follows at once
+			looks = 0
+		}
+		if looks > 0 && !cloud.Pause(ctx, min(m.times.Poll<<min(looks/2, 10), m.times.PollMost)) {
+			return b, cloud.Ended(ctx, "waking the sandbox")
+		}
+		next, err := m.Look(ctx, b.id)
+		if err != nil {
+			return b, err
+		}
+		b = next
+	}
+}
+
+// waking is what has been done to bring a sandbox to run.
+type waking struct {
+	*machines
+	starts    int       // requests to start or recover it
+	unclear   bool      // a request to recover it may have had its effect
+	recovered time.Time // when the cloud began to recover it; zero: it has not
+	reason    string    // why it had failed then
+}
+
+// recoverTime is how long a sandbox may still show its failure after the cloud was asked to recover it.
+const recoverTime = 30 * time.Second
+
+// step does what the sandbox's state asks for, and reports whether it called the cloud.
+func (w *waking) step(ctx context.Context, b box) (asked bool, err error) {
+	switch b.state {
+	case apiclient.SANDBOXSTATE_STOPPED, apiclient.SANDBOXSTATE_PAUSED, apiclient.SANDBOXSTATE_ARCHIVED, apiclient.SANDBOXSTATE_ARCHIVING:
+		if b.starting {
+			return false, nil // the cloud takes no second start
+		}
+		return true, w.again(ctx, w.call(ctx, b, "starting the sandbox", func(ctx context.Context) (*apiclient.Sandbox, *http.Response, error) {
+			return w.api.SandboxAPI.StartSandbox(ctx, b.id).Execute()
+		}))
+	case apiclient.SANDBOXSTATE_ERROR, apiclient.SANDBOXSTATE_BUILD_FAILED:
+		return w.recover(ctx, b)
+	}
+	return false, nil
+}
+
+// recover asks the cloud to mend a sandbox that it says can be mended. It goes on showing the failure for a while.
+func (w *waking) recover(ctx context.Context, b box) (asked bool, err error) {
+	problem := &provider.Error{
+		Code: provider.CodeFailed, Reason: "SANDBOX_FAILED", SandboxID: b.id,
+		Message: fmt.Sprintf("the sandbox %s failed: %s; it keeps its name until it is destroyed: disconnect the session to give it up", b.id, b.detail()),
+	}
+	switch {
+	case !w.recovered.IsZero() && time.Since(w.recovered) < recoverTime && b.reason == w.reason:
+		return false, nil
+	case !w.recovered.IsZero(), !b.recoverable && !w.unclear:
+		return false, problem
+	}
+	w.reason = b.reason
+	err = w.call(ctx, b, "recovering the sandbox", func(ctx context.Context) (*apiclient.Sandbox, *http.Response, error) {
+		return w.api.SandboxAPI.RecoverSandbox(ctx, b.id).Execute()
+	})
+	status := cloud.StatusOf(err)
+	if err == nil || status == http.StatusConflict || w.unclear && status == http.StatusBadRequest {
+		w.recovered = time.Now() // or it was before: the cloud recovers it once only
+		return true, nil
+	}
+	w.unclear = w.unclear || cloud.MayHaveWorked(err)
+	return true, w.again(ctx, err)
+}
+
+type sandboxCall = func(context.Context) (*apiclient.Sandbox, *http.Response, error)
+
+// call asks the cloud to start or recover the sandbox.
+func (w *waking) call(ctx context.Context, b box, doing string, call sandboxCall) error {
+	w.starts++
+	_, err := ask(ctx, w.times.slowCall, doing, call)
+	w.noteWoken(b.id)
+	return err
+}
+
+// again leaves a call that failed to the next look, where the failure may pass.
+func (w *waking) again(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	e := provider.AsError(err)
+	if !passes(e) || w.starts >= w.times.Retry.Tries || e.RetryAfter > w.times.Retry.Longest || ctx.Err() != nil {
+		return err
+	}
+	if !cloud.Pause(ctx, max(w.times.Retry.First<<(w.starts-1), e.RetryAfter)) {
+		return cloud.Ended(ctx, "waking the sandbox")
+	}
 	return nil
 }
 
-// Create makes the session's sandbox, or adopts the one that has its name. The name is what keeps a second one from
-// being made; a call whose answer was lost is settled by looking the name up.
-func (d *Daytona) Create(ctx context.Context, req provider.CreateRequest) (provider.Sandbox, error) {
-	name := provider.SandboxName(req.Owner, req.Session)
-	c := creation{Daytona: d, name: name, req: req}
-	sandbox, err := c.claim(ctx)
-	if err != nil {
-		return provider.Sandbox{}, c.undo(ctx, err)
-	}
-	if err := owned(sandbox, req.Owner, req.Session); err != nil {
-		return provider.Sandbox{}, err
-	}
-	sandbox, origin, err := d.run(ctx, sandbox)
-	if err != nil {
-		if c.made {
-			return provider.Sandbox{}, c.undo(ctx, err)
-		}
-		return provider.Sandbox{}, unnamed(err)
-	}
-	if c.made {
-		origin = provider.OriginCreated
-	}
-	described := describe(sandbox)
-	described.Origin = origin
-	return described, nil
-}
-
-// unnamed takes the sandbox out of an error of Create: there it would mean that Create made it.
-func unnamed(err error) error {
-	e := *provider.AsError(err)
-	e.SandboxID = ""
-	return &e
-}
-
-// Attach finds the session's sandbox by its name and wakes it. Looking by name, unlike listing, is never behind.
-func (d *Daytona) Attach(ctx context.Context, req provider.AttachRequest) (provider.Sandbox, error) {
-	sandbox, err := d.get(ctx, provider.SandboxName(req.Owner, req.Session))
-	if err == nil && isGone(sandbox) {
-		err = gone(sandbox.Id)
-	}
-	if provider.CodeOf(err) == provider.CodeNotFound {
-		if req.SandboxID != "" {
-			return provider.Sandbox{}, gone(req.SandboxID)
-		}
-		return provider.Sandbox{}, provider.Errorf(provider.CodeNotFound, "session %q has no sandbox in Daytona", req.Session)
-	}
-	if err != nil {
-		return provider.Sandbox{}, err
-	}
-	if err := owned(sandbox, req.Owner, req.Session); err != nil {
-		return provider.Sandbox{}, err
-	}
-	sandbox, origin, err := d.run(ctx, sandbox)
-	if err != nil {
-		return provider.Sandbox{}, err
-	}
-	if origin == provider.OriginWoken {
-		d.arm(ctx, sandbox, req.Lifetime)
-	}
-	described := describe(sandbox)
-	described.Origin = origin
-	if origin == provider.OriginAttached {
-		if endpoints, err := d.endpoints(ctx, sandbox, req.Server); err == nil {
-			described.Endpoints = &endpoints
-		}
-	}
-	return described, nil
-}
-
-// arm gives a sandbox that was woken the lifetime asked for. It has one from its creation, so that this fails is no
-// reason to refuse it.
-func (d *Daytona) arm(ctx context.Context, sandbox *apiclient.Sandbox, lifetime time.Duration) {
-	if lifetime <= 0 || sandbox.GetAutoStopInterval() == float32(minutes(lifetime)) {
-		return
-	}
-	if err := d.setLifetime(ctx, sandbox, lifetime); err != nil {
-		d.log.Warn("the lifetime of a woken sandbox stays as it was", "sandbox", sandbox.Id, "error", err)
-	}
-}
-
-// StartServer starts the server unless one runs on its port. The running one stays, whatever its command.
-func (d *Daytona) StartServer(ctx context.Context, req provider.StartServerRequest) (provider.Endpoints, error) {
-	command, env, err := d.commandOf(req.Server)
-	if err != nil {
-		return provider.Endpoints{}, err
-	}
-	sandbox, err := d.hold(ctx, provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
-	if err != nil {
-		return provider.Endpoints{}, err
-	}
-	if sandbox.GetState() != apiclient.SANDBOXSTATE_STARTED {
-		return provider.Endpoints{}, notRunning(sandbox)
-	}
-	port := d.portOf(req.Server)
-	report, err := d.inside(ctx, sandbox, startScript(port, d.pace.second, req.Server.Workdir, command, env), wrapped(env))
-	switch {
-	case err != nil:
-		return provider.Endpoints{}, err
-	case report.exited:
-		exited := provider.ServerExited(report.code, report.log)
-		exited.SandboxID = sandbox.Id
-		return provider.Endpoints{}, exited
-	}
-	d.forget(sandbox.Id) // how an earlier server failed
-	d.awaitToken(ctx, sandbox.Id)
-	return d.endpoints(ctx, sandbox, req.Server)
-}
-
-// portOf is the port that the server gets, which is always the one it asks for.
-func (d *Daytona) portOf(server provider.Server) int {
-	if server.Port == 0 {
-		return d.config.Port
-	}
-	return server.Port
-}
-
-// awaitToken waits until the token that a start replaced is no longer given out: the cloud remembers it for a second.
-func (d *Daytona) awaitToken(ctx context.Context, id string) {
+// noteWoken remembers that the token of a sandbox was replaced just now.
+func (d *Daytona) noteWoken(id string) {
 	d.mutex.Lock()
-	woken, recently := d.woken[id]
-	delete(d.woken, id)
-	d.mutex.Unlock()
-	if recently {
-		pause(ctx, d.pace.token-time.Since(woken))
+	defer d.mutex.Unlock()
+	for old, at := range d.woken {
+		if time.Since(at) > d.times.token {
+			delete(d.woken, old)
+		}
 	}
+	d.woken[id] = time.Now()
+}
+
+// Found gives a sandbox that was woken the lifetime asked for. It has one from its creation, so that this fails is no
+// reason to refuse it.
+func (m *machines) Found(ctx context.Context, b box, woken bool, lifetime time.Duration) (box, bool, error) {
+	if woken {
+		if err := m.setLifetime(ctx, b, lifetime); err != nil {
+			m.log.Warn("the lifetime of a woken sandbox stays as it was", "sandbox", b.id, "error", err)
+		}
+	}
+	return b, woken, nil
 }
 
 // The headers of a private sandbox's URLs. The second keeps the proxy from answering 200 with a page that warns people.
@@ -176,38 +402,127 @@ const (
 	plainHeader = "X-Daytona-Skip-Preview-Warning"
 )
 
-// endpoints asks where the server and the extra ports are reached. The token changes whenever the sandbox is started.
-func (d *Daytona) endpoints(ctx context.Context, sandbox *apiclient.Sandbox, server provider.Server) (provider.Endpoints, error) {
-	own, err := d.endpoint(ctx, sandbox, d.portOf(server))
-	if err != nil {
-		return provider.Endpoints{}, err
+// Endpoints asks where ports are reached. One token opens all ports of a private sandbox. It changes whenever the sandbox is
+// started, and for a second after that the cloud may still give out the one before: while the server boots, that is waited
+// out. A public sandbox needs none, and gets no header that would look as if something protected it.
+func (m *machines) Endpoints(ctx context.Context, b box, ports []int) (map[int]provider.Endpoint, error) {
+	if !b.public {
+		m.awaitToken(ctx, b.id)
 	}
-	endpoints := provider.Endpoints{Server: own, Extra: map[string]provider.Endpoint{}}
-	for name, port := range server.ExtraPorts {
-		if endpoints.Extra[name], err = d.endpoint(ctx, sandbox, port); err != nil {
-			return provider.Endpoints{}, err
+	endpoints := map[int]provider.Endpoint{}
+	for _, port := range ports {
+		preview, err := m.preview(ctx, b.id, port)
+		if err != nil {
+			return nil, err
 		}
+		address, err := cloud.PortURL(preview.Url)
+		switch {
+		case err != nil:
+			return nil, err
+		case b.public:
+			endpoints[port] = provider.Endpoint{URL: address}
+			continue
+		case preview.Token == "":
+			return nil, provider.Errorf(provider.CodeFailed, "the cloud gave no token for the private URL of port %d", port)
+		}
+		endpoints[port] = provider.Endpoint{URL: address, Headers: map[string]string{tokenHeader: preview.Token, plainHeader: "true"}}
 	}
 	return endpoints, nil
 }
 
-func (d *Daytona) endpoint(ctx context.Context, sandbox *apiclient.Sandbox, port int) (provider.Endpoint, error) {
-	preview, err := patiently(ctx, d, fmt.Sprintf("asking for the URL of port %d", port),
+func (m *machines) preview(ctx context.Context, id string, port int) (*apiclient.PortPreviewUrl, error) {
+	return patiently(ctx, m.Daytona, fmt.Sprintf("asking for the URL of port %d", port),
 		func(ctx context.Context) (*apiclient.PortPreviewUrl, *http.Response, error) {
-			return d.api.SandboxAPI.GetPortPreviewUrl(ctx, sandbox.Id, float32(port)).Execute()
+			return m.api.SandboxAPI.GetPortPreviewUrl(ctx, id, float32(port)).Execute()
 		})
+}
+
+// awaitToken waits until the token that a start replaced is no longer given out.
+func (d *Daytona) awaitToken(ctx context.Context, id string) {
+	d.mutex.Lock()
+	woken, recently := d.woken[id]
+	delete(d.woken, id)
+	d.mutex.Unlock()
+	if recently {
+		cloud.Pause(ctx, d.times.token-time.Since(woken))
+	}
+}
+
+// Denied finds out whether the token of a URL was replaced.
+func (m *machines) Denied(ctx context.Context, b box, endpoint provider.Endpoint) string {
+	preview, err := m.preview(ctx, b.id, m.config.Port) // any port will do
+	if err == nil && endpoint.Headers[tokenHeader] != "" && preview.Token != endpoint.Headers[tokenHeader] {
+		return "the sandbox was started anew, which replaced its token: connect again"
+	}
+	return ""
+}
+
+// Run runs a script through the sandbox's daemon, not in one of the daemon's sessions: a session is a shell that a server's
+// "exit" or "exec" replaces for good, it starts a second copy when the first request's answer is lost, and its record of a
+// process is gone when the shell is. The environment travels in the daemon's own field for it.
+func (m *machines) Run(ctx context.Context, b box, script cloud.Script) (string, error) {
+	daemon, err := m.toolbox(b)
 	if err != nil {
-		return provider.Endpoint{}, aboutSandbox(err, sandbox.Id)
+		return "", err
 	}
-	address, err := cleanURL(preview.Url)
+	if !script.Launches { // a look is no activity
+		daemon.GetConfig().AddDefaultHeader(idleHeader, "true")
+	}
+	request := toolbox.NewExecuteRequest(script.Line())
+	request.SetTimeout(int32(m.times.Script / time.Second))
+	if len(script.Env) > 0 {
+		request.SetEnvs(script.Env)
+	}
+	response, err := ask(ctx, m.times.call, "running a script in the sandbox", func(ctx context.Context) (*toolbox.ExecuteResponse, *http.Response, error) {
+		return daemon.ProcessAPI.ExecuteCommand(ctx).Request(*request).Execute()
+	})
+	if status := cloud.StatusOf(err); status == http.StatusBadRequest || status == http.StatusNotFound {
+		// From the proxy: the sandbox has no address yet or is being moved, which passes, or it is stopped.
+		e := *provider.AsError(err)
+		e.Code, e.Reason, e.Retryable = provider.CodeUnreachable, "", true
+		err = &e
+	}
 	if err != nil {
-		return provider.Endpoint{}, err
+		return "", err
 	}
-	if sandbox.Public { // no header: nothing protects the URL, and it must not look as if
-		return provider.Endpoint{URL: address}, nil
+	return response.Result, nil
+}
+
+// deletionTime is how long Remove waits for the end of a deletion that the cloud has accepted, and so will finish.
+const deletionTime = 20 * time.Second
+
+// Remove deletes a sandbox and waits until it is gone. The cloud refuses while the sandbox changes, which includes its
+// creation.
+func (m *machines) Remove(ctx context.Context, b box) error {
+	var accepted time.Time
+	tries := 0
+	for wait := m.times.Poll; ; wait = min(wait*13/10, m.times.PollMost) {
+		if accepted.IsZero() {
+			_, err := ask(ctx, m.times.call, "deleting the sandbox", func(ctx context.Context) (*apiclient.Sandbox, *http.Response, error) {
+				return m.api.SandboxAPI.DeleteSandbox(ctx, b.id).Execute()
+			})
+			e := provider.AsError(err)
+			switch {
+			case err == nil:
+				accepted = time.Now()
+			case e.Code == provider.CodeNotFound:
+				return nil
+			case cloud.StatusOf(err) == http.StatusConflict: // as long as it takes
+			case !e.Retryable || e.RetryAfter > m.times.Retry.Longest || tries >= m.times.Retry.Tries || ctx.Err() != nil:
+				return err
+			default:
+				tries++
+				wait = max(wait, e.RetryAfter)
+			}
+		} else {
+			now, err := m.Look(ctx, b.id)
+			unknown := err != nil && ctx.Err() == nil // or gone
+			if unknown || err == nil && now.state == apiclient.SANDBOXSTATE_DESTROYED || time.Since(accepted) > deletionTime {
+				return nil
+			}
+		}
+		if !cloud.Pause(ctx, wait) {
+			return cloud.Ended(ctx, "deleting the sandbox")
+		}
 	}
-	if preview.Token == "" {
-		return provider.Endpoint{}, provider.Errorf(provider.CodeFailed, "the cloud gave no token for the private URL of port %d", port)
-	}
-	return provider.Endpoint{URL: address, Headers: map[string]string{tokenHeader: preview.Token, plainHeader: "true"}}, nil
 }

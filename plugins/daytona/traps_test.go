@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
+
 	"github.com/berth-dev/berth/plugins/daytona/sim"
 	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
@@ -28,7 +30,7 @@ func TestALoginPageBehindARedirectIsNotAlive(t *testing.T) {
 	if result := ping(t, d, sandbox, endpoints); result.Status != provider.PingDenied {
 		t.Errorf("%+v", result)
 	}
-	d.forget(sandbox.ID)
+	d.Forget(sandbox.ID)
 	if result := ping(t, d, sandbox, endpoints); result.Status != provider.PingDenied || !strings.Contains(result.Reason, "connect again") {
 		t.Errorf("%+v", result)
 	}
@@ -104,7 +106,7 @@ func TestACancelledCreateLeavesNothingThoughTheCloudGoesOn(t *testing.T) {
 	d := newProvider(t, cloud, nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
-		pause(ctx, 150*time.Millisecond)
+		<-time.After(150 * time.Millisecond)
 		cancel()
 	}()
 	if _, err := d.Create(ctx, createRequest("s1")); provider.CodeOf(err) != provider.CodeCanceled {
@@ -222,19 +224,20 @@ func TestAllPagesOfAListingAreRead(t *testing.T) {
 func TestAStartReplacesTheTokenAndTheOldOneIsNotHandedOut(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{TokenCache: time.Second})
-	d := newProvider(t, cloud, nil)
-	d.pace.token = normalPace.token
+	patient := testTimes
+	patient.token = normalTimes.token
+	d := newProviderWith(t, cloud, patient, nil)
 	sandbox := create(t, d, "s1")
 	if err := d.Suspend(t.Context(), ref(sandbox)); err != nil {
 		t.Fatal(err)
 	}
-	stale, err := d.endpoint(t.Context(), mustGet(t, d, sandbox.ID), 8000) // which makes the cloud remember it
+	stale, err := (&machines{d}).preview(t.Context(), sandbox.ID, 8000) // which makes the cloud remember it
 	if err != nil {
 		t.Fatal(err)
 	}
 	woken := attach(t, d, "s1")
 	endpoints := start(t, d, woken, pythonServer())
-	if endpoints.Server.Headers[tokenHeader] == stale.Headers[tokenHeader] {
+	if endpoints.Server.Headers[tokenHeader] == stale.Token {
 		t.Error("the token of before the start was handed out")
 	}
 	awaitAlive(t, d, woken, endpoints)
@@ -374,11 +377,11 @@ func TestAForgottenSandboxStopsAndIsDeletedThoughItIsPinged(t *testing.T) {
 
 func TestTheAddressOfTheDaemonMustBeAsSafeAsTheAPIs(t *testing.T) {
 	t.Parallel()
-	d := newDaytona(Config{APIKey: canary, APIURL: "https://app.daytona.io/api"}, nil)
+	d := newDaytona(Config{APIKey: canary, APIURL: "https://app.daytona.io/api"}, hclog.NewNullLogger(), testTimes)
 	for address, fine := range map[string]bool{
 		"https://proxy.app.daytona.io/toolbox": true, "http://proxy.app.daytona.io/toolbox": false, "": false, "file:///x": false,
 	} {
-		if _, err := d.toolbox(address, "id"); (err == nil) != fine {
+		if _, err := d.toolbox(box{id: "id", daemon: address}); (err == nil) != fine {
 			t.Errorf("%q: %v", address, err)
 		}
 	}
@@ -474,30 +477,6 @@ func TestAServersWordsReachItUnchangedAndItsSecretsNoCommandLine(t *testing.T) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
-}
-
-func TestAnotherProcessWithTheServersNumberIsNotTakenForIt(t *testing.T) {
-	t.Parallel()
-	cloud := newCloud(t, sim.Options{})
-	d := newProvider(t, cloud, nil)
-	sandbox := create(t, d, "s1")
-	start(t, d, sandbox, pythonServer())
-	if err := d.Suspend(t.Context(), ref(sandbox)); err != nil {
-		t.Fatal(err)
-	}
-	woken := attach(t, d, "s1")
-	daemon, err := d.toolbox(mustGet(t, d, woken.ID).ToolboxProxyUrl, woken.ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Process 1 lives, but is not the one that was started.
-	if _, err := d.output(t.Context(), daemon, `cd ~/.berth/8000 && { read -r pid since <pid; echo "1 $since" >pid; }`, nil); err != nil {
-		t.Fatal(err)
-	}
-	if said, err := d.execute(t.Context(), daemon, statusScript(), nil); err != nil || said.running {
-		t.Errorf("%+v, %v", said, err)
-	}
-	awaitAlive(t, d, woken, start(t, d, woken, pythonServer()))
 }
 
 func TestADaemonThatIsNotUpYetIsWaitedFor(t *testing.T) {

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"context"
-	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +21,7 @@ func verdict(t *testing.T, d *Daytona, sandbox provider.Sandbox, endpoints provi
 		if last.Status != provider.PingNotYet && (last.Status != provider.PingDenied || time.Since(denied) > 3*time.Second) {
 			break
 		}
-		pause(t.Context(), min(max(time.Since(began)/10, 15*time.Millisecond), time.Second))
+		time.Sleep(min(max(time.Since(began)/10, 15*time.Millisecond), time.Second))
 	}
 	return last, time.Since(began)
 }
@@ -82,14 +80,12 @@ func TestTheWaitEndsInTimeWithTheVerdict(t *testing.T) {
 			d := newProvider(t, cloud, nil)
 			sandbox := create(t, d, "s1")
 			endpoints := start(t, d, sandbox, shellServer(c.script))
-			d.pace = normalPace
+			d = newProviderWith(t, cloud, normalTimes, nil)
 			if c.happen != nil {
-				ctx, cancel := context.WithCancel(t.Context())
-				defer cancel()
 				done := make(chan struct{})
 				go func() {
 					defer close(done)
-					pause(ctx, 500*time.Millisecond)
+					<-time.After(500 * time.Millisecond)
 					c.happen(t, cloud, sandbox.ID)
 				}()
 				defer func() { <-done }()
@@ -120,7 +116,6 @@ func TestAnUnknownStateIsWaitedForAndThenNamed(t *testing.T) {
 	endpoints := start(t, d, sandbox, shellServer("sleep 1000"))
 	cloud.Force(sandbox.ID, "hibernating", "", false)
 
-	d.pace.lookWait = 0
 	if result := ping(t, d, sandbox, endpoints); result.Status != provider.PingNotYet || !strings.Contains(result.Reason, "does not know") {
 		t.Errorf("ping: %+v", result)
 	}
@@ -142,7 +137,7 @@ func TestTheHealthWaitLeavesTheAPIAlone(t *testing.T) {
 	server := pythonServer()
 	server.Command = []string{"sh", "-c", `sleep 1; exec "$@"`, "sh", "python3", "-IS", "-c", server.Command[3], "{port}"}
 	endpoints := start(t, d, sandbox, server)
-	d.pace = normalPace
+	d = newProviderWith(t, cloud, normalTimes, nil)
 	before := control(cloud)
 	if result, took := verdict(t, d, sandbox, endpoints, 20*time.Second); result.Status != provider.PingAlive {
 		t.Fatalf("%+v after %s", result, took)
@@ -163,7 +158,7 @@ func TestProbesThatKeepFailingCostOneCallInFiveSeconds(t *testing.T) {
 	d := newProvider(t, cloud, nil)
 	sandbox := create(t, d, "s1")
 	endpoints := start(t, d, sandbox, shellServer("sleep 1000"))
-	d.pace = normalPace
+	d = newProviderWith(t, cloud, normalTimes, nil)
 	began := time.Now()
 	before := control(cloud)
 	result, took := verdict(t, d, sandbox, endpoints, 8*time.Second)
@@ -181,17 +176,5 @@ func TestProbesThatKeepFailingCostOneCallInFiveSeconds(t *testing.T) {
 	}
 	if pings := len(cloud.Traffic.Since(began, "preview")); pings < 10 {
 		t.Errorf("only %d pings", pings)
-	}
-}
-
-func TestWhatIsRememberedOfFailingServersIsBounded(t *testing.T) {
-	t.Parallel()
-	remembered := map[string]look{}
-	for i := range 25_000 {
-		bound(remembered)
-		remembered[fmt.Sprint(i)] = look{}
-	}
-	if len(remembered) > 10_000 {
-		t.Errorf("%d", len(remembered))
 	}
 }

@@ -19,7 +19,7 @@ var passedOn = []string{
 	"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
 }
 
-// specOf says what exactly is to be started for a server in a sandbox that holds its ports already.
+// specOf returns the process to start for a server in a sandbox whose ports are reserved.
 func (l *Local) specOf(record store.Record, server provider.Server) (keeper.Spec, error) {
 	args, asked := server.Expand(record.Port, record.ExtraPorts)
 	if len(args) == 0 || args[0] == "" {

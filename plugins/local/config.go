@@ -17,7 +17,7 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// Config is what the provider's config block may hold.
+// Config is the configuration of the provider block.
 type Config struct {
 	Root      string   `berth:"root" doc:"The directory that holds the sandboxes. Default: berth/local in $XDG_STATE_HOME, or in ~/.local/state."`
 	Path      []string `berth:"path" doc:"Directories in which a server's command is looked for before PATH. Default: the plugin's own directory and, if that is called plugins, the one above it."`
@@ -105,7 +105,7 @@ func pathOf(config Config, executable string) ([]string, error) {
 	return path, nil
 }
 
-// findBwrap gives the path of a bubblewrap that works here.
+// findBwrap returns the path of a bubblewrap that works here.
 func findBwrap(ctx context.Context) (string, error) {
 	if runtime.GOOS != "linux" {
 		return "", provider.InvalidField("isolation", `bubblewrap exists for Linux only: use "none"`)

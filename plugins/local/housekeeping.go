@@ -10,7 +10,7 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// List gives the owner's sandboxes. Those whose life is over are removed on the way: their keepers have died.
+// List returns the owner's sandboxes. It removes expired ones, whose keepers have died.
 func (l *Local) List(ctx context.Context, req provider.ListRequest) ([]provider.Sandbox, error) {
 	ids, err := l.store.IDs()
 	if err != nil {
@@ -49,7 +49,7 @@ func (l *Local) List(ctx context.Context, req provider.ListRequest) ([]provider.
 
 // Renew moves the end of the sandbox's life. No lifetime is no end.
 func (l *Local) Renew(ctx context.Context, req provider.RenewRequest) (time.Time, error) {
-	record, unlock, err := l.hold(ctx, req.SandboxRef)
+	record, unlock, err := l.lock(ctx, req.SandboxRef)
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -64,7 +64,7 @@ func (l *Local) Renew(ctx context.Context, req provider.RenewRequest) (time.Time
 
 // Suspend ends the server and keeps the directory. The keeper stays, to end the sandbox's life in time.
 func (l *Local) Suspend(ctx context.Context, ref provider.SandboxRef) error {
-	record, unlock, err := l.hold(ctx, ref)
+	record, unlock, err := l.lock(ctx, ref)
 	if err != nil {
 		return err
 	}
@@ -79,7 +79,7 @@ func (l *Local) Suspend(ctx context.Context, ref provider.SandboxRef) error {
 
 // Destroy ends everything that runs in the sandbox, and removes it.
 func (l *Local) Destroy(ctx context.Context, ref provider.SandboxRef) error {
-	record, unlock, err := l.hold(ctx, ref)
+	record, unlock, err := l.lock(ctx, ref)
 	if provider.CodeOf(err) == provider.CodeNotFound {
 		return nil
 	}
@@ -90,7 +90,7 @@ func (l *Local) Destroy(ctx context.Context, ref provider.SandboxRef) error {
 	return l.remove(ctx, record.ID)
 }
 
-// Logs gives what the servers of the sandbox wrote last.
+// Logs returns the last lines that the servers of the sandbox wrote.
 func (l *Local) Logs(_ context.Context, req provider.LogsRequest) ([]string, error) {
 	if _, err := l.load(req.SandboxRef); err != nil {
 		return nil, err

@@ -11,7 +11,7 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// newIsolated gives a provider with bubblewrap, where there is one.
+// newIsolated returns a provider with bubblewrap, where there is one.
 func newIsolated(t *testing.T, root string) *Local {
 	t.Helper()
 	if _, err := findBwrap(t.Context()); err != nil {
@@ -109,8 +109,8 @@ func TestAnIsolatedServersExitCodeIsItsOwn(t *testing.T) {
 	t.Parallel()
 	l := newIsolated(t, "")
 	sandbox := create(t, l, "s1")
-	failure := endsAtOnce(t, l, sandbox, shell("echo no; exit 9"))
-	if *failure.ExitCode != 9 || !slices.Equal(failure.LogTail, []string{"no"}) {
-		t.Errorf("%+v", failure)
+	result := endsAtOnce(t, l, sandbox, shell("echo no; exit 9"))
+	if *result.ExitCode != 9 || !slices.Equal(result.LogTail, []string{"no"}) {
+		t.Errorf("%+v", result)
 	}
 }

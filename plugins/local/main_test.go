@@ -78,7 +78,7 @@ func playCreator() {
 
 const owner = "tests"
 
-// newLocal gives a provider with an empty root. At the end of the test everything it made is destroyed, and nothing
+// newLocal returns a provider with an empty root. At the end of the test everything it made is destroyed, and nothing
 // may be left running.
 func newLocal(t *testing.T, config Config) *Local {
 	t.Helper()
@@ -155,24 +155,19 @@ func start(t *testing.T, l *Local, sandbox provider.Sandbox, server provider.Ser
 	return endpoints
 }
 
-// endsAtOnce starts a server that ends at once, and gives the error that says so. On a busy machine it may take longer
-// than a start looks: then it is tried again.
-func endsAtOnce(t *testing.T, l *Local, sandbox provider.Sandbox, server provider.Server) *provider.Error {
+// endsAtOnce starts a server that ends at once, and returns what Ping reports of it.
+func endsAtOnce(t *testing.T, l *Local, sandbox provider.Sandbox, server provider.Server) provider.PingResult {
 	t.Helper()
-	for range 10 {
-		endpoints, err := l.StartServer(t.Context(), startRequest(sandbox, server))
-		if failure := provider.AsError(err); failure != nil {
-			if failure.Reason != provider.ReasonServerExited || failure.ExitCode == nil {
-				t.Fatalf("StartServer: %+v", failure)
-			}
-			return failure
-		}
-		eventually(t, "the server has ended", func() bool {
-			return ping(t, l, sandbox, endpoints).Status == provider.PingExited
-		})
+	endpoints := start(t, l, sandbox, server)
+	var result provider.PingResult
+	eventually(t, "Ping reports the end of the server", func() bool {
+		result = ping(t, l, sandbox, endpoints)
+		return result.Status == provider.PingExited
+	})
+	if result.ExitCode == nil {
+		t.Fatalf("Ping: %+v", result)
 	}
-	t.Fatal("StartServer never says that the server ended")
-	return nil
+	return result
 }
 
 func ping(t *testing.T, l *Local, sandbox provider.Sandbox, endpoints provider.Endpoints) provider.PingResult {
@@ -247,14 +242,14 @@ func pidFrom(t *testing.T, l *Local, id, file string) int {
 	return pid
 }
 
-// lives says whether a process runs; one that ended and was not collected does not.
+// lives reports whether a process runs; one that ended and was not collected does not.
 func lives(t *testing.T, pid int) bool {
 	t.Helper()
 	state := stateOf(t, pid)
 	return state != "" && state != "Z"
 }
 
-// stateOf gives the letter ps shows for a process, and "" when there is none.
+// stateOf returns the letter ps shows for a process, and "" when there is none.
 func stateOf(t *testing.T, pid int) string {
 	t.Helper()
 	if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil {
@@ -265,7 +260,7 @@ func stateOf(t *testing.T, pid int) string {
 	return strings.TrimSpace(string(output))[:min(1, len(strings.TrimSpace(string(output))))]
 }
 
-// processesOf gives the processes with root in their command line or environment: keepers and servers.
+// processesOf returns the processes with root in their command line or environment: keepers and servers.
 func processesOf(root string) []string {
 	var found []string
 	for _, file := range []string{"cmdline", "environ"} {

@@ -106,9 +106,10 @@ func none(req provider.AttachRequest) error {
 	return provider.Errorf(provider.CodeNotFound, "session %q has no sandbox on this machine", req.Session)
 }
 
-// StartServer starts the server unless one runs. The running one stays, whatever its command.
+// StartServer starts the server unless one runs, and returns without waiting for it. A running server stays, even if
+// its command differs from the one requested.
 func (l *Local) StartServer(ctx context.Context, req provider.StartServerRequest) (provider.Endpoints, error) {
-	record, unlock, err := l.hold(ctx, provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
+	record, unlock, err := l.lock(ctx, provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
 	if err != nil {
 		return provider.Endpoints{}, err
 	}
@@ -128,7 +129,7 @@ func (l *Local) StartServer(ctx context.Context, req provider.StartServerRequest
 		return provider.Endpoints{}, suspended(record.ID)
 	}
 
-	if err := l.claimPorts(ctx, &record, req.Server); err != nil {
+	if err := l.reservePorts(ctx, &record, req.Server); err != nil {
 		return provider.Endpoints{}, err
 	}
 	spec, err := l.specOf(record, req.Server)
@@ -138,14 +139,7 @@ func (l *Local) StartServer(ctx context.Context, req provider.StartServerRequest
 	if status, err = client.Start(ctx, spec); err != nil {
 		return provider.Endpoints{}, provider.Errorf(provider.CodeFailed, "the server did not start: %w", err)
 	}
-	server, ok := status.Running()
-	if !ok {
-		tail, _ := keeper.Tail(l.store.ServerLog(record.ID), tailLines)
-		exited := provider.ServerExited(status.Server.ExitCode, tail)
-		exited.SandboxID = record.ID
-		return provider.Endpoints{}, exited
-	}
-	return endpointsOf(server.Port, server.ExtraPorts), nil
+	return endpointsOf(status.Server.Port, status.Server.ExtraPorts), nil
 }
 
 func suspended(id string) error {
@@ -155,19 +149,19 @@ func suspended(id string) error {
 	}
 }
 
-// claimPorts gives the server its ports, which the sandbox then holds until it is destroyed.
-func (l *Local) claimPorts(ctx context.Context, record *store.Record, server provider.Server) error {
+// reservePorts chooses the server's ports and reserves them for the sandbox until it is destroyed.
+func (l *Local) reservePorts(ctx context.Context, record *store.Record, server provider.Server) error {
 	unlock, err := l.store.LockPorts(ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if record.Port, err = l.claimPort(ctx, record.ID, record.Port, server.Port); err != nil {
+	if record.Port, err = l.reservePort(ctx, record.ID, record.Port, server.Port); err != nil {
 		return err
 	}
 	extra := map[string]int{}
 	for name, asked := range server.ExtraPorts {
-		if extra[name], err = l.claimPort(ctx, record.ID, record.ExtraPorts[name], asked); err != nil {
+		if extra[name], err = l.reservePort(ctx, record.ID, record.ExtraPorts[name], asked); err != nil {
 			return err
 		}
 	}
@@ -175,31 +169,31 @@ func (l *Local) claimPorts(ctx context.Context, record *store.Record, server pro
 	return l.store.Save(*record)
 }
 
-// claimPort gives the port the sandbox had before, if it is still free, or another one.
-func (l *Local) claimPort(ctx context.Context, id string, before, asked int) (int, error) {
+// reservePort returns the port that the sandbox had before, if it is still free, or another one.
+func (l *Local) reservePort(ctx context.Context, id string, before, asked int) (int, error) {
 	if l.fixedPorts {
-		return asked, l.claimFixedPort(ctx, id, asked)
+		return asked, l.reserveFixedPort(ctx, id, asked)
 	}
 	if before != 0 {
-		if holder, err := l.store.ClaimPort(ctx, id, before); err != nil || holder == id {
+		if reservedFor, err := l.store.ReservePort(ctx, id, before); err != nil || reservedFor == id {
 			return before, err
 		}
 	}
 	return l.store.PickPort(ctx, id)
 }
 
-func (l *Local) claimFixedPort(ctx context.Context, id string, port int) error {
+func (l *Local) reserveFixedPort(ctx context.Context, id string, port int) error {
 	if port == 0 {
 		return provider.Errorf(provider.CodeInvalid, `the server names no port, which ports = "fixed" needs`)
 	}
-	holder, err := l.store.ClaimPort(ctx, id, port)
+	reservedFor, err := l.store.ReservePort(ctx, id, port)
 	switch {
 	case err != nil:
 		return err
-	case holder == "":
+	case reservedFor == "":
 		return provider.Errorf(provider.CodeFailed, `port %d is in use on this machine: stop what listens there, or let ports = "auto" choose`, port)
-	case holder != id:
-		return provider.Errorf(provider.CodeFailed, `port %d is held by the sandbox %s: destroy it, or let ports = "auto" choose`, port, holder)
+	case reservedFor != id:
+		return provider.Errorf(provider.CodeFailed, `port %d is reserved for the sandbox %s: destroy it, or let ports = "auto" choose`, port, reservedFor)
 	}
 	return nil
 }
@@ -216,7 +210,7 @@ func endpointOf(port int) provider.Endpoint {
 	return provider.Endpoint{URL: "http://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(port))}
 }
 
-// Ping asks the server, and the keeper only when the server does not answer.
+// Ping asks the server, and its keeper only if the server does not answer.
 func (l *Local) Ping(ctx context.Context, req provider.PingRequest) (provider.PingResult, error) {
 	result := provider.Probe(ctx, l.probe, req.Endpoint, req.Health)
 	if result.Status != provider.PingNotYet {
@@ -228,7 +222,7 @@ func (l *Local) Ping(ctx context.Context, req provider.PingRequest) (provider.Pi
 		}
 		return result, err
 	}
-	// An error from here on means that the sandbox is just changing, or being removed: the next ping knows more.
+	// An error from here on means that the sandbox is being changed or removed: the next ping finds out.
 	if state, err := l.state(req.SandboxID); err == nil && state == provider.StateSuspended {
 		return provider.PingResult{Status: provider.PingStopped, Reason: "the sandbox is suspended"}, nil
 	}
@@ -245,7 +239,7 @@ func (l *Local) Ping(ctx context.Context, req provider.PingRequest) (provider.Pi
 	return result, nil
 }
 
-// serverStatus asks the keeper, if it can be asked right now.
+// serverStatus asks the keeper, and reports whether it answered.
 func (l *Local) serverStatus(ctx context.Context, id string) (status keeper.Status, ok bool) {
 	client, err := keeper.Dial(l.store, id)
 	if err == nil {

@@ -202,12 +202,12 @@ func TestAServerRunsInItsSandboxWithAnEnvironmentOfItsOwn(t *testing.T) {
 	}
 }
 
-func TestAServerThatEndsAtOnceIsAnErrorWithItsCodeAndLastLines(t *testing.T) {
+func TestAServerThatEndsAtOnceIsReportedByPingWithItsCodeAndLastLines(t *testing.T) {
 	t.Parallel()
 	l := newLocal(t, Config{})
 	sandbox := create(t, l, "s1")
 	first := endsAtOnce(t, l, sandbox, shell("echo out of luck >&2; exit 3"))
-	if first.Code != provider.CodeFailed || *first.ExitCode != 3 || !slices.Equal(first.LogTail, []string{"out of luck"}) {
+	if *first.ExitCode != 3 || !slices.Equal(first.LogTail, []string{"out of luck"}) {
 		t.Errorf("the first server: %+v", first)
 	}
 	if found := attach(t, l); found.Endpoints != nil {
@@ -250,9 +250,9 @@ func TestAServerKilledByASignalHasTheExitCodeOfAShell(t *testing.T) {
 	l := newLocal(t, Config{})
 	sandbox := create(t, l, "s1")
 	for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE} {
-		failure := endsAtOnce(t, l, sandbox, shell(fmt.Sprintf("kill -%d $$; sleep 1000", signal)))
-		if *failure.ExitCode != 128+int(signal) {
-			t.Errorf("%s: %+v", signal, failure)
+		result := endsAtOnce(t, l, sandbox, shell(fmt.Sprintf("kill -%d $$; sleep 1000", signal)))
+		if *result.ExitCode != 128+int(signal) {
+			t.Errorf("%s: %+v", signal, result)
 		}
 	}
 }
@@ -365,8 +365,8 @@ func TestSandboxesNeverShareAPort(t *testing.T) {
 		group.Go(func() { l.Destroy(t.Context(), ref(sandbox)) })
 	}
 	group.Wait()
-	if claims, _ := os.ReadDir(filepath.Join(l.store.Root, "ports")); len(claims) != 0 {
-		t.Errorf("%d ports were not given back", len(claims))
+	if reserved, _ := os.ReadDir(filepath.Join(l.store.Root, "ports")); len(reserved) != 0 {
+		t.Errorf("%d ports were not released", len(reserved))
 	}
 }
 

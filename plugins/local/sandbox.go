@@ -20,12 +20,12 @@ const (
 	endTime = 15 * time.Second
 	// undoTime is how long a failed Create may take to remove what it made.
 	undoTime = 20 * time.Second
-	// tailLines is how much of the log goes with the news that a server has ended.
+	// tailLines is how many lines of the log Ping returns for a server that ended.
 	tailLines = 20
 )
 
-// find reads the record of the sandbox of that name, and removes one whose life is over. No sandbox is
-// fs.ErrNotExist. The session's lock is held.
+// find reads the record of the sandbox of that name, and removes an expired sandbox. Its error is fs.ErrNotExist if
+// there is none. The caller has locked the session.
 func (l *Local) find(ctx context.Context, name string) (store.Record, error) {
 	id, err := l.store.Find(name)
 	if err != nil {
@@ -41,7 +41,7 @@ func (l *Local) find(ctx context.Context, name string) (store.Record, error) {
 	return record, err
 }
 
-// load reads the record of a sandbox for its owner.
+// load reads the record of a sandbox, and refuses another owner's.
 func (l *Local) load(ref provider.SandboxRef) (store.Record, error) {
 	record, err := l.store.Load(ref.SandboxID)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -53,8 +53,8 @@ func (l *Local) load(ref provider.SandboxRef) (store.Record, error) {
 	return record, err
 }
 
-// hold loads a sandbox and keeps everybody else from changing it until unlock is called.
-func (l *Local) hold(ctx context.Context, ref provider.SandboxRef) (record store.Record, unlock func(), err error) {
+// lock loads a sandbox and locks its session until unlock is called.
+func (l *Local) lock(ctx context.Context, ref provider.SandboxRef) (record store.Record, unlock func(), err error) {
 	if _, err := l.load(ref); err != nil {
 		return record, nil, err
 	}
@@ -76,8 +76,8 @@ func gone(id string) error {
 	}
 }
 
-// wake lets the sandbox run, whatever it is doing now, and tells whether it had to be woken. The session's lock is
-// held.
+// wake makes the sandbox run, whatever its state. The origin of its result tells whether the sandbox was suspended. The
+// caller has locked the session.
 func (l *Local) wake(ctx context.Context, record store.Record, lifetime time.Duration) (provider.Sandbox, error) {
 	client, err := l.keeper(ctx, record.ID)
 	if err != nil {
@@ -105,7 +105,7 @@ func (l *Local) wake(ctx context.Context, record store.Record, lifetime time.Dur
 	return sandbox, nil
 }
 
-// moveEnd writes the end down, where every later keeper finds it, and tells the present one.
+// moveEnd saves the new end of the sandbox's life, and notifies its keeper.
 func (l *Local) moveEnd(ctx context.Context, client *keeper.Client, record store.Record, end time.Time) error {
 	record.ExpiresAt = end
 	if err := l.store.Save(record); err != nil {
@@ -115,8 +115,8 @@ func (l *Local) moveEnd(ctx context.Context, client *keeper.Client, record store
 	return err
 }
 
-// keeper gives a client for the sandbox's keeper, and starts one if there is none: the sandbox is suspended then. The
-// session's lock is held.
+// keeper returns a client for the sandbox's keeper. If there is none, it starts one, and the sandbox is suspended. The
+// caller has locked the session.
 func (l *Local) keeper(ctx context.Context, id string) (*keeper.Client, error) {
 	for started := time.Now(); ; {
 		lock, err := l.store.LockKeeper(id)
@@ -145,7 +145,7 @@ func (l *Local) keeper(ctx context.Context, id string) (*keeper.Client, error) {
 	}
 }
 
-// answers fails soon when a keeper is not listening.
+// answers returns an error soon if a keeper is not listening.
 func answers(ctx context.Context, client *keeper.Client) error {
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
@@ -153,7 +153,7 @@ func answers(ctx context.Context, client *keeper.Client) error {
 	return err
 }
 
-// end tells a keeper to end, and fails soon when it is not listening.
+// end asks a keeper to end, and returns an error soon if it is not listening.
 func end(ctx context.Context, client *keeper.Client) error {
 	if err := answers(ctx, client); err != nil {
 		return err
@@ -164,7 +164,7 @@ func end(ctx context.Context, client *keeper.Client) error {
 	return err
 }
 
-// remove ends the sandbox's processes and removes it from disk. The session's lock is held.
+// remove ends the sandbox's processes and removes it from disk. The caller has locked the session.
 func (l *Local) remove(ctx context.Context, id string) error {
 	lock, err := l.endKeeper(ctx, id)
 	if err != nil {
@@ -174,8 +174,7 @@ func (l *Local) remove(ctx context.Context, id string) error {
 	return l.store.Erase(ctx, id)
 }
 
-// endKeeper ends the sandbox's server and its keeper, dead or alive, and returns the lock that keeps a new one from
-// starting.
+// endKeeper ends the sandbox's server and its keeper, if there is one, and returns the lock that prevents a new keeper.
 func (l *Local) endKeeper(ctx context.Context, id string) (*os.File, error) {
 	for started := time.Now(); ; {
 		lock, err := l.store.LockKeeper(id)
@@ -213,7 +212,7 @@ func pause(ctx context.Context) error {
 	}
 }
 
-// state tells what the sandbox is doing without asking its keeper. No sandbox is fs.ErrNotExist.
+// state returns the sandbox's state without asking its keeper. Its error is fs.ErrNotExist if there is no sandbox.
 func (l *Local) state(id string) (provider.State, error) {
 	alive, err := l.store.KeeperLives(id)
 	if err != nil {

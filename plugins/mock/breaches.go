@@ -14,20 +14,20 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// breach makes exactly one check of the conformance suite fail, the one it is named after. It is written for that suite:
-// each spoils as little as possible, and most of them only in the situation that its check makes.
+// breach makes exactly one check of the conformance suite fail, the one it is named after. It spoils as little as
+// possible, most often only the situation that its check creates.
 type breach struct {
 	check string
-	// does is what the plugin then does, for people.
+	// does describes what the plugin does then, for people.
 	does string
 	// method and effect are for breaches in calls.
 	method string
 	effect effect
-	// early is for breaches that are none of a call: see breaches_process.go.
+	// early is for breaches outside of calls: see breaches_process.go.
 	early func(*early)
 }
 
-// instead answers a call in place of the honest one, which it can make itself.
+// instead replaces the honest call, which answer can still make.
 func instead[Request, Reply any](
 	answer func(ctx context.Context, f *faulty, q Request, honest func(context.Context, Request) (Reply, error)) (Reply, error),
 	honest func(c *cloud) func(context.Context, Request) (Reply, error),
@@ -76,17 +76,17 @@ func listed(spoil func(s *provider.Sandbox)) effect {
 	})
 }
 
-// says makes Ping give one status instead of another.
-func says(wrong, right provider.PingStatus) effect {
+// answers makes Ping return one status instead of another.
+func answers(wrong, right provider.PingStatus) effect {
 	return after(func(_ context.Context, c *call) error {
 		if result := c.reply.(*provider.PingResult); result.Status == right {
-			result.Status, result.Reason = wrong, "mock: told to say so"
+			result.Status, result.Reason = wrong, "mock: told to answer so"
 		}
 		return nil
 	})
 }
 
-// probes asks the server in another way than Probe should.
+// probes changes the request of a Ping.
 func probes(change func(req *provider.PingRequest)) effect {
 	return onPing(func(ctx context.Context, _ *faulty, q provider.PingRequest, honest pings) (provider.PingResult, error) {
 		change(&q)
@@ -94,17 +94,17 @@ func probes(change func(req *provider.PingRequest)) effect {
 	})
 }
 
-// instead of an error of one class, another.
+// otherCode replaces an error with one code by one with another.
 func otherCode(method string, right, wrong provider.Code) effect {
 	return effect{failed: func(_ context.Context, c *call, err error) error {
 		if c.method == method && provider.CodeOf(err) == right {
-			return provider.Errorf(wrong, "mock: told to say so instead of: %v", err)
+			return provider.Errorf(wrong, "mock: told to answer so instead of: %v", err)
 		}
 		return err
 	}}
 }
 
-// past says what became of a session: whether there ever was a sandbox, and whether there is one.
+// past reports whether a session ever had a sandbox, and whether it has one now.
 func (f *faulty) past(ctx context.Context, owner, session string) (ever, now bool) {
 	_ = f.cloud.store.do(ctx, func(w *world) error { // an error is "never"
 		for _, s := range w.Sandboxes {
@@ -133,8 +133,8 @@ func newMemory() *memory {
 	return &memory{sessions: map[string]int{}, own: map[string]bool{}, broken: map[string]bool{}, waiting: map[string]int{}}
 }
 
-// cutOff says whether a call was ended, and for this cause. The context's error cannot tell, because at the deadline the
-// caller's cancelling often arrives first; but a call of the suite that is cancelled has a deadline far away.
+// cutOff reports whether ctx ended for this cause. Its error is not reliable, because at the deadline the caller's
+// cancellation often arrives first; but the calls that the suite cancels have a deadline far away.
 func cutOff(ctx context.Context, cause error) bool {
 	deadline, set := ctx.Deadline()
 	late := set && time.Until(deadline) < time.Second
@@ -166,7 +166,7 @@ var callBreaches = []breach{
 		effect: effect{failed: func(ctx context.Context, c *call, err error) error {
 			q := c.request.(provider.AttachRequest)
 			if ever, _ := c.faulty.past(ctx, q.Owner, q.Session); !ever && q.SandboxID == "" && provider.CodeOf(err) == provider.CodeNotFound {
-				return provider.Errorf(provider.CodeUnreachable, "mock: told to say so")
+				return provider.Errorf(provider.CodeUnreachable, "mock: told to answer so")
 			}
 			return err
 		}}},
@@ -180,7 +180,7 @@ var callBreaches = []breach{
 		effect: effect{failed: func(ctx context.Context, c *call, err error) error {
 			q := c.request.(provider.AttachRequest)
 			if ever, now := c.faulty.past(ctx, q.Owner, q.Session); ever && !now {
-				return provider.Errorf(provider.CodeFailed, "mock: told to say so")
+				return provider.Errorf(provider.CodeFailed, "mock: told to answer so")
 			}
 			return err
 		}}},
@@ -210,20 +210,13 @@ var callBreaches = []breach{
 			return honest(ctx, q)
 		})},
 	{check: "start/once", does: "StartServer replaces a server that runs", method: "start", effect: before(dropServer)},
-	{check: "start/dies-at-once", does: "StartServer does not look whether the server lives", method: "start",
-		effect: effect{failed: func(ctx context.Context, c *call, err error) error {
-			if provider.AsError(err).Reason != provider.ReasonServerExited {
-				return err
-			}
-			return c.giveEndpoints(ctx)
-		}}},
-	{check: "start/last-words", does: "StartServer does not say why a server died", method: "start",
-		effect: effect{failed: func(_ context.Context, _ *call, err error) error {
-			if e := provider.AsError(err); e.Reason == provider.ReasonServerExited {
-				return provider.ServerExited(nil, nil)
-			}
-			return err
-		}}},
+	{check: "start/dies-at-once", does: "a server that died at once is forgotten", method: "start", effect: after(forgetDead)},
+	{check: "start/last-words", does: "Ping does not report why a server ended", method: "ping",
+		effect: after(func(_ context.Context, c *call) error {
+			result := c.reply.(*provider.PingResult)
+			result.ExitCode, result.LogTail = nil, nil
+			return nil
+		})},
 	{check: "start/no-such-command", does: "StartServer takes any command", method: "start",
 		effect: effect{failed: func(ctx context.Context, c *call, err error) error {
 			if !strings.HasPrefix(c.request.(provider.StartServerRequest).Server.Command[0], "/nonexistent/") {
@@ -279,13 +272,12 @@ var callBreaches = []breach{
 		})},
 	{check: "ping/slow", does: "Ping ignores the timeout of the health check", method: "ping",
 		effect: probes(func(q *provider.PingRequest) { q.Health.Timeout = time.Hour })},
-	{check: "ping/exited", does: "Ping does not notice that the server ended", method: "ping",
-		effect: says(provider.PingNotYet, provider.PingExited)},
+	{check: "ping/exited", does: "Ping notices only that a server ended at once", method: "ping", effect: after(hideLaterEnd)},
 	{check: "ping/stopped", does: "Ping does not notice that the sandbox is suspended", method: "ping",
-		effect: says(provider.PingNotYet, provider.PingStopped)},
+		effect: answers(provider.PingNotYet, provider.PingStopped)},
 	{check: "ping/wakes-nothing", does: "Ping wakes a suspended sandbox", method: "ping", effect: after(wakeAfterPing)},
 	{check: "ping/gone", does: "Ping does not notice that the sandbox is gone", method: "ping",
-		effect: says(provider.PingNotYet, provider.PingGone)},
+		effect: answers(provider.PingNotYet, provider.PingGone)},
 
 	{check: "housekeeping/destroy-twice", does: "Destroy fails when there is nothing to destroy", method: "destroy",
 		effect: before(func(ctx context.Context, c *call) error {
@@ -376,7 +368,36 @@ func (c *call) giveEndpoints(ctx context.Context) error {
 	return c.faulty.cloud.store.do(ctx, func(w *world) error {
 		s, err := w.find(time.Now(), provider.SandboxRef{Owner: q.Owner, SandboxID: q.SandboxID})
 		if err == nil {
+			s.Server = nil
 			*c.reply.(*provider.Endpoints) = c.faulty.cloud.endpoints(s, q.Server)
+		}
+		return err
+	})
+}
+
+// forgetDead removes the record of a server that was started and is dead already.
+func forgetDead(ctx context.Context, c *call) error {
+	return c.faulty.cloud.store.do(ctx, func(w *world) error {
+		now := time.Now()
+		s, err := w.find(now, started(c))
+		if err == nil && s.Server.diedBy(now) {
+			s.Server = nil
+		}
+		return err
+	})
+}
+
+// hideLaterEnd hides that a server ended, unless it did at once.
+func hideLaterEnd(ctx context.Context, c *call) error {
+	result := c.reply.(*provider.PingResult)
+	if result.Status != provider.PingExited {
+		return nil
+	}
+	q := c.request.(provider.PingRequest)
+	return c.faulty.cloud.store.do(ctx, func(w *world) error {
+		s, err := w.find(time.Now(), provider.SandboxRef{Owner: q.Owner, SandboxID: q.SandboxID})
+		if err == nil && s.Server != nil && s.Server.DiesAt.After(s.Server.StartedAt) {
+			*result = provider.PingResult{Status: provider.PingNotYet, Reason: "mock: told to hide that the server ended"}
 		}
 		return err
 	})
@@ -474,7 +495,7 @@ var deadEndpoint = effect{
 			return err
 		})
 		if provider.CodeOf(err) == provider.CodeNotFound {
-			return nil // the honest Ping knows that as well
+			return nil // the honest Ping reports that as well
 		}
 		return err
 	},

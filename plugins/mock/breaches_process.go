@@ -24,7 +24,7 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// breachVariable holds the breaches that are none of a call, for the time before there is a configuration: GROUP/NAME,
+// breachVariable contains the breaches outside of calls, for the time before there is a configuration: GROUP/NAME,
 // several separated by commas.
 const breachVariable = "MOCK_BREACHES"
 
@@ -154,7 +154,7 @@ func launchBreaches(list string) error {
 	return nil
 }
 
-// stdinOrSignal passes standard input on, and tells when it has ended or the signal has come.
+// stdinOrSignal forwards standard input, and reports that it has ended or that the signal came.
 func stdinOrSignal(s os.Signal) <-chan struct{} {
 	told := make(chan struct{})
 	tell := sync.OnceFunc(func() { close(told) })

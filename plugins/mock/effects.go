@@ -146,7 +146,7 @@ func makeCrash(at moment) func([]string) (effect, error) {
 	}
 }
 
-// makeStartExited is a server that dies before StartServer looks once more.
+// makeStartExited makes the server die at once, and StartServer report it itself instead of leaving it to Ping.
 func makeStartExited(arguments []string) (effect, error) {
 	code, err := needCode(arguments)
 	return effect{after: func(ctx context.Context, c *call) error {
@@ -161,7 +161,7 @@ func makeStartExited(arguments []string) (effect, error) {
 	}}, err
 }
 
-// makeDie is a server that dies some time after its start.
+// makeDie makes the server die some time after its start.
 func makeDie(arguments []string) (effect, error) {
 	in, err := needDuration(arguments[:min(1, len(arguments))])
 	if err != nil {
@@ -209,7 +209,7 @@ func badURL(_ context.Context, c *call) error {
 	return nil
 }
 
-// makeLag lists what there was some time ago: sandboxes just made are missing, ones just destroyed are still there.
+// makeLag makes List outdated: sandboxes just made are missing, and ones just destroyed are still there.
 func makeLag(arguments []string) (effect, error) {
 	lag, err := needDuration(arguments)
 	if lag > tombstoneLife {
@@ -249,7 +249,7 @@ func stdoutNoise(_ context.Context, c *call) error {
 	return nil
 }
 
-// makeFork starts a child that holds the plugin's standard error and is not waited for when the plugin ends: in the
+// makeFork starts a child that keeps the plugin's standard error open and is not waited for when the plugin ends: in the
 // plugin's process group, or as a daemon in a session of its own. It ends by itself.
 func makeFork(daemon bool) func([]string) (effect, error) {
 	return func(arguments []string) (effect, error) {
@@ -268,7 +268,7 @@ func makeFork(daemon bool) func([]string) (effect, error) {
 	}
 }
 
-// leakSecret says what must not be said, in the ways plugins do.
+// leakSecret logs the key in the ways that plugins do by mistake.
 func leakSecret(_ context.Context, c *call) error {
 	key := c.faulty.cloud.config.APIKey
 	fmt.Fprintf(c.faulty.stderr, "mock: calling the cloud with api_key=%s\n", key)

@@ -30,7 +30,7 @@ type effect struct {
 	before func(ctx context.Context, c *call) error
 	// after comes after the honest call, if that succeeded. It may change the reply or fail.
 	after func(ctx context.Context, c *call) error
-	// failed comes after a call that failed, and gives the error to fail with; nil makes it succeed with what is in reply.
+	// failed comes after a call that failed, and returns the error to fail with. Nil makes the call succeed with reply.
 	failed func(ctx context.Context, c *call, err error) error
 }
 
@@ -40,7 +40,7 @@ type call struct {
 	method string
 	// request and reply are the method's own; reply is a pointer.
 	request, reply any
-	// answered says that reply is complete without the honest call.
+	// answered is set if reply is complete without the honest call.
 	answered bool
 }
 
@@ -72,7 +72,7 @@ var kinds = []kind{
 	// The server in the sandbox ends.
 	{"exited", ":CODE", []string{"start"}, makeStartExited},
 	{"die", ":DURATION[:CODE]", []string{"start"}, makeDie},
-	// The health of the server is not what it is.
+	// Ping misreports the server's health.
 	{"exited", ":CODE", []string{"ping"}, makePingExited},
 	{"not_yet", "", []string{"ping"}, verdict(provider.PingNotYet)},
 	{"denied", "", []string{"ping"}, verdict(provider.PingDenied)},
@@ -178,7 +178,7 @@ type faulty struct {
 	faults []fault
 	log    hclog.Logger
 
-	// What a process has; tests put their own here.
+	// The process's own streams and exit; tests replace them.
 	stdout, stderr *os.File
 	exit           func(code int)
 	children       sync.WaitGroup
@@ -220,7 +220,7 @@ func open(ctx context.Context, config Config, log hclog.Logger) (*faulty, error)
 	return f, nil
 }
 
-// launchVariable holds faults for the start of the process, before the handshake and so before any configuration:
+// launchVariable contains faults for the start of the process, before the handshake and so before any configuration:
 // FAULT[:ARGUMENTS], several separated by commas.
 const launchVariable = "MOCK_LAUNCH"
 
@@ -359,7 +359,7 @@ func (c *call) fail(ctx context.Context, effects []effect, err error) error {
 	return err
 }
 
-// hits counts the call and gives the effects meant for it, in the order of the configuration.
+// hits counts the call and returns its effects, in the order of the configuration.
 func (f *faulty) hits(ctx context.Context, method string) ([]effect, error) {
 	if len(f.faults) == 0 {
 		return nil, nil

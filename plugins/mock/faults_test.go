@@ -202,7 +202,7 @@ func TestIgnoreCancelGoesOnForAWhile(t *testing.T) {
 	}
 }
 
-// stdio gives the provider files instead of the test's own streams, and a function that reads what it wrote.
+// stdio returns the provider files instead of the test's own streams, and a function that reads what it wrote.
 func stdio(t *testing.T, f *faulty) (stdout, stderr func() string) {
 	t.Helper()
 	file := func(name string) (*os.File, func() string) {
@@ -268,6 +268,22 @@ func TestAServerThatExitsAtOnceIsAnErrorWithCodeAndLog(t *testing.T) {
 	}
 	endpoints := mustStart(t, f, s.ID) // a dead server is started anew
 	mustPing(t, f, s.ID, endpoints.Server, provider.PingAlive)
+}
+
+func TestAServerWhoseCommandEndsAtOnceIsReportedByPing(t *testing.T) {
+	t.Parallel()
+	f := mustConfigure(t, attributes{})
+	s := mustCreate(t, f, "s1")
+	endpoints, err := f.StartServer(t.Context(), provider.StartServerRequest{
+		Session: "s1", Owner: "me", SandboxID: s.ID, Server: provider.Server{Command: []string{"sh", "-c", "echo last words; exit 7"}},
+	})
+	if err != nil {
+		t.Fatalf("StartServer: %v", err)
+	}
+	result := mustPing(t, f, s.ID, endpoints.Server, provider.PingExited)
+	if *result.ExitCode != 7 || !slices.Equal(result.LogTail, []string{"last words"}) {
+		t.Errorf("%+v", result)
+	}
 }
 
 func TestAServerDiesSomeTimeAfterItsStart(t *testing.T) {

@@ -21,7 +21,7 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// Config is what a provider block for mock may hold.
+// Config is the configuration of a provider block for mock.
 type Config struct {
 	State         string        `berth:"state" doc:"File (absolute path) that holds the cloud, for several processes. Without it: memory."`
 	Serve         string        `berth:"serve" oneof:"http,none" doc:"Whether HTTP answers at the endpoints. Default: http, and none with state."`
@@ -41,7 +41,7 @@ type Config struct {
 // tokenHeader carries a sandbox's token, as a cloud's own proxy would want it.
 const tokenHeader = "X-Mock-Token"
 
-// cloud is a provider that keeps the contract. What makes it lie is in faults.go.
+// cloud is a provider that keeps the contract. The faults that break it are in faults.go.
 type cloud struct {
 	config Config
 	store  *store
@@ -56,7 +56,7 @@ func newCloud(config Config) *cloud {
 	return &cloud{config: config, store: newStore(config.State), client: provider.NewProbeClient()}
 }
 
-// problems checks what the configuration's types cannot say.
+// problems returns what is wrong with the configuration beyond its types.
 func (c *cloud) problems(ctx context.Context) (refused []provider.FieldError) {
 	refuse := func(field, format string, args ...any) {
 		refused = append(refused, provider.FieldError{Field: field, Message: fmt.Sprintf(format, args...)})
@@ -73,7 +73,7 @@ func (c *cloud) problems(ctx context.Context) (refused []provider.FieldError) {
 // defaultURL is the address of the cloud.
 const defaultURL = "https://mock.invalid"
 
-// login makes the credentials and the address count from here on.
+// login applies the credentials and the address from here on.
 func (c *cloud) login() {
 	if c.config.APIKey != "" {
 		sum := sha256.Sum256([]byte(c.config.APIKey))
@@ -143,7 +143,7 @@ func (c *cloud) Create(ctx context.Context, req provider.CreateRequest) (made pr
 		made.Origin = provider.OriginCreated
 		return nil
 	})
-	if err == nil && ctx.Err() != nil && made.Origin == provider.OriginCreated { // nobody will hear of it
+	if err == nil && ctx.Err() != nil && made.Origin == provider.OriginCreated { // the caller never gets the answer
 		undo := c.Destroy(context.WithoutCancel(ctx), provider.SandboxRef{Owner: req.Owner, SandboxID: made.ID})
 		return provider.Sandbox{}, errors.Join(ctx.Err(), undo)
 	}
@@ -183,7 +183,7 @@ func (c *cloud) noSandbox(req provider.AttachRequest) error {
 	return err
 }
 
-// adopt takes a sandbox that exists, and wakes it if it sleeps.
+// adopt wakes an existing sandbox if it is suspended, and returns it.
 func (c *cloud) adopt(s *sandbox, now time.Time, lifetime time.Duration) provider.Sandbox {
 	origin := provider.OriginAttached
 	if s.Suspended {
@@ -217,18 +217,13 @@ func (c *cloud) StartServer(ctx context.Context, req provider.StartServerRequest
 				return err
 			}
 		}
-		if s.Server.diedBy(now) {
-			err := provider.ServerExited(&s.Server.ExitCode, s.Server.log(now))
-			err.SandboxID = s.ID
-			return err
-		}
 		endpoints = c.endpoints(s, req.Server)
 		return nil
 	})
 	return endpoints, err
 }
 
-// start makes a server. It may be dead already.
+// start returns a new server. It may be dead already.
 func (c *cloud) start(asked provider.Server, now time.Time) (*server, error) {
 	command, env := asked.Expand(asked.Port, asked.ExtraPorts)
 	if len(command) > 0 && strings.HasPrefix(command[0], "/nonexistent/") {
@@ -262,7 +257,7 @@ func (c *cloud) Ping(ctx context.Context, req provider.PingRequest) (result prov
 		}
 		return err
 	})
-	// What is known without asking is a verdict; whether a living server answers is asked over HTTP where there is any.
+	// A server that runs is asked over HTTP if there is any; the rest is known.
 	undecided := result.Status == provider.PingAlive || result.Status == provider.PingNotYet
 	if err == nil && undecided && c.web != nil {
 		return provider.Probe(ctx, c.client, req.Endpoint, req.Health), nil
@@ -270,7 +265,7 @@ func (c *cloud) Ping(ctx context.Context, req provider.PingRequest) (result prov
 	return result, err
 }
 
-// health judges a server by what is written down.
+// health derives a server's health from its record.
 func health(s *sandbox, now time.Time) provider.PingResult {
 	switch {
 	case s.Suspended:
@@ -292,7 +287,7 @@ func exited(code int, log []string) provider.PingResult {
 	}
 }
 
-// endServer makes a sandbox's server exit with code in a while, and gives its log until then.
+// endServer makes a sandbox's server exit with code after a while, and returns its log until then.
 func (c *cloud) endServer(ctx context.Context, ref provider.SandboxRef, in time.Duration, code int) ([]string, error) {
 	var log []string
 	err := c.store.do(ctx, func(w *world) error {

@@ -56,7 +56,7 @@ type server struct {
 	ExitCode int       `json:"exit_code"`
 	// Fields is what its health path answers.
 	Fields map[string]string `json:"fields"`
-	// Lines is what it writes, if its command tells.
+	// Lines is what it writes, if its command shows that.
 	Lines []string `json:"lines,omitempty"`
 }
 
@@ -88,7 +88,7 @@ func (s *server) log(t time.Time) []string {
 	return lines
 }
 
-// named gives the live sandbox of a session, or nil.
+// named returns the session's live sandbox, or nil.
 func (w *world) named(now time.Time, owner, session string) *sandbox {
 	s := w.Sandboxes[w.Names[provider.SandboxName(owner, session)]]
 	if s == nil || !s.liveAt(now) {
@@ -97,7 +97,7 @@ func (w *world) named(now time.Time, owner, session string) *sandbox {
 	return s
 }
 
-// find gives the live sandbox of an id. Another owner's is refused.
+// find returns the live sandbox with this id, and refuses another owner's.
 func (w *world) find(now time.Time, ref provider.SandboxRef) (*sandbox, error) {
 	s := w.Sandboxes[ref.SandboxID]
 	switch {
@@ -233,7 +233,7 @@ func (s *store) doInFile(ctx context.Context, f func(w *world) error) error {
 }
 
 // lock takes an advisory lock that ends with the process at the latest. The file stays: removing it would let two
-// processes hold two locks of one name.
+// processes have two locks of one name.
 func lock(ctx context.Context, path string) (unlock func(), err error) {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {

@@ -2,325 +2,420 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"mime"
 	"net/http"
 	"net/url"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/go-retryablehttp"
 
+	"github.com/berth-dev/berth/shared/cloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-const (
-	// answerLimit bounds what is read of one answer.
-	answerLimit = 32 << 20
-	// longestWait is how long a call waits because the API asked for it, before it hands the request to wait on.
-	longestWait = 10 * time.Second
-)
+// api speaks Runloop's REST API: one method a call.
+type api struct{ *cloud.API }
 
-// api speaks to Runloop's REST API. It sends the key to no other host: redirects are not followed.
-type api struct {
-	base   *url.URL
-	key    string
-	log    hclog.Logger
-	client *retryablehttp.Client
+func newAPI(base, key string, log hclog.Logger) *api {
+	return &api{&cloud.API{
+		Cloud: "Runloop", Base: base, Setting: "base_url", Header: http.Header{"Authorization": {"Bearer " + key}},
+		Client: cloud.NewHTTPClient(log), Limit: 15 * time.Second, Retry: cloud.DefaultTimes.Retry, Message: message, Classify: classify,
+	}}
 }
 
-func newAPI(base *url.URL, key string, log hclog.Logger) *api {
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.MaxIdleConnsPerHost = 16
-	transport.IdleConnTimeout = 30 * time.Second // before proxies close it: a POST on a closed connection is ambiguous
-	client := retryablehttp.NewClient()
-	client.HTTPClient = &http.Client{
-		Transport:     transport,
-		Timeout:       realTiming.call,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	client.Logger = nil // its messages would quote URLs; call logs what is worth it
-	client.RetryMax = 2
-	client.RetryWaitMin, client.RetryWaitMax = 200*time.Millisecond, 2*time.Second
-	client.CheckRetry = shouldRetry
-	client.Backoff = pause
-	client.ErrorHandler = retryablehttp.PassthroughErrorHandler
-	return &api{base: base, key: key, log: log, client: client}
-}
-
-// repeat says which failures of a call may simply be tried again.
-type repeat int
-
-const (
-	// never: the caller deals with failure itself.
-	never repeat = iota
-	// whenRefused: only when the API says that it did nothing because there were too many requests.
-	whenRefused
-	// always: also when it is not known what the API did, because doing it twice is the same as once.
-	always
-)
-
-// request is one logical call. Its retries carry the same x-request-id, by which the API may recognise them.
-type request struct {
-	method string
-	path   string
-	query  url.Values
-	body   any // nil for none
-	answer any // what the JSON answer is decoded into; nil to ignore it
-	repeat repeat
-	id     string // x-request-id; empty for a new one
-}
-
-type repeatKey struct{}
-
-// call makes a request. Errors are *provider.Error, with an *answerError as the cause if the API answered one.
-func (a *api) call(ctx context.Context, r request) error {
-	began := time.Now()
-	status, err := a.send(context.WithValue(ctx, repeatKey{}, r.repeat), r)
-	err = a.explain(ctx, r, err)
-	a.log.Debug("called Runloop", "operation", r.method+" "+r.path, "status", status, "took", time.Since(began).Round(time.Millisecond).String(),
-		"code", string(provider.CodeOf(err)))
-	return err
-}
-
-func (a *api) send(ctx context.Context, r request) (status int, err error) {
-	var body []byte
-	if r.body != nil {
-		if body, err = json.Marshal(r.body); err != nil {
-			return 0, provider.Errorf(provider.CodeInternal, "encoding a request: %w", err)
-		}
-	}
-	target := a.base.JoinPath(r.path)
-	target.RawQuery = r.query.Encode()
-	request, err := retryablehttp.NewRequestWithContext(ctx, r.method, target.String(), body)
-	if err != nil {
-		return 0, provider.Errorf(provider.CodeInternal, "making a request: %w", err)
-	}
-	request.Header.Set("Authorization", "Bearer "+a.key)
-	request.Header.Set("Accept", "application/json")
-	request.Header.Set("User-Agent", "berth-provider-runloop")
-	if r.method != http.MethodGet {
-		if r.id == "" {
-			r.id = newRequestID()
-		}
-		request.Header.Set("Content-Type", "application/json") // also when there is no body, as Runloop's own clients do
-		request.Header.Set("X-Request-Id", r.id)
-	}
-	// Reading the answer is part of a try: one that breaks off or is no JSON counts as a failed one.
-	request.SetResponseHandler(func(response *http.Response) error {
-		defer response.Body.Close()
-		return readAnswer(response, r.answer)
-	})
-	response, err := a.client.Do(request)
-	if response == nil {
-		return 0, err
-	}
-	defer response.Body.Close()
-	if err == nil && response.StatusCode/100 != 2 { // the handler did not see it: the tries are used up
-		err = readAnswer(response, nil)
-	}
-	return response.StatusCode, err
-}
-
-func newRequestID() string { return "berth-" + rand.Text() }
-
-// answerError is an answer other than 2xx.
-type answerError struct {
-	Status     int
-	Code       string // the API's own word, may be empty
-	Message    string
-	RequestID  string
-	RetryAfter time.Duration
-}
-
-func (e *answerError) Error() string {
-	text := fmt.Sprintf("%d %s", e.Status, e.Message)
-	if e.RequestID != "" {
-		text += " (request " + e.RequestID + ")"
-	}
-	return text
-}
-
-// errNotJSON is a 2xx answer that the API cannot have meant: a proxy's page, or half an answer.
-var errNotJSON = errors.New("the answer is not the JSON that was expected")
-
-func readAnswer(response *http.Response, into any) error {
-	content, err := io.ReadAll(io.LimitReader(response.Body, answerLimit))
-	if response.StatusCode/100 != 2 {
-		return readError(response, content)
-	}
-	if err != nil {
-		return err
-	}
-	kind, _, _ := mime.ParseMediaType(response.Header.Get("Content-Type"))
-	if kind != "application/json" {
-		return errNotJSON
-	}
-	if into == nil {
-		into = &json.RawMessage{}
-	}
-	if err := json.Unmarshal(content, into); err != nil {
-		return errNotJSON
-	}
-	return nil
-}
-
-// readError takes what it can get: no schema for errors is published.
-func readError(response *http.Response, content []byte) *answerError {
-	e := &answerError{
-		Status: response.StatusCode, Code: response.Header.Get("X-Runloop-Error-Code"),
-		RequestID: response.Header.Get("X-Runloop-Request-Id"), RetryAfter: retryAfter(response.Header),
-	}
-	var body struct {
+// message reads what it can of an error: no schema for errors is published.
+func message(e *cloud.StatusError, body []byte) {
+	var answer struct {
 		Message string `json:"message"`
 		Error   string `json:"error"`
 	}
-	if json.Unmarshal(content, &body) == nil {
-		if e.Message = body.Message; e.Message == "" {
-			e.Message = body.Error
+	e.Code = e.Header.Get("X-Runloop-Error-Code")
+	if json.Unmarshal(body, &answer) == nil {
+		e.Message = cmp.Or(answer.Message, answer.Error)
+		e.JSON = e.Message != ""
+		if e.Code == "" && !strings.Contains(answer.Error, " ") {
+			e.Code = answer.Error
 		}
-		if e.Code == "" && !strings.Contains(body.Error, " ") {
-			e.Code = body.Error
-		}
-	} else if kind, _, _ := mime.ParseMediaType(response.Header.Get("Content-Type")); kind == "text/plain" {
-		e.Message = string(bytes.TrimSpace(content))
+	} else if kind, _, _ := mime.ParseMediaType(e.Header.Get("Content-Type")); kind == "text/plain" {
+		e.Message = string(bytes.TrimSpace(body))
 	}
-	if e.Message == "" {
-		e.Message = http.StatusText(e.Status)
-	}
-	if len(e.Message) > 300 {
-		e.Message = e.Message[:300] + "…"
-	}
-	e.Message = strings.ToValidUTF8(e.Message, "")
-	return e
-}
-
-// retryAfter reads how long to wait; 0 if the answer does not say.
-func retryAfter(header http.Header) time.Duration {
-	if ms, err := strconv.ParseFloat(header.Get("Retry-After-Ms"), 64); err == nil && ms > 0 && ms < 1e9 {
-		return time.Duration(ms * float64(time.Millisecond))
-	}
-	value := header.Get("Retry-After")
-	if seconds, err := strconv.ParseFloat(value, 64); err == nil && seconds > 0 && seconds < 1e6 {
-		return time.Duration(seconds * float64(time.Second))
-	}
-	if at, err := http.ParseTime(value); err == nil {
-		return max(0, time.Until(at))
-	}
-	return 0
-}
-
-// shouldRetry is the retry policy. The API's own word counts most: x-should-retry.
-func shouldRetry(ctx context.Context, response *http.Response, err error) (bool, error) {
-	allowed, _ := ctx.Value(repeatKey{}).(repeat)
-	if ctx.Err() != nil || allowed == never {
-		return false, err
-	}
-	if response == nil || err != nil {
-		var refused *answerError
-		if errors.As(err, &refused) { // read already, and not to be tried again
-			return false, err
-		}
-		return allowed == always, err
-	}
-	if retryAfter(response.Header) > longestWait || isQuota(response) {
-		return false, nil
-	}
-	switch status := response.StatusCode; {
-	case status == http.StatusTooManyRequests:
-		return response.Header.Get("X-Should-Retry") != "false", nil
-	case allowed != always:
-		return false, nil
-	case response.Header.Get("X-Should-Retry") == "true":
-		return status >= 400, nil
-	case response.Header.Get("X-Should-Retry") == "false":
-		return false, nil
-	default:
-		return status >= 500 && status != http.StatusNotImplemented, nil
+	e.Message = strings.ToValidUTF8(e.Message[:min(len(e.Message), 300)], "")
+	if id := e.Header.Get("X-Runloop-Request-Id"); id != "" {
+		e.Message = strings.TrimSpace(e.Message + " (request " + id + ")")
 	}
 }
 
-// isQuota says that a 429 is about how much there may be, not how fast one may ask: waiting does not help.
-func isQuota(response *http.Response) bool {
-	return strings.Contains(response.Header.Get("X-Runloop-Error-Code"), "quota")
-}
-
-func pause(least, most time.Duration, attempt int, response *http.Response) time.Duration {
-	if response != nil {
-		if asked := retryAfter(response.Header); asked > 0 {
-			return asked
-		}
-	}
-	return retryablehttp.DefaultBackoff(least, most, attempt, nil)
-}
-
-// explain makes an Error of what went wrong with a request.
-func (a *api) explain(ctx context.Context, r request, err error) error {
-	if err == nil {
-		return nil
-	}
-	what := fmt.Sprintf("Runloop's API, %s %s", r.method, r.path)
-	var answer *answerError
-	var ready *provider.Error
+// classify corrects the class that an answer's status suggests.
+func classify(e *cloud.StatusError, suggested *provider.Error) {
 	switch {
-	case errors.As(err, &ready):
-		return ready
-	case errors.As(err, &answer):
-		e := &provider.Error{Code: provider.CodeFailed, Message: fmt.Sprintf("%s: %s", what, answer), RetryAfter: answer.RetryAfter, Cause: answer}
+	case e.Status == http.StatusRequestTimeout: // a long poll is over, or a command is slow: whoever asked looks before it asks again
+		suggested.Retryable = false
+		return
+	case e.Status == http.StatusTooManyRequests && quota(e, suggested.RetryAfter):
+		suggested.Reason, suggested.Retryable = provider.ReasonQuota, false
+		return
+	case e.Status == http.StatusBadRequest, e.Status == http.StatusUnprocessableEntity:
+		suggested.Code = provider.CodeFailed // 400 is most often the devbox's state
+	case e.Status == http.StatusConflict: // a snapshot, which takes long
+		suggested.Retryable = false
+	}
+	switch e.Header.Get("X-Should-Retry") { // the API's own word counts most
+	case "true":
+		suggested.Retryable = true
+	case "false":
+		suggested.Retryable = false
+	}
+}
+
+// quota reports whether a 429 is about how much there may be, not about how fast one may ask. Runloop documents no code for
+// it; an answer that asks to come back later is about the pace in any case.
+func quota(e *cloud.StatusError, after time.Duration) bool {
+	return strings.Contains(e.Code, "quota") || after == 0 && strings.Contains(strings.ToLower(e.Message), "quota")
+}
+
+// devbox is the API's DevboxView, as far as it is used.
+type devbox struct {
+	ID               string            `json:"id"`
+	Status           string            `json:"status"`
+	CreateTimeMS     int64             `json:"create_time_ms"`
+	FailureReason    string            `json:"failure_reason"`
+	ShutdownReason   string            `json:"shutdown_reason"`
+	Metadata         map[string]string `json:"metadata"`
+	Tunnel           *tunnel           `json:"tunnel"`
+	LaunchParameters launchParameters  `json:"launch_parameters"`
+	StateTransitions []transition      `json:"state_transitions"`
+
+	// woken reports whether it was seen on its way out of a suspend.
+	woken bool
+}
+
+type transition struct {
+	Status        string `json:"status"`
+	TimeMS        int64  `json:"transition_time_ms"`
+	FailureReason string `json:"failure_reason"`
+}
+
+type tunnel struct {
+	Key       string `json:"tunnel_key"`
+	AuthMode  string `json:"auth_mode"`
+	AuthToken string `json:"auth_token"`
+}
+
+// creation is the body of a create.
+type creation struct {
+	Name             string            `json:"name"`
+	Metadata         map[string]string `json:"metadata"`
+	Blueprint        string            `json:"blueprint_name,omitempty"`
+	BlueprintID      string            `json:"blueprint_id,omitempty"`
+	SnapshotID       string            `json:"snapshot_id,omitempty"`
+	Secrets          map[string]string `json:"secrets,omitempty"`
+	LaunchParameters launchParameters  `json:"launch_parameters"`
+	Tunnel           tunnelRequest     `json:"tunnel"`
+}
+
+type launchParameters struct {
+	LaunchCommands []string    `json:"launch_commands,omitempty"`
+	Size           string      `json:"resource_size_request,omitempty"`
+	Architecture   string      `json:"architecture,omitempty"`
+	KeepAlive      int         `json:"keep_alive_time_seconds,omitempty"`
+	AfterIdle      *afterIdle  `json:"after_idle,omitempty"` // where older devboxes have it
+	Lifecycle      *lifecycle  `json:"lifecycle,omitempty"`
+	User           *launchUser `json:"user_parameters,omitempty"`
+	NetworkPolicy  string      `json:"network_policy_id,omitempty"`
+}
+
+type lifecycle struct {
+	AfterIdle *afterIdle `json:"after_idle,omitempty"`
+}
+
+type afterIdle struct {
+	Seconds int    `json:"idle_time_seconds"`
+	OnIdle  string `json:"on_idle"`
+}
+
+type launchUser struct {
+	Name string `json:"username"`
+	UID  int    `json:"uid"`
+}
+
+type tunnelRequest struct {
+	AuthMode  string `json:"auth_mode"`
+	KeepAlive bool   `json:"http_keep_alive"`
+	// WakeOnHTTP stays false: a request would wake the disk, but no server.
+	WakeOnHTTP bool `json:"wake_on_http"`
+}
+
+// execution is the API's view of a command in a devbox. Its output and exit status are there once it has completed.
+type execution struct {
+	Status     string `json:"status"`
+	ExitStatus *int   `json:"exit_status"`
+	Stdout     string `json:"stdout"`
+	Stderr     string `json:"stderr"`
+	Truncated  bool   `json:"stdout_truncated"`
+}
+
+// The statuses of a devbox. One that is none of these is waited out: Runloop has added some before.
+const (
+	scheduled    = "scheduled"
+	queued       = "queued"
+	provisioning = "provisioning"
+	initializing = "initializing"
+	running      = "running"
+	suspending   = "suspending"
+	suspended    = "suspended"
+	resuming     = "resuming"
+	failure      = "failure"
+	shutdown     = "shutdown"
+)
+
+func (b devbox) ended() bool { return b.Status == failure || b.Status == shutdown }
+
+// detail is the status with whatever reason there is, for people.
+func (b devbox) detail() string {
+	reason := cmp.Or(b.FailureReason, b.ShutdownReason)
+	if reason == "" && len(b.StateTransitions) > 0 {
+		reason = b.StateTransitions[len(b.StateTransitions)-1].FailureReason
+	}
+	if reason == "" {
+		return b.Status
+	}
+	return b.Status + " (" + reason + ")"
+}
+
+// waking reports whether the devbox is on its way out of a suspend.
+func (b devbox) waking() bool {
+	return b.Status != running && slices.ContainsFunc(b.StateTransitions, func(t transition) bool { return t.Status == suspended || t.Status == resuming })
+}
+
+// labelRenewed is a label of the plugin's own: when the devbox's life was last renewed.
+const labelRenewed = "berth-renewed-ms"
+
+// renewed is the devbox with its life counted from now on.
+func (b devbox) renewed(now time.Time) devbox {
+	b.Metadata = maps.Clone(b.Metadata)
+	b.Metadata[labelRenewed] = strconv.FormatInt(now.UnixMilli(), 10)
+	return b
+}
+
+// life is how long the devbox lives without use. It reports false if nothing ends it.
+func (b devbox) life() (time.Duration, bool) {
+	idle := b.LaunchParameters.AfterIdle
+	if l := b.LaunchParameters.Lifecycle; l != nil && l.AfterIdle != nil {
+		idle = l.AfterIdle
+	}
+	switch {
+	case idle != nil && idle.OnIdle != "shutdown":
+		return 0, false
+	case idle != nil:
+		return time.Duration(idle.Seconds) * time.Second, true
+	case b.LaunchParameters.KeepAlive > 0:
+		return time.Duration(b.LaunchParameters.KeepAlive) * time.Second, true
+	}
+	return time.Hour, true // what the API does when it is not told
+}
+
+// expires is the earliest time at which the devbox ends by itself. The clock runs since it last came up or was renewed,
+// and stands still while it is suspended.
+func (b devbox) expires() time.Time {
+	life, ends := b.life()
+	if !ends || b.Status == suspending || b.Status == suspended {
+		return time.Time{}
+	}
+	since := b.CreateTimeMS
+	for _, t := range b.StateTransitions {
+		if t.Status == running {
+			since = max(since, t.TimeMS)
+		}
+	}
+	if renewed, err := strconv.ParseInt(b.Metadata[labelRenewed], 10, 64); err == nil {
+		since = max(since, renewed)
+	}
+	return time.UnixMilli(since).Add(life)
+}
+
+// create makes a devbox. It is not repeated here: the kit looks first. All tries of one attempt carry the same x-request-id,
+// by which the API may recognise them.
+func (a *api) create(ctx context.Context, body creation, attempt string) (devbox, error) {
+	const doing = "creating the devbox"
+	box, err := send[devbox](ctx, a, cloud.Call{
+		Doing: doing, Method: http.MethodPost, Path: "/v1/devboxes", Body: body,
+		Header: requestID(uuid.NewSHA1(uuid.NameSpaceOID, []byte(body.Name+" "+attempt)).String()),
+	})
+	switch {
+	case provider.CodeOf(err) == provider.CodeNotFound: // not a devbox but what it is to be made from
+		e := *provider.AsError(err)
+		e.Code = provider.CodeFailed
+		return box, &e
+	case err == nil && (!devboxID.MatchString(box.ID) || box.Status == ""):
+		return box, a.Unreadable(doing)
+	}
+	return box, err
+}
+
+// devboxID also keeps an id from becoming another path of the API.
+var devboxID = regexp.MustCompile(`^[A-Za-z0-9_-]{1,128}$`)
+
+// get returns a devbox. One that the API does not know is CodeNotFound.
+func (a *api) get(ctx context.Context, id string) (devbox, error) {
+	const doing = "looking for the devbox"
+	if !devboxID.MatchString(id) {
+		return devbox{}, provider.Errorf(provider.CodeInvalid, "%.140q is not the id of a devbox", id)
+	}
+	box, err := send[devbox](ctx, a, cloud.Call{Doing: doing, Method: http.MethodGet, Path: path(id, ""), Again: cloud.Always})
+	if err == nil && (box.ID != id || box.Status == "") {
+		err = a.Unreadable(doing)
+	}
+	return box, err
+}
+
+// list returns all devboxes in a status. Without one, which would also list those that ended long ago, it is the first page.
+func (a *api) list(ctx context.Context, status string) ([]devbox, error) {
+	const doing = "listing the devboxes"
+	query := url.Values{"limit": {"500"}, "include_total_count": {"false"}} // counting is slow
+	if status != "" {
+		query.Set("status", status)
+	}
+	var boxes []devbox
+	for {
+		page, err := send[struct {
+			Devboxes *[]devbox `json:"devboxes"`
+			HasMore  bool      `json:"has_more"`
+		}](ctx, a, cloud.Call{Doing: doing, Method: http.MethodGet, Path: "/v1/devboxes", Query: query, Again: cloud.Always})
 		switch {
-		case answer.Status == http.StatusUnauthorized || answer.Status == http.StatusForbidden:
-			e.Code = provider.CodeDenied
-		case answer.Status == http.StatusPaymentRequired, answer.Status == http.StatusTooManyRequests && answer.quota():
-			e.Code, e.Reason = provider.CodeExhausted, provider.ReasonQuota
-		case answer.Status == http.StatusTooManyRequests:
-			e.Code, e.Reason, e.Retryable = provider.CodeExhausted, provider.ReasonRateLimit, true
-		case answer.Status >= 500, answer.Status == http.StatusRequestTimeout:
-			e.Code, e.Retryable = provider.CodeUnreachable, true
-		case answer.Status >= 300 && answer.Status < 400:
-			e.Code, e.Message = provider.CodeUnreachable, what+" was redirected: check base_url"
-		case answer.Status == http.StatusConflict:
-			e.Code = provider.CodeState
+		case err != nil:
+			return nil, err
+		case page.Devboxes == nil:
+			return nil, a.Unreadable(doing)
 		}
-		return e
-	case ctx.Err() != nil:
-		e := provider.AsError(ctx.Err())
-		e.Message = fmt.Sprintf("%s: no answer before the deadline", what)
-		if e.Code == provider.CodeCanceled {
-			e.Message = what + ": given up"
+		boxes = append(boxes, *page.Devboxes...)
+		if len(*page.Devboxes) == 0 || !page.HasMore || status == "" {
+			return boxes, nil
 		}
-		return e
+		last := boxes[len(boxes)-1].ID
+		if last == query.Get("starting_after") {
+			return nil, a.Unreadable(doing)
+		}
+		query.Set("starting_after", last)
 	}
-	reason := "no connection, or it broke off"
-	var failed *url.Error
-	switch {
-	case errors.Is(err, errNotJSON):
-		reason = errNotJSON.Error()
-	case errors.As(err, &failed) && failed.Timeout():
-		reason = fmt.Sprintf("no answer within %s", a.client.HTTPClient.Timeout)
-	case errors.As(err, &failed):
-		reason = failed.Err.Error() // without the URL
-	}
-	return &provider.Error{Code: provider.CodeUnreachable, Retryable: true, Message: what + ": " + reason, Cause: err}
 }
 
-// quota tells the two meanings of a 429 apart. Runloop documents no code for it; one that asks to come back later is about
-// requests in any case.
-func (e *answerError) quota() bool {
-	return strings.Contains(e.Code, "quota") || e.RetryAfter == 0 && strings.Contains(strings.ToLower(e.Message), "quota")
+// wait returns the devbox as soon as it has one of the statuses. With status 408 it had none of them within hold.
+func (a *api) wait(ctx context.Context, id string, statuses []string, hold time.Duration) (devbox, error) {
+	body := map[string]any{"statuses": statuses, "timeout_seconds": hold.Seconds()}
+	return post[devbox](ctx, a, cloud.Always, "waiting for the devbox", id, "wait_for_status", body)
 }
 
-// statusOf is the HTTP status of an error that the API answered, else 0.
-func statusOf(err error) int {
-	var answer *answerError
-	if errors.As(err, &answer) {
-		return answer.Status
-	}
-	return 0
+// resume and suspend only begin what they are named after. With status 400 the devbox does not sleep or run any more, perhaps
+// because of this call's own first try.
+func (a *api) resume(ctx context.Context, id string) error {
+	_, err := post[devbox](ctx, a, cloud.Always, "waking the devbox", id, "resume", nil)
+	return err
 }
+
+func (a *api) suspend(ctx context.Context, id string) error {
+	_, err := post[devbox](ctx, a, cloud.Always, "suspending the devbox", id, "suspend", nil)
+	return err
+}
+
+// shutdown ends a devbox for good. Status 409: a snapshot of its disk is being made.
+func (a *api) shutdown(ctx context.Context, id string) (devbox, error) {
+	return post[devbox](ctx, a, cloud.Always, "shutting the devbox down", id, "shutdown", nil)
+}
+
+// keepAlive starts the clock of the life of a running devbox anew.
+func (a *api) keepAlive(ctx context.Context, id string, again cloud.Again) error {
+	_, err := post[struct{}](ctx, a, again, "keeping the devbox alive", id, "keep_alive", nil)
+	return err
+}
+
+// setMetadata sets all of a devbox's metadata: the API once replaced what was left out.
+func (a *api) setMetadata(ctx context.Context, id string, metadata map[string]string) error {
+	_, err := post[devbox](ctx, a, cloud.Always, "updating the devbox", id, "", map[string]any{"metadata": metadata})
+	return err
+}
+
+// enableTunnel is not idempotent: with status 400 there is a tunnel already, or the devbox does not run.
+func (a *api) enableTunnel(ctx context.Context, id string, body tunnelRequest) error {
+	_, err := post[struct{}](ctx, a, cloud.Always, "opening the devbox's tunnel", id, "enable_tunnel", body)
+	return err
+}
+
+func (a *api) removeTunnel(ctx context.Context, id string) error {
+	_, err := post[struct{}](ctx, a, cloud.Always, "closing the devbox's tunnel", id, "remove_tunnel", nil)
+	return err
+}
+
+// writeFile writes a file as the devbox's user. Others may be able to read it.
+func (a *api) writeFile(ctx context.Context, id, file, contents string) error {
+	_, err := post[struct{}](ctx, a, cloud.Never, "writing a file in the devbox", id, "write_file_contents", map[string]any{
+		"file_path": file, "contents": contents,
+	})
+	return err
+}
+
+const (
+	executeHold = 10 // seconds that the API may wait for a command's end; at most 25
+	manyLines   = 100_000
+)
+
+// execute runs a command that ends soon in a shell of its own, and returns what it printed. It is not repeated here. What the
+// command leaves in the background goes on.
+func (a *api) execute(ctx context.Context, id, command string) (execution, error) {
+	const doing = "running a command in the devbox"
+	commandID, err := uuid.NewV7() // by which the API recognises a command that is sent again, instead of running it twice
+	if err != nil {
+		return execution{}, provider.Errorf(provider.CodeInternal, "%s: %w", doing, err)
+	}
+	body := map[string]any{"command": command, "command_id": commandID.String(), "optimistic_timeout": executeHold}
+	for operation := "execute"; ; {
+		result, err := post[execution](ctx, a, cloud.Never, doing, id, operation, body)
+		switch {
+		case err != nil:
+			return result, err
+		case result.Status == "":
+			return result, a.Unreadable(doing)
+		case result.Status != "completed": // it is slow
+			cloud.Pause(ctx, 200*time.Millisecond)
+		case result.Truncated && operation == "execute": // the API returns 100 lines unless it is told
+			operation = "execute?last_n=" + strconv.Itoa(manyLines)
+		default:
+			return result, nil
+		}
+	}
+}
+
+func path(id, operation string) string {
+	if operation == "" {
+		return "/v1/devboxes/" + id
+	}
+	return fmt.Sprintf("/v1/devboxes/%s/%s", id, operation)
+}
+
+// post calls an operation of a devbox.
+func post[T any](ctx context.Context, a *api, again cloud.Again, doing, id, operation string, body any) (T, error) {
+	return send[T](ctx, a, cloud.Call{Doing: doing, Method: http.MethodPost, Path: path(id, operation), Body: body, Again: again})
+}
+
+// send makes one call of the API. Its tries carry the same x-request-id.
+func send[T any](ctx context.Context, a *api, call cloud.Call) (T, error) {
+	var answer T
+	call.Into = &answer
+	if call.Method != http.MethodGet && call.Header == nil {
+		call.Header = requestID(rand.Text())
+	}
+	_, err := a.Do(ctx, call)
+	return answer, err
+}
+
+func requestID(id string) http.Header { return http.Header{"X-Request-Id": {"berth-" + id}} }

@@ -1,8 +1,8 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	"net/netip"
 	"net/url"
 	"regexp"
 	"slices"
@@ -12,7 +12,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
-	"github.com/berth-dev/berth/shared/provider"
+	"github.com/berth-dev/berth/shared/cloud"
 )
 
 // Config is what the provider's config block may hold.
@@ -35,89 +35,71 @@ type Config struct {
 	OnIdle         string            `berth:"on_idle" default:"suspend" oneof:"suspend,shutdown" doc:"What idle_timeout does. A suspended devbox keeps its disk, which costs until it is destroyed."`
 }
 
-// launchUser is user_parameters of the API.
-type launchUser struct {
-	Name string `json:"username"`
-	UID  int    `json:"uid"`
-}
-
-// open checks the configuration. It asks the cloud nothing.
+// open makes the provider from its configuration. It asks the cloud nothing.
 func open(_ context.Context, config Config, log hclog.Logger) (*Runloop, error) {
-	config.APIKey = strings.TrimSpace(config.APIKey)
-	if config.APIKey == "" || strings.ContainsAny(config.APIKey, "\r\n\t ") {
-		return nil, provider.InvalidField("api_key", "must be a key as Runloop's dashboard shows it: not empty, without spaces")
-	}
-	base, err := baseURL(config.BaseURL)
+	config, err := config.checked()
 	if err != nil {
 		return nil, err
 	}
-	template, err := tunnelTemplate(config.TunnelURL, base)
-	if err != nil {
-		return nil, err
+	return newProvider(config, log, standardTimes), nil
+}
+
+// checked returns the configuration with its URLs filled in, or everything that is wrong with it.
+func (c Config) checked() (Config, error) {
+	var refused cloud.Refusals
+	c.APIKey = strings.TrimSpace(c.APIKey)
+	if c.APIKey == "" {
+		refused.Add("api_key", "must not be empty")
 	}
-	var user *launchUser
-	if config.User != "" {
-		if user, err = userOf(config.User); err != nil {
-			return nil, err
-		}
+	refused.Credential("api_key", c.APIKey)
+	c.BaseURL = refused.URL("base_url", c.BaseURL, "https://api.runloop.ai")
+	if c.TunnelURL == "" {
+		c.TunnelURL = tunnelsBeside(c.BaseURL)
 	}
-	images := slices.DeleteFunc([]string{config.Blueprint, config.BlueprintID, config.SnapshotID}, func(s string) bool { return s == "" })
+	if !strings.Contains(c.TunnelURL, "{port}") || !strings.Contains(c.TunnelURL, "{key}") {
+		refused.Add("tunnel_url", "must be a URL with {port} and {key} in it")
+	} else {
+		refused.URL("tunnel_url", tunnelURL(c.TunnelURL, 8000, "key"), "https://{port}-{key}.tunnel.example.com")
+	}
+	c.TunnelURL = strings.TrimRight(strings.TrimSpace(c.TunnelURL), "/")
+	if _, valid := userOf(c.User); !valid {
+		refused.Add("user", "must be NAME:UID, such as root:0")
+	}
+	images := slices.DeleteFunc([]string{c.Blueprint, c.BlueprintID, c.SnapshotID}, func(s string) bool { return s == "" })
 	if len(images) > 1 {
-		return nil, provider.InvalidField("blueprint", "give only one of blueprint, blueprint_id and snapshot_id")
+		refused.Add("blueprint", "must be the only one of blueprint, blueprint_id and snapshot_id")
 	}
-	if config.IdleTimeout > 0 && config.IdleTimeout < time.Minute {
-		return nil, provider.InvalidField("idle_timeout", "must be at least 1m")
+	if c.IdleTimeout != 0 && c.IdleTimeout < time.Minute {
+		refused.Add("idle_timeout", "must be at least 1m")
 	}
-	return &Runloop{
-		config: config, user: user, tunnelURL: template, log: log,
-		api: newAPI(base, config.APIKey, log), probe: provider.NewProbeClient(), timing: realTiming,
-		watched: map[string]*watch{},
-	}, nil
+	return c, refused.Err()
 }
 
-func baseURL(text string) (*url.URL, error) {
-	base, err := url.Parse(strings.TrimRight(strings.TrimSpace(text), "/"))
-	switch {
-	case err != nil || base.Host == "" || base.Scheme != "https" && base.Scheme != "http" || base.User != nil || base.RawQuery != "":
-		return nil, provider.InvalidField("base_url", "must be a URL such as https://api.runloop.ai")
-	case base.Scheme == "http" && !thisMachine(base.Hostname()):
-		return nil, provider.InvalidField("base_url", "must be https: the API key would be sent in the clear")
+// tunnelsBeside derives the domain of the tunnels from the API's, because there are others than runloop.ai.
+func tunnelsBeside(base string) string {
+	host := "runloop.ai"
+	if u, err := url.Parse(base); err == nil {
+		host = cmp.Or(strings.TrimPrefix(u.Hostname(), "api."), host)
 	}
-	return base, nil
+	return "https://{port}-{key}.tunnel." + host
 }
 
-func thisMachine(host string) bool {
-	address, err := netip.ParseAddr(host)
-	return host == "localhost" || err == nil && address.IsLoopback()
-}
-
-// tunnelTemplate derives the domain of the tunnels from the API's: there are others than runloop.ai.
-func tunnelTemplate(text string, base *url.URL) (string, error) {
-	if text == "" {
-		return "https://{port}-{key}.tunnel." + strings.TrimPrefix(base.Hostname(), "api."), nil
-	}
-	sample, err := url.Parse(fillTunnel(text, 8000, "key"))
-	if err != nil || sample.Host == "" || sample.Scheme != "https" && sample.Scheme != "http" ||
-		!strings.Contains(text, "{port}") || !strings.Contains(text, "{key}") {
-		return "", provider.InvalidField("tunnel_url", "must be a URL with {port} and {key} in it")
-	}
-	if sample.Scheme == "http" && !thisMachine(sample.Hostname()) {
-		return "", provider.InvalidField("tunnel_url", "must be https: the tunnel's token would be sent in the clear")
-	}
-	return strings.TrimRight(text, "/"), nil
-}
-
-func fillTunnel(template string, port int, key string) string {
+// tunnelURL fills the template of a tunnel's URL.
+func tunnelURL(template string, port int, key string) string {
 	return strings.NewReplacer("{port}", strconv.Itoa(port), "{key}", key).Replace(template)
 }
 
 var userName = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
 
-func userOf(text string) (*launchUser, error) {
+// userOf reads NAME:UID. It returns nil for no text, which leaves the user to the blueprint.
+func userOf(text string) (user *launchUser, valid bool) {
+	if text == "" {
+		return nil, true
+	}
 	name, number, _ := strings.Cut(text, ":")
 	uid, err := strconv.ParseUint(number, 10, 31)
 	if err != nil || !userName.MatchString(name) {
-		return nil, provider.InvalidField("user", "must be NAME:UID, such as root:0")
+		return nil, false
 	}
-	return &launchUser{Name: name, UID: int(uid)}, nil
+	return &launchUser{Name: name, UID: int(uid)}, true
 }

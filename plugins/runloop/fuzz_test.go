@@ -1,11 +1,11 @@
 package main
 
 import (
-	"bytes"
-	"io"
 	"net/http"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/berth-dev/berth/shared/cloud"
 )
 
 // FuzzAnswers reads answers of a proxy that nobody expects.
@@ -15,21 +15,16 @@ func FuzzAnswers(f *testing.F) {
 	f.Add(200, "application/json", "-1e400", []byte(`{"id":1}`))
 	f.Add(503, "", "NaN", []byte(`[`))
 	f.Fuzz(func(t *testing.T, status int, kind, after string, body []byte) {
-		response := &http.Response{
-			StatusCode: status, Body: io.NopCloser(bytes.NewReader(body)),
-			Header: http.Header{"Content-Type": {kind}, "Retry-After": {after}, "Retry-After-Ms": {after}},
+		e := &cloud.StatusError{
+			Status: status, Header: http.Header{"Content-Type": {kind}, "Retry-After": {after}, "Retry-After-Ms": {after}, "X-Should-Retry": {after}},
 		}
-		var box devbox
-		err := readAnswer(response, &box)
-		if err == nil {
-			_, _ = box.sandbox(), box.detail()
-			return
+		message(e, body)
+		if !utf8.ValidString(e.Message) || len(e.Message) > 300 {
+			t.Errorf("%q", e.Message)
 		}
-		if message := err.Error(); !utf8.ValidString(message) || len(message) > 600 {
-			t.Errorf("%q", message)
-		}
-		if wait := retryAfter(response.Header); wait < 0 {
-			t.Errorf("to wait %s", wait)
+		suggested := cloud.ReadStatus(e)
+		if classify(e, suggested); suggested.RetryAfter < 0 {
+			t.Errorf("to wait %s", suggested.RetryAfter)
 		}
 	})
 }

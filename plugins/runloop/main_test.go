@@ -15,6 +15,7 @@ import (
 	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 	"github.com/berth-dev/berth/plugins/runloop/sim"
+	"github.com/berth-dev/berth/shared/cloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -26,10 +27,11 @@ const (
 	canary = "ak_canary_5f0d"
 )
 
-// brisk is a timing for tests: short, but not too short for a slow machine.
-var brisk = timing{
-	call: 2 * time.Second, hold: 500 * time.Millisecond, settle: 20 * time.Millisecond, look: 300 * time.Millisecond,
-	second: 300 * time.Millisecond, undo: 10 * time.Second,
+// brisk are times for tests: short, but not too short for a slow machine.
+var brisk = cloud.Times{
+	Retry: cloud.Retry{Tries: 3, First: 20 * time.Millisecond, Most: 40 * time.Millisecond, Longest: 10 * time.Second},
+	Lost:  200 * time.Millisecond, Rivals: time.Second, FirstLook: 200 * time.Millisecond, Patience: 100 * time.Millisecond,
+	LookServer: 300 * time.Millisecond, LookCloud: 300 * time.Millisecond, Script: 4 * time.Second,
 }
 
 // newCloud starts a simulated Runloop for one test.
@@ -42,28 +44,35 @@ func newCloud(t *testing.T, options sim.Options) *sim.Cloud {
 		options.APIKey = canary
 	}
 	options.PathDirs = append(options.PathDirs, filepath.Dir(testbin.Build(t, "./examples/action-server")))
-	cloud, err := sim.Start(options)
+	simulated, err := sim.Start(options)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(cloud.Close)
-	return cloud
+	t.Cleanup(simulated.Close)
+	return simulated
 }
 
-// newRunloop gives a provider for a cloud; change, which may be nil, changes its configuration.
-func newRunloop(t *testing.T, cloud *sim.Cloud, change func(*Config)) *Runloop {
+// newRunloop returns a provider for a cloud; change, which may be nil, changes its configuration.
+func newRunloop(t *testing.T, simulated *sim.Cloud, change func(*Config)) *Runloop {
 	t.Helper()
-	r, err := open(t.Context(), configFor(cloud, change), testLog(t))
+	return newRunloopWith(t, simulated, change, brisk)
+}
+
+// newRunloopWith is newRunloop with other times than brisk ones.
+func newRunloopWith(t *testing.T, simulated *sim.Cloud, change func(*Config), times cloud.Times) *Runloop {
+	t.Helper()
+	config, err := configFor(simulated, change).checked()
 	if err != nil {
 		t.Fatal(err)
 	}
-	hurry(r, brisk)
+	r := newProvider(config, testLog(t), times)
+	r.boxes.hold, r.boxes.api.Limit, r.boxes.api.Retry = 500*time.Millisecond, 2*time.Second, brisk.Retry
 	t.Cleanup(func() { r.Close() })
 	return r
 }
 
-func configFor(cloud *sim.Cloud, change func(*Config)) Config {
-	environment := cloud.Environment()
+func configFor(simulated *sim.Cloud, change func(*Config)) Config {
+	environment := simulated.Environment()
 	config := Config{
 		APIKey: environment["RUNLOOP_API_KEY"], BaseURL: environment["RUNLOOP_BASE_URL"], TunnelURL: environment["RUNLOOP_TUNNEL_URL"],
 		Tunnel: "authenticated", KeepAlive: true, OnIdle: "suspend",
@@ -72,12 +81,6 @@ func configFor(cloud *sim.Cloud, change func(*Config)) Config {
 		change(&config)
 	}
 	return config
-}
-
-func hurry(r *Runloop, timing timing) {
-	r.timing = timing
-	r.api.client.HTTPClient.Timeout = timing.call
-	r.api.client.RetryWaitMin, r.api.client.RetryWaitMax = timing.settle, 2*timing.settle
 }
 
 // testLog fails the test if the canary is logged.
@@ -204,4 +207,14 @@ func box(t *testing.T, cloud *sim.Cloud, sandbox provider.Sandbox) sim.View {
 	}
 	t.Fatalf("there is no devbox %s", sandbox.ID)
 	return sim.View{}
+}
+
+// run runs a command in a devbox and returns what it printed.
+func run(t *testing.T, r *Runloop, sandbox provider.Sandbox, command string) string {
+	t.Helper()
+	result, err := r.boxes.api.execute(t.Context(), sandbox.ID, command)
+	if err != nil {
+		t.Fatalf("%s: %v", command, err)
+	}
+	return strings.TrimRight(result.Stdout, "\n")
 }

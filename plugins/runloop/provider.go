@@ -2,341 +2,326 @@ package main
 
 import (
 	"context"
-	"errors"
+	"crypto/rand"
 	"fmt"
+	"maps"
 	"net/http"
+	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/berth-dev/berth/shared/cloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// Runloop makes sandboxes of devboxes. Everything it must know again later is in their metadata, so that any process
-// with the same account finds the same sandboxes.
-//
-// Runloop does not keep names unique. Two processes that create for one session at the same time therefore both make
-// a devbox; afterwards each looks, and the one whose devbox is younger removes it and takes the other.
+// Runloop makes sandboxes of devboxes. Everything it must know again later is in their metadata, so that any process with the
+// same account finds the same sandboxes.
 type Runloop struct {
-	config    Config
-	user      *launchUser // nil for the blueprint's own
-	tunnelURL string      // template, see fillTunnel
-	log       hclog.Logger
-	api       *api
-	probe     *http.Client
-	timing    timing
-
-	mutex   sync.Mutex
-	watched map[string]*watch // by devbox id
+	*cloud.Provider[devbox] // the contract, all of it but what housekeeping.go adds
+	boxes                   *devboxes
 }
 
-// timing is what tests shorten.
-type timing struct {
-	call   time.Duration // the longest that one try of an API call may take
-	hold   time.Duration // how long the API holds a question for a status. Less than call
-	settle time.Duration // between two looks for what a lost answer may have made
-	look   time.Duration // the least time between two calls of the API on behalf of pings of one devbox
-	second time.Duration // how long a started server is watched for dying at once
-	undo   time.Duration // how long a failed Create may take to clean up
+// standardTimes look at servers seldom: a look is a call of the control API here.
+var standardTimes = cloud.Times{FirstLook: time.Second, LookServer: 5 * time.Second}
+
+func newProvider(config Config, log hclog.Logger, times cloud.Times) *Runloop {
+	boxes := &devboxes{api: newAPI(config.BaseURL, config.APIKey, log), config: config, log: log, hold: 10 * time.Second}
+	// Runloop does not keep names unique. A tunnel does not reach a server that listens on loopback.
+	options := cloud.Options{Name: "Runloop", Env: map[string]string{"HOST": "0.0.0.0"}, Times: times, Log: log}
+	return &Runloop{cloud.New(boxes, options), boxes}
 }
 
-var realTiming = timing{
-	call: 15 * time.Second, hold: 10 * time.Second, settle: 500 * time.Millisecond, look: 5 * time.Second,
-	second: time.Second, undo: 10 * time.Second,
+// Close is called before the plugin exits.
+func (r *Runloop) Close() error {
+	r.boxes.api.Client.CloseIdleConnections()
+	return r.Provider.Close()
 }
 
-// Create makes the session's devbox, or adopts the one that is there.
-func (r *Runloop) Create(ctx context.Context, req provider.CreateRequest) (provider.Sandbox, error) {
-	boxes, err := r.listed(ctx, provider.ListRequest{Owner: req.Owner, Session: req.Session})
-	if err != nil {
-		return provider.Sandbox{}, err
-	}
-	if len(boxes) > 0 {
-		return r.wake(ctx, boxes[0], req.Server)
-	}
-	box, err := r.make(ctx, req)
-	if err == nil {
-		box, err = r.wait(ctx, box.ID, []string{running, suspended}, nil)
-	}
-	if err == nil && box.Status != running {
-		err = provider.Errorf(provider.CodeFailed, "the new devbox %s did not come up: it is %s", box.ID, box.detail())
-	}
-	if err == nil {
-		boxes, err = r.listed(ctx, provider.ListRequest{Owner: req.Owner, Session: req.Session})
-	}
-	if err != nil {
-		return provider.Sandbox{}, r.undo(ctx, req, box.ID, err)
-	}
-	return r.settle(ctx, req, box, boxes)
+// devboxes is Runloop as the kit knows clouds.
+type devboxes struct {
+	api    *api
+	config Config
+	log    hclog.Logger
+	hold   time.Duration // how long the API holds a question for a status; at most 30 s
 }
 
-// settle decides which of the session's devboxes stays, made being a new one of this call and boxes all there are: the
-// oldest. Of this attempt's own, a lost answer may have made more than one.
-func (r *Runloop) settle(ctx context.Context, req provider.CreateRequest, made devbox, boxes []devbox) (provider.Sandbox, error) {
-	winner := made
-	if len(boxes) > 0 && compareAge(boxes[0], made) < 0 {
-		winner = boxes[0]
-		r.log.Debug("another devbox of the session is older", "stays", winner.ID, "goes", made.ID)
+// Describe maps Runloop's words to the contract's. A devbox that failed has ended for good.
+func (d *devboxes) Describe(it devbox) provider.Sandbox {
+	state := provider.StateUnknown
+	switch it.Status {
+	case scheduled, queued, provisioning, initializing, resuming:
+		state = provider.StateStarting
+	case running:
+		state = provider.StateRunning
+	case suspending, suspended:
+		state = provider.StateSuspended
+	case failure, shutdown:
+		state = provider.StateGone
 	}
-	var sandbox provider.Sandbox
-	err := r.removeMade(ctx, req, append(boxes, made), winner.ID)
-	if err == nil && winner.ID != made.ID {
-		sandbox, err = r.wake(ctx, winner, req.Server)
-	} else {
-		sandbox = winner.sandbox()
+	labels := maps.Clone(it.Metadata)
+	delete(labels, labelRenewed)
+	return provider.Sandbox{
+		ID: it.ID, State: state, Detail: it.detail(), Labels: labels, CreatedAt: time.UnixMilli(it.CreateTimeMS), ExpiresAt: it.expires(),
+		Session: labels[provider.LabelSession], Owner: labels[provider.LabelOwner], Attempt: labels[provider.LabelAttempt],
 	}
-	if err != nil {
-		return provider.Sandbox{}, r.undo(ctx, req, made.ID, err)
-	}
-	if sandbox.Attempt == req.Attempt {
-		sandbox.Origin = provider.OriginCreated
-	}
-	return sandbox, nil
 }
 
-// creation is the body of a create.
-type creation struct {
-	Name             string            `json:"name"`
-	Metadata         map[string]string `json:"metadata"`
-	Blueprint        string            `json:"blueprint_name,omitempty"`
-	BlueprintID      string            `json:"blueprint_id,omitempty"`
-	SnapshotID       string            `json:"snapshot_id,omitempty"`
-	Secrets          map[string]string `json:"secrets,omitempty"`
-	LaunchParameters launchParameters  `json:"launch_parameters"`
-	Tunnel           tunnelRequest     `json:"tunnel"`
+// Look reads a devbox.
+func (d *devboxes) Look(ctx context.Context, id string) (devbox, error) { return d.api.get(ctx, id) }
+
+// Find looks through all devboxes: the API finds none by name or metadata.
+func (d *devboxes) Find(ctx context.Context, owner, session string) ([]devbox, error) {
+	return d.List(ctx, provider.ListRequest{Owner: owner, Session: session})
 }
 
-type tunnelRequest struct {
-	AuthMode  string `json:"auth_mode"`
-	KeepAlive bool   `json:"http_keep_alive"`
-	// WakeOnHTTP stays false: a request would wake the disk, but no server.
-	WakeOnHTTP bool `json:"wake_on_http"`
+// List asks for every status of a devbox that has not ended, because the API filters by one status only and a listing without
+// one is full of devboxes that ended long ago. Those that devboxes come from are asked for before those they go to, and
+// besides the first page of all, for statuses that are not known here and devboxes that changed theirs in between.
+func (d *devboxes) List(ctx context.Context, req provider.ListRequest) ([]devbox, error) {
+	found := map[string]devbox{}
+	for _, statuses := range [][]string{
+		{queued, provisioning, initializing, resuming, suspending}, {running, suspended, ""},
+	} {
+		pages := make([][]devbox, len(statuses))
+		errs := make([]error, len(statuses))
+		var queries sync.WaitGroup
+		for i, status := range statuses {
+			queries.Go(func() { pages[i], errs[i] = d.api.list(ctx, status) })
+		}
+		queries.Wait()
+		for i := range statuses {
+			if errs[i] != nil {
+				return nil, errs[i]
+			}
+			for _, box := range pages[i] {
+				found[box.ID] = box
+			}
+		}
+	}
+	var boxes []devbox
+	for _, box := range found {
+		session := box.Metadata[provider.LabelSession]
+		if session != "" && req.Matches(box.Metadata[provider.LabelOwner], session) && !box.ended() {
+			boxes = append(boxes, box)
+		}
+	}
+	return boxes, nil
 }
 
-func (r *Runloop) creation(req provider.CreateRequest) creation {
-	c := creation{
-		Name: provider.SandboxName(req.Owner, req.Session), Metadata: req.AllLabels(),
-		Blueprint: r.config.Blueprint, BlueprintID: r.config.BlueprintID, SnapshotID: r.config.SnapshotID,
-		Secrets: r.config.Secrets, Tunnel: r.tunnelRequest(),
+// longestLife is the API's limit of keep_alive_time_seconds.
+const longestLife = 48 * time.Hour
+
+// Make creates a devbox with its tunnel.
+func (d *devboxes) Make(ctx context.Context, name string, req provider.CreateRequest) (devbox, error) {
+	user, _ := userOf(d.config.User) // it was checked
+	body := creation{
+		Name: name, Metadata: req.AllLabels(),
+		Blueprint: d.config.Blueprint, BlueprintID: d.config.BlueprintID, SnapshotID: d.config.SnapshotID,
+		Secrets: d.config.Secrets, Tunnel: d.tunnelRequest(),
 		LaunchParameters: launchParameters{
-			LaunchCommands: r.config.LaunchCommands, Size: r.config.Size, Architecture: r.config.Architecture,
-			User: r.user, NetworkPolicy: r.config.NetworkPolicy,
+			LaunchCommands: d.config.LaunchCommands, Size: d.config.Size, Architecture: d.config.Architecture,
+			User: user, NetworkPolicy: d.config.NetworkPolicy,
 		},
 	}
-	if r.config.IdleTimeout > 0 { // the API ignores or refuses the lifetime beside it
-		c.LaunchParameters.Lifecycle = &lifecycle{AfterIdle: &afterIdle{
-			Seconds: wholeSeconds(r.config.IdleTimeout), OnIdle: r.config.OnIdle,
-		}}
-		return c
+	if d.config.IdleTimeout > 0 { // the API ignores or refuses the lifetime beside it
+		body.LaunchParameters.Lifecycle = &lifecycle{AfterIdle: &afterIdle{wholeSeconds(d.config.IdleTimeout), d.config.OnIdle}}
+	} else { // never left out: the API would end the devbox after an hour, whatever was asked for
+		body.LaunchParameters.KeepAlive = wholeSeconds(min(req.Lifetime, longestLife))
 	}
-	// Never left out: the API would end the devbox after an hour, whatever was asked for.
-	life := req.Lifetime
-	if life <= 0 {
-		life = longestLife
-	}
-	c.LaunchParameters.KeepAlive = wholeSeconds(min(life, longestLife))
-	return c
-}
-
-func (r *Runloop) tunnelRequest() tunnelRequest {
-	return tunnelRequest{AuthMode: r.config.Tunnel, KeepAlive: r.config.KeepAlive}
+	return d.api.create(ctx, body, req.Attempt)
 }
 
 func wholeSeconds(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }
 
-// make creates one devbox. When it is not known what became of a create, it looks before it tries once more, with
-// the same x-request-id.
-func (r *Runloop) make(ctx context.Context, req provider.CreateRequest) (devbox, error) {
-	create := request{
-		method: http.MethodPost, path: "/v1/devboxes", body: r.creation(req), repeat: whenRefused, id: newRequestID(),
-	}
-	var lost error
-	for range 2 {
-		var box devbox
-		create.answer = &box
-		err := r.api.call(ctx, create)
-		if err == nil && (!devboxID.MatchString(box.ID) || box.Status == "") {
-			err = invalidAnswer("a new devbox")
-		}
-		switch {
-		case err == nil:
-			return box, nil
-		case !ambiguous(err) && lost != nil: // the first try may still have made one: no class that rules that out
-			return box, lost
-		case !ambiguous(err) || ctx.Err() != nil:
-			return box, err
-		}
-		lost = err
-		r.log.Debug("a create had no clear answer, looking for what it made", "attempt", req.Attempt)
-		for range 3 {
-			if made, err := r.made(ctx, req); err == nil && len(made) > 0 {
-				return made[0], nil
-			}
-			if !sleep(ctx, r.timing.settle) {
-				return box, lost
-			}
-		}
-	}
-	return devbox{}, lost
+// Await asks for the statuses in which nothing goes on by itself.
+func (d *devboxes) Await(ctx context.Context, it devbox) (devbox, error) {
+	now, err := d.until(ctx, it.ID, running, suspended)
+	now.woken = it.woken || it.waking()
+	return now, err
 }
 
-// ambiguous says that a failed call may have had its effect.
-func ambiguous(err error) bool {
-	switch provider.CodeOf(err) {
-	case provider.CodeUnreachable, provider.CodeTimeout, provider.CodeCanceled:
-		return true
+// until returns a devbox once it has one of the statuses or has ended, or as it is after a while. To wait for running alone
+// would hang: a devbox can be suspended or end on its way.
+func (d *devboxes) until(ctx context.Context, id string, statuses ...string) (devbox, error) {
+	wanted := append(statuses, failure, shutdown)
+	now, err := d.api.wait(ctx, id, wanted, d.hold)
+	believed := now.ID == id && slices.Contains(wanted, now.Status)
+	switch {
+	case err == nil && believed:
+		return now, nil
+	case err != nil && cloud.StatusOf(err) != http.StatusRequestTimeout:
+		return now, err
 	}
-	return false
+	cloud.Pause(ctx, d.hold/50) // should the API answer such questions at once
+	return d.api.get(ctx, id)   // a status that nobody asked for shows only to those who look
 }
 
-// made lists what this very attempt has made, oldest first.
-func (r *Runloop) made(ctx context.Context, req provider.CreateRequest) ([]devbox, error) {
-	boxes, err := r.listed(ctx, provider.ListRequest{Owner: req.Owner, Session: req.Session})
-	return slices.DeleteFunc(boxes, func(b devbox) bool { return b.Metadata[provider.LabelAttempt] != req.Attempt }), err
-}
-
-// removeMade shuts down those of the devboxes that this attempt has made, except for one.
-func (r *Runloop) removeMade(ctx context.Context, req provider.CreateRequest, boxes []devbox, except string) error {
-	done := map[string]bool{except: true}
-	for _, box := range boxes {
-		if box.Metadata[provider.LabelAttempt] != req.Attempt || done[box.ID] {
-			continue
+// Wake resumes a suspended devbox and returns it once it has left that status, as which it still reads for a moment. One
+// that is found suspended later has fallen back. The life begins anew with its old length.
+func (d *devboxes) Wake(ctx context.Context, it devbox, _ time.Duration) (devbox, error) {
+	if it.Status == suspending {
+		now, err := d.until(ctx, it.ID, suspended, running)
+		if err != nil || now.Status != suspended {
+			return now, err
 		}
-		if err := r.shutDown(ctx, box.ID); err != nil {
-			return err
-		}
-		done[box.ID] = true
 	}
-	return nil
+	if err := d.api.resume(ctx, it.ID); err != nil && cloud.StatusOf(err) != http.StatusBadRequest {
+		return it, err
+	}
+	return d.until(ctx, it.ID, resuming, provisioning, initializing, running)
 }
 
-// undo removes what a Create made that failed with err, in a time of its own, and names what it could not remove.
-func (r *Runloop) undo(ctx context.Context, req provider.CreateRequest, id string, err error) error {
-	e := *provider.AsError(err)
-	if id == "" && !ambiguous(err) {
-		return &e
+// Found starts the clock of a running devbox's life anew, because being found is being used. The devbox is as good without
+// that, so failing is no error.
+func (d *devboxes) Found(ctx context.Context, it devbox, woken bool, _ time.Duration) (devbox, bool, error) {
+	if woken || it.woken {
+		return it, true, nil
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.timing.undo)
+	within, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	var left error
-	if id != "" {
-		left = r.shutDown(ctx, id)
+	now := time.Now() // before the call: rather too early an end than too late a one
+	if err := d.api.keepAlive(within, it.ID, cloud.Never); err != nil {
+		d.log.Debug("the devbox's life was not renewed", "devbox", it.ID, "error", err)
+		return it, false, nil
 	}
-	boxes, err := r.made(ctx, req)
-	if err == nil {
-		err = r.removeMade(ctx, req, boxes, id)
-	}
-	left = errors.Join(left, err)
-	if left != nil {
-		e.SandboxID = id
-		e.Message += fmt.Sprintf("; and removing the devbox again failed: %v", left)
-		if !ambiguous(&e) { // a class that rules out a devbox would be wrong now
-			e.Code, e.Retryable = provider.CodeFailed, false
-		}
-	}
-	return &e
+	return it.renewed(now), false, nil
 }
 
-// Attach finds the session's devbox and lets it run.
-func (r *Runloop) Attach(ctx context.Context, req provider.AttachRequest) (provider.Sandbox, error) {
-	box, err := r.find(ctx, req)
+func (d *devboxes) tunnelRequest() tunnelRequest {
+	return tunnelRequest{AuthMode: d.config.Tunnel, KeepAlive: d.config.KeepAlive}
+}
+
+// tunnelKey is what may become part of a host's name.
+var tunnelKey = regexp.MustCompile(`^[A-Za-z0-9_-]{1,128}$`)
+
+// Endpoints sees to it that the devbox has its tunnel, which serves all ports. The tunnel's token opens them; the API key is
+// never sent there.
+func (d *devboxes) Endpoints(ctx context.Context, it devbox, ports []int) (map[int]provider.Endpoint, error) {
+	t, err := d.tunnelOf(ctx, it)
+	switch {
+	case err != nil:
+		return nil, err
+	case !tunnelKey.MatchString(t.Key), t.AuthMode != "open" && (t.AuthToken == "" || strings.ContainsAny(t.AuthToken, "\r\n")):
+		return nil, provider.Errorf(provider.CodeUnreachable, "the tunnel of the devbox %s has no usable key or token", it.ID)
+	}
+	endpoints := map[int]provider.Endpoint{}
+	for _, port := range ports {
+		e := provider.Endpoint{URL: tunnelURL(d.config.TunnelURL, port, t.Key), Headers: map[string]string{}}
+		if t.AuthToken != "" {
+			// Not Authorization: that one belongs to the server behind the tunnel.
+			e.Headers["X-Runloop-Tunnel-Authorization"] = "Bearer " + t.AuthToken
+		}
+		endpoints[port] = e
+	}
+	return endpoints, nil
+}
+
+// tunnelOf returns the devbox's tunnel. It enables one where there is none, and replaces one that is open to anybody unless
+// the configuration accepts that.
+func (d *devboxes) tunnelOf(ctx context.Context, it devbox) (*tunnel, error) {
+	right := func(t *tunnel) bool { return t != nil && (t.AuthMode != "open" || d.config.Tunnel == "open") }
+	if right(it.Tunnel) {
+		return it.Tunnel, nil
+	}
+	now, err := d.api.get(ctx, it.ID) // what is remembered may be out of date
+	if err != nil || right(now.Tunnel) {
+		return now.Tunnel, err
+	}
+	if now.Tunnel != nil {
+		d.log.Warn("the devbox's ports are open to anybody: its tunnel is replaced", "devbox", it.ID)
+		if err := d.api.removeTunnel(ctx, it.ID); err != nil && provider.CodeOf(err) != provider.CodeNotFound {
+			return nil, err
+		}
+	}
+	refused := d.api.enableTunnel(ctx, it.ID, d.tunnelRequest())
+	if refused != nil && cloud.StatusOf(refused) != http.StatusBadRequest { // somebody else may have been first, or its own first try
+		return nil, refused
+	}
+	now, err = d.api.get(ctx, it.ID)
+	switch {
+	case err != nil:
+		return nil, err
+	case right(now.Tunnel):
+		return now.Tunnel, nil
+	case refused != nil:
+		return nil, refused
+	}
+	return nil, provider.Errorf(provider.CodeState, "the devbox %s has no private tunnel", it.ID)
+}
+
+// Run runs a script as a command. Its environment, which holds secrets, is written to a file that the command line reads and
+// removes at once: a command line is seen by every process of the devbox and kept by Runloop.
+func (d *devboxes) Run(ctx context.Context, it devbox, script cloud.Script) (string, error) {
+	line := script.Line()
+	if len(script.Env) > 0 {
+		file, err := d.deliver(ctx, it.ID, script.Env)
+		if err != nil {
+			return "", err
+		}
+		line = fmt.Sprintf(". %[1]s; rm -f %[1]s; exec %[2]s", cloud.Quote(file), line)
+	}
+	result, err := d.api.execute(ctx, it.ID, line)
 	if err != nil {
-		return provider.Sandbox{}, err
+		return "", err
 	}
-	return r.wake(ctx, box, req.Server)
+	if !script.Complete(result.Stdout) { // then it says why
+		return result.Stdout + "\n" + result.Stderr, nil
+	}
+	return result.Stdout, nil
 }
 
-func (r *Runloop) find(ctx context.Context, req provider.AttachRequest) (devbox, error) {
-	if req.SandboxID != "" {
-		box, err := r.owned(ctx, provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID}, always)
-		switch {
-		case err == nil && !box.ended() && box.Metadata[provider.LabelSession] != req.Session:
-			return box, provider.Errorf(provider.CodeConflict, "the devbox %s belongs to another session", box.ID)
-		case err == nil && !box.ended(), err != nil && provider.CodeOf(err) != provider.CodeNotFound:
-			return box, err
-		}
+// privateDirectory makes a directory that nobody else can enter, prints its name, and removes what a start left there that
+// failed halfway.
+const privateDirectory = `umask 077
+for dir in "$HOME/.berth" "${TMPDIR:-/tmp}/.berth"; do
+  mkdir -p "$dir" && chmod 700 "$dir" && [ -w "$dir" ] || continue
+  find "$dir" -name 'env-*' -mmin +1 -exec rm -f {} + 2>/dev/null
+  echo "$dir"
+  exit
+done
+exit 1`
+
+// deliver writes an environment to a file for a shell to read, and returns its name.
+func (d *devboxes) deliver(ctx context.Context, id string, env map[string]string) (string, error) {
+	made, err := d.api.execute(ctx, id, privateDirectory)
+	directory := strings.TrimSpace(made.Stdout)
+	switch {
+	case err != nil:
+		return "", err
+	case made.ExitStatus == nil || *made.ExitStatus != 0 || !strings.HasPrefix(directory, "/"):
+		return "", provider.Errorf(provider.CodeFailed, "the devbox %s has no place for a private file: %.200s", id, strings.TrimSpace(made.Stderr))
 	}
-	for range 2 { // the first look may miss a devbox whose status changes under it
-		boxes, err := r.listed(ctx, provider.ListRequest{Owner: req.Owner, Session: req.Session})
-		if err != nil {
-			return devbox{}, err
-		}
-		if len(boxes) > 0 {
-			return boxes[0], nil
-		}
+	file := directory + "/env-" + rand.Text()
+	var contents strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		fmt.Fprintf(&contents, "export %s=%s\n", name, cloud.Quote(env[name]))
 	}
-	if req.SandboxID != "" {
-		return devbox{}, gone(req.SandboxID, "shutdown")
-	}
-	return devbox{}, provider.Errorf(provider.CodeNotFound, "session %q has no devbox", req.Session)
+	return file, d.api.writeFile(ctx, id, file, contents.String())
 }
 
-// wake lets a devbox run, whatever it is doing now, and tells whether it had to be woken.
-func (r *Runloop) wake(ctx context.Context, box devbox, server provider.Server) (provider.Sandbox, error) {
-	origin := provider.OriginAttached
-	resumes := 0
-	var err error
-	for box.Status != running {
-		switch {
-		case box.ended():
-			return provider.Sandbox{}, gone(box.ID, box.detail())
-		case box.Status == suspending:
-			box, err = r.wait(ctx, box.ID, []string{suspended, running}, nil)
-		case box.Status == suspended && resumes == 2:
-			err = provider.Errorf(provider.CodeFailed, "the devbox %s does not wake: it is %s", box.ID, box.detail())
-		case box.Status == suspended:
-			resumes++
-			origin = provider.OriginWoken
-			box, err = r.resume(ctx, box.ID)
-		default:
-			if box.Status == resuming {
-				origin = provider.OriginWoken
-			}
-			box, err = r.wait(ctx, box.ID, []string{running, suspended}, nil)
-		}
-		if err != nil {
-			return provider.Sandbox{}, err
+// Remove shuts a devbox down and waits for its end.
+func (d *devboxes) Remove(ctx context.Context, it devbox) error {
+	now, err := d.api.shutdown(ctx, it.ID)
+	if cloud.StatusOf(err) == http.StatusBadRequest { // it may have ended
+		if seen, lookErr := d.api.get(ctx, it.ID); lookErr == nil && seen.ended() {
+			return nil
 		}
 	}
-	if origin == provider.OriginAttached {
-		box = r.used(ctx, box)
-	} else {
-		r.forget(box.ID) // its server is gone with its other processes
+	if cloud.StatusOf(err) == http.StatusConflict { // forcing would spoil the snapshot that somebody wanted
+		return &provider.Error{
+			Code: provider.CodeState, Retryable: true, SandboxID: it.ID, Cause: err,
+			Message: fmt.Sprintf("the devbox %s cannot be shut down while a snapshot of its disk is being made: try again when that is done", it.ID),
+		}
 	}
-	sandbox := box.sandbox()
-	sandbox.Origin = origin
-	if endpoints, err := r.endpoints(box, server); err == nil {
-		sandbox.Endpoints = &endpoints
+	for err == nil && !now.ended() {
+		now, err = d.until(ctx, it.ID)
 	}
-	return sandbox, nil
-}
-
-// resume asks a suspended devbox to wake and waits until it has left that status for good. A refusal with 400 means that
-// it is not suspended any more, perhaps because of this call's own first try.
-func (r *Runloop) resume(ctx context.Context, id string) (devbox, error) {
-	err := r.post(ctx, id, "resume", nil, nil, always)
-	if err != nil && statusOf(err) != http.StatusBadRequest {
-		return devbox{}, err
+	if provider.CodeOf(err) == provider.CodeNotFound {
+		return nil
 	}
-	// For a moment it may still read suspended. Later that means that it fell back.
-	asked, moved := time.Now(), false
-	return r.wait(ctx, id, []string{running}, func(now devbox) bool {
-		moved = moved || now.Status != suspended
-		return now.Status == suspended && (moved || err != nil || time.Since(asked) > 3*r.timing.hold)
-	})
-}
-
-// used starts the clock of a running devbox's life anew, because being found is being used. The devbox is as good
-// without that, so failing is no error.
-func (r *Runloop) used(ctx context.Context, box devbox) devbox {
-	ctx, cancel := context.WithTimeout(ctx, r.timing.call/5)
-	defer cancel()
-	now := time.Now()
-	if err := r.post(ctx, box.ID, "keep_alive", nil, nil, never); err != nil {
-		r.log.Debug("the devbox's life was not renewed", "devbox", box.ID, "error", err)
-		return box
-	}
-	return box.renewed(now)
+	return err
 }

@@ -15,14 +15,13 @@ func (p *Provider[B]) Attach(ctx context.Context, req provider.AttachRequest) (p
 	if req.Lifetime <= 0 {
 		req.Lifetime = defaultLifetime
 	}
-	present, err := p.find(ctx, req.Owner, req.Session)
-	if err != nil {
-		return provider.Sandbox{}, err
+	sandbox, err := p.attachNamed(ctx, req)
+	if provider.CodeOf(err) == provider.CodeNotFound {
+		var present []B
+		if present, err = p.find(ctx, req.Owner, req.Session); err == nil {
+			sandbox, err = p.adopt(ctx, present, req.Lifetime)
+		}
 	}
-	if present, err = p.prefer(ctx, present, req); err != nil {
-		return provider.Sandbox{}, err
-	}
-	sandbox, err := p.adopt(ctx, present, req.Lifetime)
 	switch {
 	case provider.CodeOf(err) == provider.CodeNotFound && req.SandboxID != "":
 		return provider.Sandbox{}, Gone(req.SandboxID, "")
@@ -87,27 +86,20 @@ func oldestOf[B any](c Cloud[B], boxes []B) *B {
 	return oldest
 }
 
-// prefer puts the sandbox that the request names before the others. A listing may not show it yet.
-func (p *Provider[B]) prefer(ctx context.Context, present []B, req provider.AttachRequest) ([]B, error) {
+// attachNamed takes the sandbox that the request names: it needs no listing, which may lag. CodeNotFound: it names none, or
+// one that has ended.
+func (p *Provider[B]) attachNamed(ctx context.Context, req provider.AttachRequest) (provider.Sandbox, error) {
 	if req.SandboxID == "" {
-		return present, nil
-	}
-	known := slices.IndexFunc(present, func(box B) bool { return p.cloud.Describe(box).ID == req.SandboxID })
-	if known >= 0 {
-		box := present[known]
-		return slices.Insert(slices.Delete(present, known, known+1), 0, box), nil
+		return provider.Sandbox{}, provider.Errorf(provider.CodeNotFound, "the request names no sandbox")
 	}
 	box, err := p.Own(ctx, provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
-	switch {
-	case provider.CodeOf(err) == provider.CodeNotFound:
-		return present, nil
-	case err != nil:
-		return nil, err
+	if err == nil {
+		err = owned(p.cloud.Describe(box), req.Owner, req.Session)
 	}
-	if err := owned(p.cloud.Describe(box), req.Owner, req.Session); err != nil {
-		return nil, err
+	if err != nil {
+		return provider.Sandbox{}, err
 	}
-	return slices.Insert(present, 0, box), nil
+	return p.adopt(ctx, []B{box}, req.Lifetime)
 }
 
 // adopt takes the first of the sandboxes into use that is still there. None is CodeNotFound.

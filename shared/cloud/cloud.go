@@ -99,6 +99,8 @@ type Options struct {
 	UniqueNames bool
 	// Port is the one a server gets that asks for none. Zero means 8000.
 	Port int
+	// Env are variables that a server gets unless it has its own of that name.
+	Env map[string]string
 	// Stay keeps the script that starts a server running for as long as the server does.
 	Stay bool
 	// ProbeHeaders go with every health question beside the endpoint's own.

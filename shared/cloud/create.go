@@ -40,6 +40,16 @@ func unnamed(err error) error {
 	return &e
 }
 
+// stillborn is the error about a new sandbox that ended on its way up: for the caller of Create nothing is missing.
+func stillborn(err error) error {
+	if provider.CodeOf(err) != provider.CodeNotFound {
+		return err
+	}
+	e := *provider.AsError(err)
+	e.Code, e.Reason, e.Message = provider.CodeFailed, "", "the new sandbox did not come up: "+e.Message
+	return &e
+}
+
 // creation is one Create under way.
 type creation[B any] struct {
 	*Provider[B]
@@ -60,7 +70,7 @@ func (c *creation[B]) create(ctx context.Context) (provider.Sandbox, error) {
 	}
 	box, _, err = c.bringUp(ctx, box, c.req.Lifetime)
 	if err != nil {
-		return provider.Sandbox{}, err
+		return provider.Sandbox{}, stillborn(err)
 	}
 	c.made = &box
 	if !c.options.UniqueNames {

@@ -55,14 +55,14 @@ func (p *Provider[B]) Ping(ctx context.Context, req provider.PingRequest) (provi
 	return p.judge(ctx, req, result)
 }
 
-// leaveTime halves the time for a probe that is to be followed by a look, so that a server which hangs leaves some.
+// leaveTime halves the time for a probe that may be followed by a look, so that a server which hangs leaves some.
 func (p *Provider[B]) leaveTime(ctx context.Context, id string) (context.Context, context.CancelFunc) {
+	deadline, limited := ctx.Deadline()
 	p.mutex.Lock()
 	w := p.watches[id]
-	due := w != nil && (w.serverDue(time.Now(), p.times) || w.cloudDue(time.Now(), p.times, false))
+	due := limited && w != nil && (w.serverDue(deadline, p.times) || w.cloudDue(deadline, p.times, false))
 	p.mutex.Unlock()
-	deadline, limited := ctx.Deadline()
-	if !limited || !due {
+	if !due {
 		return context.WithCancel(ctx)
 	}
 	return context.WithTimeout(ctx, time.Until(deadline)/2)
@@ -83,6 +83,7 @@ func (p *Provider[B]) judge(ctx context.Context, req provider.PingRequest, resul
 	box, known := p.recall(provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
 	if known && !denied && p.takeServerLook(req.SandboxID) {
 		if said, err := p.lookAtServer(ctx, box); err == nil {
+			p.changeWatch(req.SandboxID, func(w *watch) { w.cloud = time.Now() }) // a sandbox that runs scripts is there
 			return judgeServer(said, result), nil
 		}
 	}

@@ -11,6 +11,10 @@ import (
 
 // StartServer is provider.Provider.StartServer. A sandbox has one server: one that runs stays, whatever its command and port.
 func (p *Provider[B]) StartServer(ctx context.Context, req provider.StartServerRequest) (provider.Endpoints, error) {
+	own := req.Server.Env
+	req.Server.Env = map[string]string{}
+	maps.Copy(req.Server.Env, p.options.Env)
+	maps.Copy(req.Server.Env, own)
 	// What cannot be started is refused before anybody is called.
 	if _, err := startScript(req.Server, p.portOf(req.Server), req.Server.ExtraPorts, p.options.Stay); err != nil {
 		return provider.Endpoints{}, err

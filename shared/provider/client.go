@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 
 	pb "github.com/berth-dev/berth/shared/proto/berth/provider/v1"
 )
@@ -178,6 +181,71 @@ func (c *Client) Logs(ctx context.Context, req LogsRequest) ([]string, error) {
 	}
 	lines := r.GetLines()
 	return lines[max(0, len(lines)-req.Lines):], nil
+}
+
+// ErrBadRequest is the Cause of the CodeInvalid with which CallJSON refuses a request, before the plugin sees it.
+var ErrBadRequest = errors.New("bad request")
+
+// CallJSON makes the call of Provider or Housekeeping with that name. Request and answer are the messages of the proto
+// file in the JSON form of Protocol Buffers, the answer's fields named as in the file. It checks and fails like the
+// method of that name, and refuses fields that the request does not have.
+func (c *Client) CallJSON(ctx context.Context, method string, request []byte) ([]byte, error) {
+	read := func(message any) error { return readJSON(method, request, message.(proto.Message)) }
+	answer, err := c.callRead(ctx, method, read)
+	if err != nil {
+		return nil, err
+	}
+	text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(answer)
+	if err != nil {
+		return nil, invalidReply(method, "%v", err)
+	}
+	return text, nil
+}
+
+// callRead makes a call whose request read fills in. The server that plugins have translates between the messages and c.
+func (c *Client) callRead(ctx context.Context, method string, read func(message any) error) (proto.Message, error) {
+	server := &pluginServer{provider: c}
+	if method == "List" { // the one stream
+		r := &pb.ListRequest{}
+		if err := read(r); err != nil {
+			return nil, err
+		}
+		sandboxes, err := c.List(ctx, ListRequest{Owner: r.GetOwner(), Session: r.GetSession(), AllOwners: r.GetAllOwners()})
+		answer := &pb.ListResponse{}
+		for _, sandbox := range sandboxes {
+			answer.Sandboxes = append(answer.Sandboxes, sandboxToWire(sandbox))
+		}
+		return answer, err
+	}
+	for _, m := range slices.Concat(pb.Provider_ServiceDesc.Methods, pb.Housekeeping_ServiceDesc.Methods) {
+		if m.MethodName == method {
+			answer, err := m.Handler(server, ctx, read, nil)
+			var refused *Error
+			if errors.As(err, &refused) {
+				return nil, refused
+			}
+			message, _ := answer.(proto.Message)
+			return message, errorFromWire(err)
+		}
+	}
+	return nil, Errorf(CodeUnsupported, "there is no call %q", method)
+}
+
+func readJSON(method string, request []byte, message proto.Message) error {
+	err := protojson.Unmarshal(request, message)
+	if err == nil {
+		return nil
+	}
+	var names []string
+	for fields, i := message.ProtoReflect().Descriptor().Fields(), 0; i < fields.Len(); i++ {
+		names = append(names, string(fields.Get(i).Name()))
+	}
+	problem := err.Error()
+	if _, after, found := strings.Cut(problem, "): "); found { // "proto: (line 1:2): unknown field ..."
+		problem = after
+	}
+	return &Error{Code: CodeInvalid, Cause: ErrBadRequest, Message: fmt.Sprintf(
+		"the request of %s: %s. Its fields are %s", method, problem, strings.Join(names, ", "))}
 }
 
 func invalidReply(method, format string, args ...any) error {

@@ -104,7 +104,7 @@ func timeFromWire(t *timestamppb.Timestamp) time.Time {
 	return t.AsTime()
 }
 
-// text makes a string fit for protobuf, which refuses invalid UTF-8 with an error that helps nobody.
+// text replaces invalid UTF-8, which protobuf would refuse with an error that helps nobody.
 func text(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
 func texts(lines []string) []string {
@@ -286,7 +286,7 @@ const (
 // Limits of what an error may carry: see tailBytes.
 const messageBytes = 2 << 10
 
-// errorToWire makes the gRPC error for err, nil for nil.
+// errorToWire returns the gRPC error for err, nil for nil.
 func errorToWire(err error) error {
 	if err == nil {
 		return nil
@@ -332,7 +332,7 @@ func errorToWire(err error) error {
 	return st.Err()
 }
 
-// errorFromWire makes the Error for a gRPC error, nil for nil. It reads errors without details too: plugins in other
+// errorFromWire returns the Error for a gRPC error, nil for nil. It accepts errors without details: plugins in other
 // languages may send a bare status.
 func errorFromWire(err error) error {
 	if err == nil {

@@ -16,13 +16,13 @@ const (
 	CodeInvalid Code = "invalid"
 	// CodeDenied: credentials are missing, wrong or too weak.
 	CodeDenied Code = "denied"
-	// CodeNotFound: the provider answered that there is no such sandbox. Never a look-up that failed.
+	// CodeNotFound: the provider answered that there is no such sandbox. A look-up that failed never has this code.
 	CodeNotFound Code = "not_found"
-	// CodeConflict: the name is held by a sandbox that is not ours.
+	// CodeConflict: the name belongs to a sandbox that is not ours.
 	CodeConflict Code = "conflict"
-	// CodeState: the sandbox is there, in a state that forbids the call.
+	// CodeState: the sandbox exists, in a state that forbids the call.
 	CodeState Code = "wrong_state"
-	// CodeExhausted: quota or rate limit; Reason tells which.
+	// CodeExhausted: quota or rate limit; see Reason.
 	CodeExhausted Code = "exhausted"
 	// CodeUnreachable: the provider, or the way to it, did not answer.
 	CodeUnreachable Code = "unreachable"
@@ -38,46 +38,46 @@ const (
 	CodeTimeout Code = "timeout"
 )
 
-// Reasons the SDK and the host give a meaning to. A plugin may use others of its own.
+// Reasons that the SDK and the host know. A plugin may use others.
 const (
-	// ReasonQuota and ReasonRateLimit tell the two kinds of CodeExhausted apart.
+	// ReasonQuota and ReasonRateLimit are the two kinds of CodeExhausted.
 	ReasonQuota     = "QUOTA"
 	ReasonRateLimit = "RATE_LIMIT"
-	// ReasonServerExited is a server that ended by itself; ExitCode and LogTail say more.
+	// ReasonServerExited is a server that ended by itself; see ExitCode and LogTail.
 	ReasonServerExited = "SERVER_EXITED"
-	// ReasonGone is a CodeNotFound for a sandbox that did exist.
+	// ReasonGone is a CodeNotFound for a sandbox that used to exist.
 	ReasonGone = "GONE"
 	// ReasonPanic is a panic inside the plugin.
 	ReasonPanic = "PANIC"
-	// ReasonInvalidReply is an answer that breaks the contract, noticed by the host.
+	// ReasonInvalidReply is an answer that breaks the contract. Set by the host.
 	ReasonInvalidReply = "INVALID_REPLY"
-	// ReasonPluginCrashed is a call that was under way when the plugin process ended. Given by the host.
+	// ReasonPluginCrashed is a call that was under way when the plugin process ended. Set by the host.
 	ReasonPluginCrashed = "PLUGIN_CRASHED"
-	// ReasonPluginFailed is a plugin that could not be started or keeps crashing. Given by the host.
+	// ReasonPluginFailed is a plugin that could not be started or keeps crashing. Set by the host.
 	ReasonPluginFailed = "PLUGIN_FAILED"
 )
 
-// Error is the one error of the contract. It crosses the wire whole, except for Cause. No field may hold a secret.
+// Error is the error type of the contract. All of it but Cause crosses the wire. No field may contain a secret.
 type Error struct {
 	Code Code
-	// Reason is a stable, finer word in UPPER_SNAKE case; may be empty.
+	// Reason refines Code, in UPPER_SNAKE case. It is stable, and may be empty.
 	Reason string
-	// Message says what happened, in words.
+	// Message describes what happened, for people.
 	Message string
-	// Retryable says that the same call may succeed later.
+	// Retryable means that the same call may succeed later.
 	Retryable bool
 	// RetryAfter is how long the provider asked to wait; zero when it did not.
 	RetryAfter time.Duration
-	// SandboxID is the sandbox this is about. From Create it means: this one was made and is still there.
+	// SandboxID is the sandbox concerned. From Create, it is a sandbox that was made and still exists.
 	SandboxID string
-	// ExitCode is set with ReasonServerExited where it is known.
+	// ExitCode is set with ReasonServerExited if known.
 	ExitCode *int
 	// LogTail is the end of the server's log.
 	LogTail []string
 	// Fields are the configuration attributes that were refused.
 	Fields []FieldError
-	// Cause is for errors.Is and errors.As. It stays on its side of the wire, and its text is not shown: whatever of
-	// it people should read belongs in Message.
+	// Cause is for errors.Is and errors.As. It does not cross the wire, and its text is not shown: what people should
+	// read of it belongs in Message.
 	Cause error
 }
 
@@ -85,7 +85,7 @@ type Error struct {
 type FieldError struct {
 	// Field is the attribute's name.
 	Field string
-	// Message says what is wrong with it, without quoting a sensitive value.
+	// Message describes what is wrong with the value, without quoting a sensitive value.
 	Message string
 }
 
@@ -101,10 +101,10 @@ func (e *Error) Error() string {
 	return strings.Join(parts, "; ")
 }
 
-// Unwrap gives the cause.
+// Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Cause }
 
-// Errorf makes an Error of a class. A %w operand becomes the cause as usual, but is already part of the message.
+// Errorf returns an Error of the given code. A %w operand becomes the cause as usual, but is already part of the message.
 func Errorf(code Code, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
 	return &Error{Code: code, Message: err.Error(), Cause: errors.Unwrap(err)}
@@ -128,8 +128,8 @@ func ServerExited(exitCode *int, logTail []string) *Error {
 	return &Error{Code: CodeFailed, Reason: ReasonServerExited, Message: message, ExitCode: exitCode, LogTail: Tail(logTail)}
 }
 
-// AsError gives the Error in err's chain. Context errors become CodeCanceled and CodeTimeout, anything else
-// CodeFailed. It returns nil for nil.
+// AsError returns the Error in err's chain. A context error becomes CodeCanceled or CodeTimeout, any other error
+// CodeFailed. AsError returns nil for nil.
 func AsError(err error) *Error {
 	if err == nil {
 		return nil
@@ -146,7 +146,7 @@ func AsError(err error) *Error {
 	return &Error{Code: CodeFailed, Message: err.Error(), Cause: err}
 }
 
-// CodeOf gives the class of err, and "" for nil.
+// CodeOf returns the code of err, and "" for nil.
 func CodeOf(err error) Code {
 	if e := AsError(err); e != nil {
 		return e.Code
@@ -160,7 +160,7 @@ const (
 	tailBytes = 4 << 10
 )
 
-// Tail cuts a log to the last lines that an error may carry: 20 lines and 4 KiB.
+// Tail returns the last lines of a log that an error may carry: at most 20 lines and 4 KiB.
 func Tail(lines []string) []string {
 	if len(lines) > tailLines {
 		lines = lines[len(lines)-tailLines:]

@@ -9,14 +9,14 @@ import (
 	"strings"
 )
 
-// Labels every sandbox carries, where the cloud has labels, tags or metadata.
+// Labels that every sandbox carries if the cloud has labels, tags or metadata.
 const (
 	LabelSession = "berth-session"
 	LabelOwner   = "berth-owner"
 	LabelAttempt = "berth-attempt"
 )
 
-// AllLabels gives the labels of a sandbox: the caller's, and the three that say whose it is.
+// AllLabels returns the labels of a sandbox: those requested, and session, owner and attempt.
 func (r CreateRequest) AllLabels() map[string]string {
 	labels := maps.Clone(r.Labels)
 	if labels == nil {
@@ -47,7 +47,7 @@ func SandboxName(owner, session string) string {
 	return "berth-" + strings.Trim(b.String(), "-") + "-" + hex.EncodeToString(sum[:8])
 }
 
-// Expand gives the server's command and environment with the ports filled in: "{port}" becomes port, "{port.NAME}"
+// Expand returns the server's command and environment with the ports filled in: "{port}" becomes port, "{port.NAME}"
 // the extra port of that name. The environment also gets PORT. The receiver is not changed.
 func (s Server) Expand(port int, extra map[string]int) (command []string, env map[string]string) {
 	pairs := []string{"{port}", strconv.Itoa(port)}

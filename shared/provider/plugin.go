@@ -7,7 +7,7 @@ import (
 	"google.golang.org/grpc"
 )
 
-// ProtocolVersion is the version of the wire contract this SDK speaks.
+// ProtocolVersion is the version of the wire contract that this SDK implements.
 const ProtocolVersion = 1
 
 // PluginName is the name under which a provider is dispensed.
@@ -16,7 +16,7 @@ const PluginName = "provider"
 // MaxMessageBytes bounds every message, both ways.
 const MaxMessageBytes = 16 << 20
 
-// Handshake tells a plugin that it was started by a host. It is not a secret.
+// Handshake lets a plugin recognise that a host started it. It is not a secret.
 func Handshake() plugin.HandshakeConfig {
 	return plugin.HandshakeConfig{
 		ProtocolVersion:  ProtocolVersion,
@@ -25,7 +25,7 @@ func Handshake() plugin.HandshakeConfig {
 	}
 }
 
-// ClientPlugins is the plugin set of a host, by protocol version: dispensing PluginName gives a *Client.
+// ClientPlugins is the plugin set of a host, by protocol version: dispensing PluginName returns a *Client.
 func ClientPlugins() map[int]plugin.PluginSet {
 	return pluginSets(nil)
 }
@@ -34,7 +34,7 @@ func pluginSets(server *pluginServer) map[int]plugin.PluginSet {
 	return map[int]plugin.PluginSet{ProtocolVersion: {PluginName: &grpcPlugin{server: server}}}
 }
 
-// grpcPlugin is what go-plugin knows of the contract.
+// grpcPlugin adapts the contract to go-plugin.
 type grpcPlugin struct {
 	plugin.NetRPCUnsupportedPlugin
 	server *pluginServer

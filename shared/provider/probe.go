@@ -19,8 +19,8 @@ const (
 	probeBodyLimit      = 64 << 10
 )
 
-// NewProbeClient makes an HTTP client fit for Probe: it keeps connections alive and never follows a redirect, because
-// a login page answers 200. Share one among all pings of a plugin.
+// NewProbeClient returns an HTTP client for Probe. It keeps connections alive and never follows a redirect, because a
+// login page answers 200. All pings of a plugin should share one.
 func NewProbeClient() *http.Client {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost = 2
@@ -29,7 +29,7 @@ func NewProbeClient() *http.Client {
 
 func refuseRedirects(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
-// Probe asks a server's health path once and classifies the answer the same way for every provider:
+// Probe requests a server's health path once and classifies the answer the same way for every provider:
 //
 //	no connection, reset, EOF, timeout, TLS handshake failure   not yet
 //	404, 408, 425, 429, any 5xx, any other 4xx                  not yet
@@ -37,8 +37,8 @@ func refuseRedirects(*http.Request, []*http.Request) error { return http.ErrUseL
 //	401, 403, any redirect                                      denied
 //	2xx                                                         alive
 //
-// A provider adds what only it knows (its proxy's own codes, whether the process still lives). client should come
-// from NewProbeClient. The probe ends after check.Timeout or with ctx.
+// A provider adds what only it knows, such as its proxy's own codes and whether the process still runs. client should
+// come from NewProbeClient. The probe ends after check.Timeout or with ctx.
 func Probe(ctx context.Context, client *http.Client, endpoint Endpoint, check HealthCheck) PingResult {
 	timeout := check.Timeout
 	if timeout <= 0 {
@@ -102,7 +102,7 @@ func denied(format string, args ...any) PingResult {
 	return PingResult{Status: PingDenied, Reason: fmt.Sprintf(format, args...)}
 }
 
-// connectionProblem words a transport error without the URL, which may carry a token.
+// connectionProblem describes a transport error without the URL, which may carry a token.
 func connectionProblem(err error) string {
 	var wrapped *url.Error
 	if errors.As(err, &wrapped) {
@@ -121,7 +121,7 @@ func connectionProblem(err error) string {
 	return err.Error()
 }
 
-// missingFields says what a JSON answer lacks.
+// missingFields describes which of the fields a JSON answer lacks.
 func missingFields(body []byte, want map[string]string) string {
 	if len(want) == 0 {
 		return ""

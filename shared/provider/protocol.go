@@ -10,11 +10,11 @@ import (
 	"github.com/hashicorp/go-plugin"
 )
 
-// protocolsVariable is where a host says which versions of the contract it speaks, separated by commas.
+// protocolsVariable is the environment variable with the host's versions of the contract, separated by commas.
 const protocolsVariable = "PLUGIN_PROTOCOL_VERSIONS"
 
-// refuseOtherProtocols ends the process when the host does not speak the version of the contract that this SDK does. It
-// tells people in a line on standard error, and the host in a handshake that names the version and no address.
+// refuseOtherProtocols exits the process if the host does not support this SDK's version of the contract. It writes one
+// line for people to standard error, and for the host a handshake with the version and no address.
 func refuseOtherProtocols(info Info) {
 	offered := os.Getenv(protocolsVariable)
 	versions := strings.Split(offered, ",")

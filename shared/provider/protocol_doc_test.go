@@ -74,7 +74,7 @@ func TestTheProtocolDocumentNamesEveryCallMessageFieldAndValue(t *testing.T) {
 	}
 }
 
-// tableOf gives what the document says of a message: the lines from the one that begins with its name, or the heading
+// tableOf returns what the document says of a message: the lines from the one that begins with its name, or the heading
 // that is its name, to the end of the table there. A message without fields has a sentence instead.
 func tableOf(text, message string) string {
 	begin := regexp.MustCompile("(?m)^(#### )?`" + message + "`(,.*| has no fields\\.)?$").FindStringIndex(text)

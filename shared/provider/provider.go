@@ -1,11 +1,11 @@
-// Package provider is what a plugin author imports: the contract a provider fulfils, and Serve, which turns an
-// implementation into a plugin binary the berth host can run.
+// Package provider is what a plugin author imports: the contract of a provider, and Serve, which turns an
+// implementation into a plugin executable that the berth host can run.
 //
-// A provider gets sandboxes from one cloud. It implements the four calls of Provider, and whichever of the optional
-// interfaces Lister, Renewer, Suspender, Destroyer and LogReader its cloud can do. Everything else (when to call what,
-// how long to wait, what to undo) belongs to the host.
+// A provider gets sandboxes from one cloud. It implements the four methods of Provider, and those of the optional
+// interfaces Lister, Renewer, Suspender, Destroyer and LogReader that its cloud supports. The host decides when to call
+// what, how long to wait and what to undo.
 //
-// The same types are the host's side of the contract: NewClient gives a Provider that speaks to a plugin process.
+// The host uses the same types: a Client is a Provider that calls a plugin process.
 package provider
 
 import (
@@ -13,35 +13,36 @@ import (
 	"time"
 )
 
-// Provider is one cloud. Its methods are called concurrently, for different sessions and for the same one. Each
-// honours ctx: it stops when ctx ends, and then either leaves nothing behind or names what it left in
-// Error.SandboxID. Errors should be *Error; any other error counts as CodeFailed.
+// Provider is one cloud. Its methods are called concurrently, for different sessions and for the same one. A method
+// stops when ctx ends, and then either leaves nothing behind or names what it left in Error.SandboxID. Errors should be
+// of type *Error; any other error counts as CodeFailed.
 type Provider interface {
 	// Create makes one sandbox for the session, labelled with session, owner and attempt, and returns once it runs.
-	// There is never a second one for the same owner and session: an existing one is adopted (OriginAttached) when
-	// its labels are ours and refused with CodeConflict when they are not. The sandbox ends by itself after
-	// req.Lifetime.
+	// It never makes a second one for the same owner and session: it adopts an existing sandbox that carries our labels
+	// (OriginAttached), and returns CodeConflict for one that does not. The sandbox ends by itself after req.Lifetime.
 	Create(ctx context.Context, req CreateRequest) (Sandbox, error)
 
-	// Attach finds the session's sandbox, wakes it if it sleeps, and returns once it runs. It never creates, and it
-	// answers CodeNotFound only when the cloud said that there is none: a look-up that failed is CodeUnreachable or
-	// CodeDenied. Idempotent.
+	// Attach finds the session's sandbox, wakes it if it is suspended, and returns once it runs. It never creates one.
+	// It returns CodeNotFound only if the cloud answered that there is none: a look-up that failed is CodeUnreachable
+	// or CodeDenied. Attach is idempotent.
 	Attach(ctx context.Context, req AttachRequest) (Sandbox, error)
 
-	// StartServer starts the server unless it is up already, and returns where to reach it: the server itself and
-	// every extra port. It looks once more a moment after the start: a server that died at once is a ServerExited
-	// error. Idempotent: there is never a second copy.
+	// StartServer launches the server unless it runs already, and returns where to reach the server and every extra
+	// port. It returns as soon as the server was launched and does not wait for it to answer. A server that dies at
+	// once is reported by StartServer with a ServerExited error, or by the next Ping with PingExited; both carry the
+	// exit code and the last log lines. StartServer is idempotent: it never starts a second copy, and a server that
+	// ended is started again.
 	StartServer(ctx context.Context, req StartServerRequest) (Endpoints, error)
 
-	// Ping asks the server's health path once; Probe does the asking. A Go error means that the question could not
-	// be put; an unhealthy server is a PingResult. Several a second may come, so the cloud's control API is for
-	// probes that keep failing.
+	// Ping requests the server's health path once, usually through Probe. An unhealthy server is a PingResult, not an
+	// error; an error means that the server could not be asked. The host pings several times a second, so Ping calls
+	// the cloud's control API only when the probe fails.
 	Ping(ctx context.Context, req PingRequest) (PingResult, error)
 }
 
-// Lister finds sandboxes. The host needs it to settle a Create whose answer was lost, and to find orphans.
+// Lister finds sandboxes. The host needs it to find the sandbox of a Create whose answer was lost, and orphans.
 type Lister interface {
-	// List returns every sandbox of the owner in whatever state, all pages of it.
+	// List returns every sandbox of the owner, whatever its state, from all pages.
 	List(ctx context.Context, req ListRequest) ([]Sandbox, error)
 }
 
@@ -53,14 +54,14 @@ type Renewer interface {
 
 // Suspender stops a sandbox so that Attach can wake it.
 type Suspender interface {
-	// Suspend returns once the sandbox is stopped. Idempotent.
+	// Suspend returns once the sandbox is suspended. It is idempotent.
 	Suspend(ctx context.Context, ref SandboxRef) error
 }
 
 // Destroyer ends a sandbox for good.
 type Destroyer interface {
-	// Destroy returns once nothing of the sandbox is billed any more. Idempotent: already gone is success. A sandbox
-	// that carries another owner's label is refused with CodeConflict.
+	// Destroy returns once nothing of the sandbox is billed any more. It is idempotent: a sandbox that is already gone
+	// is success. It returns CodeConflict for a sandbox that carries another owner's label.
 	Destroy(ctx context.Context, ref SandboxRef) error
 }
 
@@ -74,22 +75,22 @@ type LogReader interface {
 type Server struct {
 	// Command is argv. See Expand for the placeholders in Command and in the values of Env.
 	Command []string
-	// Port is the port asked for. A provider that cannot grant it picks another and says so through the
-	// placeholders.
+	// Port is the port requested. A provider that cannot grant it picks another one and passes that to the server
+	// through the placeholders.
 	Port int
-	// Env holds secrets: it never goes into argv, a log or an error.
+	// Env contains secrets: it must not appear in argv, a log or an error.
 	Env map[string]string
 	// Workdir is empty for the sandbox's own default.
 	Workdir string
 	// ExtraPorts are further ports to publish, by name.
 	ExtraPorts map[string]int
-	// Health says when the server is up.
+	// Health defines when the server is healthy.
 	Health HealthCheck
 	// AllowPublic accepts a public URL without a key.
 	AllowPublic bool
 }
 
-// HealthCheck says which answer counts as alive: a 2xx status without following redirects, and the JSON fields.
+// HealthCheck defines a healthy answer: a 2xx status, without following redirects, and the JSON fields.
 type HealthCheck struct {
 	// Paths are asked in order, the next one only when the answer was 404.
 	Paths []string
@@ -103,7 +104,7 @@ type HealthCheck struct {
 type Endpoint struct {
 	// URL is http or https, without a trailing slash.
 	URL string
-	// Headers must be on every request. They hold secrets.
+	// Headers must be on every request. They contain secrets.
 	Headers map[string]string
 	// ExpiresAt is zero when the URL lives as long as the sandbox runs.
 	ExpiresAt time.Time
@@ -115,55 +116,54 @@ type Endpoints struct {
 	Extra  map[string]Endpoint
 }
 
-// State is what a sandbox is doing, reduced to what a host must tell apart.
+// State is the state of a sandbox, as far as the host distinguishes.
 type State string
 
 const (
-	// StateStarting is on its way to running.
+	// StateStarting will be running soon.
 	StateStarting State = "starting"
 	// StateRunning is running.
 	StateRunning State = "running"
-	// StateSuspended is stopped, paused, suspended or archived, or on its way there: Attach can wake it.
+	// StateSuspended is stopped, paused, suspended or archived, or about to be: Attach can wake it.
 	StateSuspended State = "suspended"
-	// StateGone has ended, or is on its way there: nothing can wake it.
+	// StateGone has ended or is ending: nothing can wake it.
 	StateGone State = "gone"
-	// StateFailed was given up by the provider. It may still hold its name and cost money.
+	// StateFailed was given up by the provider. It may still occupy its name and cost money.
 	StateFailed State = "failed"
 	// StateUnknown is a state the plugin does not know.
 	StateUnknown State = "unknown"
 )
 
-// Origin is how Create or Attach came by a sandbox.
+// Origin is how Create or Attach got a sandbox.
 type Origin string
 
 const (
-	// OriginCreated was made by this very call.
+	// OriginCreated was made by this call.
 	OriginCreated Origin = "created"
-	// OriginAttached was there and running.
+	// OriginAttached existed and was running.
 	OriginAttached Origin = "attached"
-	// OriginWoken was there and had to be woken: no process in it can be relied on.
+	// OriginWoken existed and had to be woken: its processes may be gone.
 	OriginWoken Origin = "woken"
 )
 
 // Sandbox is one machine of a provider, given to one session.
 type Sandbox struct {
-	// ID is the provider's own. Never empty.
+	// ID is the provider's identifier. It is never empty.
 	ID    string
 	State State
 	// Origin is set by Create and Attach.
 	Origin  Origin
 	Session string
 	Owner   string
-	// Attempt is the one that made it.
+	// Attempt identifies the Create that made the sandbox.
 	Attempt   string
 	Labels    map[string]string
 	CreatedAt time.Time
-	// ExpiresAt is when the provider ends it by itself. Zero means never.
+	// ExpiresAt is when the provider ends the sandbox by itself. Zero means never.
 	ExpiresAt time.Time
-	// Endpoints is set by Attach when it is known, without starting anything, where a server on the requested ports
-	// is reached.
+	// Endpoints is set by Attach if the endpoints of the requested ports are known without starting anything.
 	Endpoints *Endpoints
-	// Detail is the provider's own word for the state, for people.
+	// Detail is the provider's own name of the state, for people.
 	Detail string
 }
 
@@ -172,9 +172,9 @@ type CreateRequest struct {
 	Session string
 	// Owner is the installation. Two owners never see or touch each other's sandboxes.
 	Owner string
-	// Attempt is unique to this try. It goes on the sandbox, so that a lost answer can be settled.
+	// Attempt is unique to this call. It goes on the sandbox, so that a lost answer can be matched to it.
 	Attempt string
-	// Server is the one that will be started: some clouds need its ports and environment now.
+	// Server is the server to be started later: some clouds need its ports and environment now.
 	Server Server
 	Labels map[string]string
 	// Lifetime is after how long the provider ends the sandbox by itself.
@@ -188,7 +188,7 @@ type AttachRequest struct {
 	// SandboxID is known from an earlier call, or empty.
 	SandboxID string
 	Server    Server
-	// Lifetime is armed anew where the cloud does so on waking.
+	// Lifetime is set anew where the cloud does so on waking.
 	Lifetime time.Duration
 }
 
@@ -209,13 +209,13 @@ type PingRequest struct {
 	Health    HealthCheck
 }
 
-// PingStatus is the answer to one health question.
+// PingStatus is the outcome of one ping.
 type PingStatus string
 
 const (
-	// PingAlive ends the wait: ready.
+	// PingAlive ends the wait: the server is healthy.
 	PingAlive PingStatus = "alive"
-	// PingNotYet means ask again.
+	// PingNotYet means that the host should ping again.
 	PingNotYet PingStatus = "not_yet"
 	// PingExited ends the wait: the server process ended.
 	PingExited PingStatus = "exited"
@@ -223,19 +223,19 @@ const (
 	PingStopped PingStatus = "stopped"
 	// PingGone ends the wait: the sandbox no longer exists.
 	PingGone PingStatus = "gone"
-	// PingDenied means the server or the way to it refused the credentials. The host allows it for a moment, because
-	// a fresh token may take a while to be known everywhere.
+	// PingDenied means that the server or a proxy refused the credentials. The host tolerates it for a moment, because
+	// a new token may take a while to be known everywhere.
 	PingDenied PingStatus = "denied"
 )
 
-// PingResult is the answer to one health question.
+// PingResult is the answer to one ping.
 type PingResult struct {
 	Status PingStatus
-	// Reason is in words, for people.
+	// Reason is a text for people.
 	Reason string
-	// ExitCode is set with PingExited where it is known.
+	// ExitCode is set with PingExited if known.
 	ExitCode *int
-	// LogTail is set with PingExited where it is known.
+	// LogTail is set with PingExited if known.
 	LogTail []string
 }
 
@@ -244,12 +244,12 @@ type ListRequest struct {
 	Owner string
 	// Session restricts the answer to one session. Empty means all.
 	Session string
-	// AllOwners asks also for the sandboxes of other owners: everything in the account that carries an owner's label. It
-	// is for people who look at what is whose; the host never acts on what it learns so.
+	// AllOwners asks for the sandboxes of all owners: everything in the account that carries an owner's label. It is for
+	// people to look at; the host never acts on the answer.
 	AllOwners bool
 }
 
-// Matches says whether a sandbox with these labels is asked for.
+// Matches reports whether the request asks for a sandbox with these labels.
 func (r ListRequest) Matches(owner, session string) bool {
 	return (owner == r.Owner || r.AllOwners && owner != "") && (r.Session == "" || session == r.Session)
 }
@@ -266,7 +266,7 @@ type LogsRequest struct {
 	Lines int
 }
 
-// SandboxRef names a sandbox and who claims to own it.
+// SandboxRef names a sandbox and its expected owner.
 type SandboxRef struct {
 	Owner     string
 	SandboxID string
@@ -283,20 +283,20 @@ const (
 	CapabilityLogs    Capability = "logs"
 )
 
-// Description is what a plugin says of itself. It needs neither credentials nor configuration.
+// Description describes a plugin. Neither credentials nor configuration are needed to get it.
 type Description struct {
 	// Name is the provider's name as users write it.
 	Name string
-	// Version is the plugin's own.
+	// Version is the plugin's version.
 	Version string
 	// Summary is one sentence for people.
 	Summary      string
 	Capabilities []Capability
-	// Attributes are what the provider's config block may hold.
+	// Attributes are the arguments of the provider's config block.
 	Attributes []Attribute
 }
 
-// Can says whether the plugin declared the capability.
+// Can reports whether the plugin declared the capability.
 func (d Description) Can(c Capability) bool {
 	for _, have := range d.Capabilities {
 		if have == c {

@@ -34,7 +34,7 @@ type Attribute struct {
 	Sensitive bool
 	// Default is JSON, empty for none.
 	Default string
-	// Env are the host's environment variables that stand in when the attribute is absent; the first one set wins.
+	// Env are environment variables of the host that replace an absent attribute; the first one set wins.
 	Env []string
 	// OneOf are the values allowed, empty for any.
 	OneOf []string
@@ -172,7 +172,7 @@ func DecodeConfig[C any](configJSON []byte) (C, error) {
 	return config, nil
 }
 
-// set decodes value into field, and says what is wrong with it if that fails.
+// set decodes value into field, and returns what is wrong with the value, or "".
 func (a Attribute) set(field reflect.Value, value json.RawMessage) (problem string) {
 	if a.Type == TypeDuration {
 		var text string

@@ -21,7 +21,7 @@ import (
 type Info struct {
 	// Name is the provider's name as users write it: lower case, such as "acme".
 	Name string
-	// Version is the plugin's own.
+	// Version is the plugin's version.
 	Version string
 	// Summary is one sentence for people.
 	Summary string
@@ -31,17 +31,17 @@ type Info struct {
 // about as long.
 const callGrace = 2 * time.Second
 
-// Serve runs the plugin and exits the process when the host is done with it. A plugin's main is this one call.
+// Serve runs the plugin, and exits the process when the host is done with it. It is all that a plugin's main calls.
 //
 // C is the configuration struct (see Attributes). open is called once, when the host configures the plugin; ctx is
-// for open alone. P is what the provider is: the optional interfaces it implements are declared as capabilities, and
-// if it is an io.Closer it is closed before the process exits. log goes to the host's log.
+// for open alone. P is the type of the provider: the optional interfaces that it implements are declared as
+// capabilities, and an io.Closer is closed before the process exits. log writes to the host's log.
 //
-// The process ends when the host says so and when its standard input ends, which is how it notices that the host is
-// gone: it never outlives it. Calls under way are cancelled then and get two seconds to clean up. Standard output
-// belongs to the handshake: whatever the plugin prints there goes to the log.
+// The process exits when the host asks it to, or when its standard input ends because the host is gone. Calls under way
+// are then cancelled and have two seconds to clean up. Standard output is for the handshake: anything else that the
+// plugin prints there goes to the log.
 //
-// Run by hand, the binary explains itself; with --debug it serves in the foreground, so that a debugger can start it,
+// Run by hand, the executable explains itself; with --debug it serves in the foreground, so that a debugger can start it,
 // and prints how to connect a host.
 func Serve[C any, P Provider](info Info, open func(ctx context.Context, config C, log hclog.Logger) (P, error)) {
 	debug := len(os.Args) == 2 && os.Args[1] == "--debug"

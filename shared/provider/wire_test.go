@@ -2,6 +2,7 @@ package provider
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net"
 	"reflect"
@@ -468,4 +469,70 @@ func (s *stuckProvider) Create(ctx context.Context, _ CreateRequest) (Sandbox, e
 	<-ctx.Done()
 	close(s.cancelled)
 	return Sandbox{}, ctx.Err()
+}
+
+func TestACallInJSONIsTheCallOfThatName(t *testing.T) {
+	t.Parallel()
+	sandbox := Sandbox{ID: "sb-1", State: StateRunning, Origin: OriginCreated, Session: "s1", ExpiresAt: time.Unix(0, 0)}
+	code := 3
+	f := &fake{
+		sandbox: sandbox, endpoints: Endpoints{Server: Endpoint{URL: "http://h"}}, ping: PingResult{Status: PingExited, ExitCode: &code},
+		sandboxes: []Sandbox{{ID: "sb-1"}, {ID: "sb-2"}}, end: time.Unix(60, 0), lines: []string{"a", "b"},
+	}
+	c := connect(t, f)
+	for method, test := range map[string]struct {
+		request string
+		asked   any
+		answer  string
+	}{
+		"Create": {
+			`{"session": "s1", "server": {"command": ["x"], "extraPorts": {"vnc": 1}}, "lifetime": "90s"}`,
+			CreateRequest{Session: "s1", Server: Server{Command: []string{"x"}, ExtraPorts: map[string]int{"vnc": 1}}, Lifetime: 90 * time.Second},
+			`{"sandbox":{"expires_at":"1970-01-01T00:00:00Z","id":"sb-1","origin":"ORIGIN_CREATED","session":"s1","state":"SANDBOX_STATE_RUNNING"}}`,
+		},
+		"StartServer": {`{"sandbox_id": "b"}`, StartServerRequest{SandboxID: "b"}, `{"endpoints":{"server":{"url":"http://h"}}}`},
+		"Ping":        {`{"endpoint": {"url": "u"}}`, PingRequest{Endpoint: Endpoint{URL: "u"}}, `{"exit_code":3,"status":"PING_STATUS_EXITED"}`},
+		"List": {
+			`{"owner": "me"}`, ListRequest{Owner: "me"},
+			`{"sandboxes":[{"id":"sb-1","state":"SANDBOX_STATE_UNKNOWN"},{"id":"sb-2","state":"SANDBOX_STATE_UNKNOWN"}]}`,
+		},
+		"Renew":   {`{"sandbox_id": "b"}`, RenewRequest{SandboxRef: SandboxRef{SandboxID: "b"}}, `{"expires_at":"1970-01-01T00:01:00Z"}`},
+		"Suspend": {`{"sandbox_id": "b"}`, SandboxRef{SandboxID: "b"}, `{}`},
+		"Destroy": {`{"sandbox_id": "b"}`, SandboxRef{SandboxID: "b"}, `{}`},
+		"Logs":    {`{"lines": 1}`, LogsRequest{Lines: 1}, `{"lines":["b"]}`},
+	} {
+		got, err := c.CallJSON(t.Context(), method, []byte(test.request))
+		if err != nil {
+			t.Errorf("%s: %v", method, err)
+			continue
+		}
+		equal(t, method+": asked", f.asked, test.asked)
+		var answer any // the encoder varies its spaces on purpose
+		equal(t, method+": error", json.Unmarshal(got, &answer), nil)
+		sorted, _ := json.Marshal(answer)
+		equal(t, method+": answer", string(sorted), test.answer)
+	}
+}
+
+func TestACallInJSONFailsAsTheCallOfThatName(t *testing.T) {
+	t.Parallel()
+	fails := connect(t, &fake{err: &Error{Code: CodeExhausted, Reason: ReasonQuota, Message: "full", SandboxID: "b", LogTail: []string{"x"}}})
+	_, err := fails.CallJSON(t.Context(), "Create", []byte(`{}`))
+	equal(t, "the provider's error", AsError(err), &Error{Code: CodeExhausted, Reason: ReasonQuota, Message: "full", SandboxID: "b", LogTail: []string{"x"}})
+	_, err = connect(t, &fake{}).CallJSON(t.Context(), "Create", []byte(`{"session": "s1"}`))
+	equal(t, "an answer that breaks the contract", AsError(err).Reason, ReasonInvalidReply)
+	_, err = fails.CallJSON(t.Context(), "Describe", []byte(`{}`))
+	equal(t, "a call of the set-up", CodeOf(err), CodeUnsupported)
+	for request, problem := range map[string]string{
+		`{"sesion": "s1"}`:      `unknown field "sesion". Its fields are owner, session, all_owners`,
+		`{"owner": 1}`:          `invalid value for string field owner: 1`,
+		`[]`:                    `unexpected token [`,
+		`{"owner": "me"`:        `unexpected`,
+		`{"all_owners": "yes"}`: `invalid value for bool field`,
+	} {
+		_, err := fails.CallJSON(t.Context(), "List", []byte(request))
+		if !errors.Is(err, ErrBadRequest) || CodeOf(err) != CodeInvalid || !strings.Contains(err.Error(), problem) {
+			t.Errorf("%s: %v", request, err)
+		}
+	}
 }

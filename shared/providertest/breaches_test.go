@@ -20,18 +20,20 @@ const patience = 30 * time.Second
 // paceFor is a patient pace, except for what a breach keeps from happening.
 func paceFor(breach string) pace {
 	p := pace{
-		start: time.Minute, check: 2 * time.Minute, exit: patience, overtime: patience, verdict: patience, settled: patience,
-		quick: 10 * time.Millisecond,
+		start: time.Minute, check: 2 * time.Minute, exit: patience, overtime: patience, verdict: patience, died: patience,
+		listing: patience, quick: 10 * time.Millisecond,
 	}
 	switch breach {
 	case "process/ends-with-stdin", "process/ends-on-shutdown", "process/ends-on-sigterm", "process/ends-in-a-call":
 		p.exit = time.Second
 	case "start/endpoint", "ping/alive", "ping/stopped", "ping/gone", "robust/side-by-side":
 		p.verdict = 2 * time.Second
+	case "start/dies-at-once", "start/no-such-command":
+		p.died = 2 * time.Second
 	case "ping/exited": // the server lives for two seconds
 		p.verdict = 5 * time.Second
 	case "housekeeping/list-after-destroy", "housekeeping/list-complete", "housekeeping/logs", "end/nothing-left", "cancel/create", "cancel/create-deadline":
-		p.settled = time.Second
+		p.listing = time.Second
 	case "ping/slow", "cancel/ping", "cancel/ping-deadline":
 		p.overtime = time.Second
 	}

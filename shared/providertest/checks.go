@@ -18,9 +18,9 @@ const (
 // check is one line of the contract, put to the test.
 type check struct {
 	group, name string
-	// contract is what must hold, in one sentence.
+	// contract is what the contract demands, in one sentence.
 	contract string
-	// fix is what to do about a failure.
+	// fix tells the author how to fix a failure.
 	fix   string
 	run   func(ctx context.Context, t *trial) error
 	at    stage
@@ -128,12 +128,12 @@ func init() { // the checks lead back to this list
 			"Expand the server with the ports that were granted (in Go: Server.Expand).", startPlaceholders, inBetween, can(logs)},
 		{"start", "once", "A second StartServer starts no second server, and answers with the same URL.",
 			"Look whether the server runs before starting it.", startOnce, inBetween, nil},
-		{"start", "dies-at-once", "A server that dies at once is an error with the reason SERVER_EXITED.",
-			"Look at the process a moment after the start (in Go: provider.ServerExited).", startDiesAtOnce, inBetween, nil},
-		{"start", "last-words", "That error has the server's exit code and its last lines.",
-			"Keep the server's output in a file, and put its end into the error.", startLastWords, inBetween, nil},
-		{"start", "no-such-command", "A server whose command is not there is an error.",
-			"Report a start that failed, instead of an endpoint at which nothing will ever answer.", startNoSuchCommand, inBetween, nil},
+		{"start", "dies-at-once", "A server that dies at once is an error of StartServer with the reason SERVER_EXITED, or EXITED at a Ping soon after.",
+			"Record that the server's process ended, where Ping finds it when the server does not answer.", startDiesAtOnce, inBetween, nil},
+		{"start", "last-words", "That error or Ping has the server's exit code and its last lines.",
+			"Write the server's output to a file and its exit code beside it, and report both.", startLastWords, inBetween, nil},
+		{"start", "no-such-command", "A server whose command does not exist is an error of StartServer, or EXITED at a Ping soon after.",
+			"Report a launch that failed. A shell that cannot find the command exits with 127: let Ping report that.", startNoSuchCommand, inBetween, nil},
 		{"start", "gone", "StartServer in a destroyed sandbox answers NOT_FOUND.",
 			"Map the cloud's \"no such sandbox\" to NOT_FOUND.", startGone, inBetween, can(destroys)},
 		{"start", "suspended", "StartServer in a suspended sandbox works or answers FAILED_PRECONDITION: the sandbox is there.",

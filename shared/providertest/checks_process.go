@@ -36,12 +36,12 @@ func healthService(ctx context.Context, t *trial) error {
 		return err
 	}
 	if answer.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
-		return fmt.Errorf("it says %s", answer.GetStatus())
+		return fmt.Errorf("it answers %s", answer.GetStatus())
 	}
 	return nil
 }
 
-// endsAfter launches a process, tells it to exit, and waits for that.
+// endsAfter launches a process, asks it to exit, and waits until it did.
 func (t *trial) endsAfter(ctx context.Context, what string, tell func(*instance) error) error {
 	i, err := t.open(ctx, nil)
 	if err != nil {
@@ -132,7 +132,7 @@ func (s *suite) started() []*instance {
 	return append([]*instance(nil), s.instances...)
 }
 
-// shown says which secret is in a text.
+// shown returns which secret is in a text, or "".
 func (s *suite) shown(text []byte) (what string, found bool) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()

@@ -55,7 +55,7 @@ func listAfterDestroy(ctx context.Context, t *trial) error {
 		return err
 	}
 	state := provider.StateGone
-	left, err := eventually(ctx, t.pace.settled, func() (bool, error) {
+	left, err := eventually(ctx, t.pace.listing, func() (bool, error) {
 		listed, found, err := t.listed(ctx, e.sandbox)
 		state = listed.State
 		return err == nil && !found, err
@@ -75,7 +75,7 @@ func listComplete(ctx context.Context, t *trial) error {
 		return needed(errors.New("none was made"), "Create")
 	}
 	missing := ""
-	complete, err := eventually(ctx, t.pace.settled, func() (bool, error) {
+	complete, err := eventually(ctx, t.pace.listing, func() (bool, error) {
 		there, err := t.list(ctx, t.owner, "")
 		missing = ""
 		for _, sandbox := range c.sandboxes {
@@ -96,7 +96,7 @@ func renewMovesTheEnd(ctx context.Context, t *trial) error {
 	if err := r.ready(); err != nil {
 		return err
 	}
-	// A cloud may be unable to give a longer life than at first.
+	// A cloud may be unable to prolong a sandbox's life beyond the first lifetime.
 	const longer = 2 * lifetime
 	now := time.Now()
 	end, err := t.shared.client.Renew(ctx, provider.RenewRequest{SandboxRef: ref(t.owner, r.sandbox), Lifetime: longer})
@@ -189,7 +189,7 @@ func (s *suite) cut(usual time.Duration, one func(after time.Duration) (done boo
 
 // leavesNothing waits until a session has no sandbox, except the one that was named.
 func (t *trial) leavesNothing(ctx context.Context, session, named string, usual, patience time.Duration) error {
-	wait(ctx, 2*usual) // a Create that goes on unnoticed comes to its end
+	wait(ctx, 2*usual) // until a Create that was not cancelled has finished
 	var there []provider.Sandbox
 	none, err := eventually(ctx, patience, func() (bool, error) {
 		var err error
@@ -220,7 +220,7 @@ func (t *trial) cutCreate(ctx context.Context, limit func(context.Context, time.
 	if r.createErr != nil {
 		return needed(r.createErr, "Create")
 	}
-	patience := t.pace.settled / 6 // until it is the last strike
+	patience := t.pace.listing / 6 // until it is the last strike
 	return t.cut(r.creation, func(after time.Duration) (done bool, _ error) {
 		session := t.session()
 		limited, cancel := limit(ctx, after)
@@ -231,7 +231,7 @@ func (t *trial) cutCreate(ctx context.Context, limit func(context.Context, time.
 		}
 		left := t.leavesNothing(ctx, session, provider.AsError(err).SandboxID, r.creation, patience)
 		t.saw("cut after %s: %s", after.Round(time.Millisecond), describeError(err))
-		patience = t.pace.settled
+		patience = t.pace.listing
 		return false, left
 	})
 }
@@ -263,7 +263,7 @@ func cancelStart(ctx context.Context, t *trial) error {
 		limited, cancel := context.WithTimeout(ctx, after)
 		defer cancel()
 		_, cutErr := t.shared.client.StartServer(limited, t.startRequest(sandbox, t.server()))
-		wait(ctx, r.start) // until the plugin is over with it, whatever it does
+		wait(ctx, r.start) // until the plugin has finished the call, whatever it does
 		endpoints, err := t.shared.client.StartServer(ctx, t.startRequest(sandbox, t.server()))
 		if err == nil {
 			err = t.awaitAlive(ctx, sandbox, endpoints)
@@ -484,7 +484,7 @@ func nothingLeft(ctx context.Context, t *trial) error {
 // clean destroys what is there, again and again until nothing is, or nothing changes any more.
 func (t *trial) clean(ctx context.Context, i *instance, made []provider.SandboxRef) (left []provider.SandboxRef, err error) {
 	before, changed := "", time.Now()
-	for ctx.Err() == nil && time.Since(changed) < t.pace.settled {
+	for ctx.Err() == nil && time.Since(changed) < t.pace.listing {
 		if left, err = t.remaining(ctx, i, made); err == nil {
 			err = destroyAll(ctx, i.client, left)
 		}
@@ -494,7 +494,7 @@ func (t *trial) clean(ctx context.Context, i *instance, made []provider.SandboxR
 		case now != before:
 			before, changed = now, time.Now()
 		}
-		wait(ctx, 20*time.Millisecond) // what was destroyed just now is not there at the next look
+		wait(ctx, 20*time.Millisecond) // let the listing catch up with what was destroyed
 	}
 	return left, err
 }

@@ -40,7 +40,7 @@ func createLabels(ctx context.Context, t *trial) error {
 		return needed(r.createErr, "Create")
 	}
 	var listed provider.Sandbox
-	found, err := eventually(ctx, t.pace.settled, func() (found bool, err error) {
+	found, err := eventually(ctx, t.pace.listing, func() (found bool, err error) {
 		listed, found, err = t.listed(ctx, r.sandbox)
 		return found, err
 	})
@@ -180,7 +180,7 @@ func createSeparatesOwners(ctx context.Context, t *trial) error {
 	return nil
 }
 
-// attachFails says what an Attach that must fail with a code does instead.
+// attachFails returns an error unless an Attach fails with this code.
 func (t *trial) attachFails(ctx context.Context, req provider.AttachRequest, want provider.Code) error {
 	found, err := t.shared.client.Attach(ctx, req)
 	switch {
@@ -229,7 +229,7 @@ func attachWakes(_ context.Context, t *trial) error {
 	return sameSandbox(n.woken, n.wakeErr, n.sandbox, provider.OriginWoken)
 }
 
-// ready says whether the sandbox did sleep.
+// ready returns an error if the sandbox was not suspended.
 func (n nap) ready() error {
 	if n.suspendErr != nil {
 		return needed(n.suspendErr, "Suspend")
@@ -237,7 +237,7 @@ func (n nap) ready() error {
 	return n.err
 }
 
-// ready says whether the sandbox was destroyed.
+// ready returns an error if the sandbox was not destroyed.
 func (e ended) ready() error {
 	if e.destroyErr != nil {
 		return needed(e.destroyErr, "Destroy")
@@ -327,7 +327,7 @@ func attachUnreachable(ctx context.Context, t *trial) error {
 	return t.attachWith(ctx, altered, provider.CodeUnreachable, "another address leads to the cloud as well: it is none")
 }
 
-// attachTime is enough to give a cloud up that does not answer.
+// attachTime is long enough for a plugin to find that a cloud does not answer.
 const attachTime = 30 * time.Second
 
 // attachWith attaches to a sandbox that exists, with altered values in the configuration.

@@ -40,7 +40,7 @@ func startEndpoint(ctx context.Context, t *trial) error {
 	return fmt.Errorf("a request to it is answered with status %d", status)
 }
 
-// get asks an endpoint, following no redirects.
+// get requests an endpoint and returns the status. It follows no redirects.
 func (t *trial) get(ctx context.Context, endpoint provider.Endpoint, headers map[string]string) (status int, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, t.pace.overtime)
 	defer cancel()
@@ -94,7 +94,7 @@ func sameEndpoint(a, b provider.Endpoint) bool {
 	return a.URL == b.URL && fmt.Sprint(a.Headers) == fmt.Sprint(b.Headers)
 }
 
-// ready says whether the talker talks.
+// ready returns an error if the talker cannot be used.
 func (t talker) ready() error {
 	if t.startErr != nil {
 		return needed(t.startErr, "StartServer")
@@ -155,7 +155,7 @@ func startOnce(ctx context.Context, t *trial) error {
 	return nil
 }
 
-// starts are the lines of the talker's log that tell of its starts; none without logs.
+// starts returns the lines of the talker's log that its starts wrote, or none if the plugin has no logs.
 func (t *trial) starts(ctx context.Context, sandbox provider.Sandbox) ([]string, error) {
 	if !t.description.Can(logs) {
 		return nil, nil
@@ -166,33 +166,30 @@ func (t *trial) starts(ctx context.Context, sandbox provider.Sandbox) ([]string,
 
 func startDiesAtOnce(_ context.Context, t *trial) error {
 	d := t.deaths()
-	switch {
-	case d.err != nil:
+	if d.err != nil {
 		return d.err
-	case d.atOnce == nil:
-		return errors.New("StartServer succeeds")
-	case provider.AsError(d.atOnce).Reason != provider.ReasonServerExited:
-		return fmt.Errorf("%s", describeError(d.atOnce))
+	}
+	if _, _, ok := d.atOnce.exited(); !ok {
+		return errors.New(d.atOnce.String())
 	}
 	return nil
 }
 
 func startLastWords(_ context.Context, t *trial) error {
 	d := t.deaths()
-	switch {
-	case d.err != nil:
+	if d.err != nil {
 		return d.err
-	case d.atOnce == nil || provider.AsError(d.atOnce).Reason != provider.ReasonServerExited:
-		return needed(fmt.Errorf("it answers %s", describeError(d.atOnce)), "StartServer of a server that dies at once")
 	}
-	e := provider.AsError(d.atOnce)
+	code, tail, ok := d.atOnce.exited()
 	switch {
-	case e.ExitCode == nil:
+	case !ok:
+		return needed(errors.New(d.atOnce.String()), "StartServer of a server that dies at once")
+	case code == nil:
 		return errors.New("the exit code is missing, which was 7")
-	case *e.ExitCode != 7:
-		return fmt.Errorf("the exit code is %d instead of 7", *e.ExitCode)
-	case !slices.ContainsFunc(e.LogTail, func(line string) bool { return strings.TrimSpace(line) == lastWords }):
-		return fmt.Errorf("the line %q is not among its last lines %q", lastWords, e.LogTail)
+	case *code != 7:
+		return fmt.Errorf("the exit code is %d instead of 7", *code)
+	case !slices.ContainsFunc(tail, func(line string) bool { return strings.TrimSpace(line) == lastWords }):
+		return fmt.Errorf("the line %q is not among its last lines %q", lastWords, tail)
 	}
 	return nil
 }
@@ -202,10 +199,14 @@ func startNoSuchCommand(_ context.Context, t *trial) error {
 	if d.err != nil {
 		return d.err
 	}
-	if d.noCommand == nil {
-		return errors.New("StartServer succeeds")
+	code, tail, exited := d.noCommand.exited()
+	switch {
+	case d.noCommand.startErr == nil && !exited:
+		return errors.New(d.noCommand.String())
+	case exited && code != nil && *code == 7 && slices.Contains(tail, lastWords):
+		return errors.New("Ping still reports the end of the server before")
 	}
-	t.saw("%s", describeError(d.noCommand))
+	t.saw("%s", d.noCommand)
 	return nil
 }
 
@@ -256,7 +257,7 @@ func (t *trial) pings(ctx context.Context, endpoint provider.Endpoint, health pr
 	case err != nil:
 		return fmt.Errorf("the answer is an error, %s", describeError(err))
 	case result.Status != want:
-		return fmt.Errorf("it says %s instead of %s: %s", result.Status, want, result.Reason)
+		return fmt.Errorf("it answers %s instead of %s: %s", result.Status, want, result.Reason)
 	}
 	return nil
 }
@@ -398,7 +399,7 @@ func pingExited(_ context.Context, t *trial) error {
 	case d.pingErr != nil:
 		return fmt.Errorf("the answer is an error, %s", describeError(d.pingErr))
 	case d.ping.Status != provider.PingExited:
-		return fmt.Errorf("it says %s: %s", d.ping.Status, d.ping.Reason)
+		return fmt.Errorf("it answers %s: %s", d.ping.Status, d.ping.Reason)
 	case d.ping.ExitCode != nil && *d.ping.ExitCode != 9:
 		return fmt.Errorf("the exit code is %d instead of 9", *d.ping.ExitCode)
 	}
@@ -418,7 +419,7 @@ func verdictIs(result provider.PingResult, err error, want provider.PingStatus) 
 	case err != nil:
 		return fmt.Errorf("the answer is an error, %s", describeError(err))
 	case result.Status != want:
-		return fmt.Errorf("it says %s: %s", result.Status, result.Reason)
+		return fmt.Errorf("it answers %s: %s", result.Status, result.Reason)
 	}
 	return nil
 }

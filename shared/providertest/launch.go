@@ -51,7 +51,7 @@ var inherited = []string{
 	"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
 }
 
-// pipeGrace is how long the output of a process that ended is still read: a child may hold it open for ever.
+// pipeGrace is how long the output of a process that ended is still read: a child may keep the pipe open for ever.
 const pipeGrace = 200 * time.Millisecond
 
 // startProcess runs the executable. identity is nil without mTLS.
@@ -131,7 +131,7 @@ func (i *instance) wait(running *os.Process, stdout, stderr io.ReadCloser, first
 	close(i.done)
 }
 
-// connect reads the handshake and connects as it says.
+// connect reads the handshake and connects to its address.
 func (i *instance) connect(ctx context.Context, stdout *bufio.Reader, limit time.Duration, id *identity) error {
 	stop := context.AfterFunc(ctx, i.kill) // ends the read below
 	line, err := stdout.ReadString('\n')
@@ -227,7 +227,7 @@ func (i *instance) close() {
 	i.printing.Wait()
 }
 
-// alive says whether the process still runs.
+// alive reports whether the process still runs.
 func (i *instance) alive() bool {
 	select {
 	case <-i.done:
@@ -237,7 +237,7 @@ func (i *instance) alive() bool {
 	}
 }
 
-// endsWithin says whether the process ends by itself in that time.
+// endsWithin reports whether the process ends by itself in that time.
 func (i *instance) endsWithin(ctx context.Context, limit time.Duration) bool {
 	timer := time.NewTimer(limit)
 	defer timer.Stop()

@@ -2,7 +2,7 @@ package providertest
 
 import "syscall"
 
-// processAttributes give the plugin a process group, and end it with this process.
+// processAttributes puts the plugin into a process group of its own, and kills it when this process ends.
 func processAttributes() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }

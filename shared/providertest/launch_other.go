@@ -4,5 +4,5 @@ package providertest
 
 import "syscall"
 
-// processAttributes give the plugin a process group.
+// processAttributes puts the plugin into a process group of its own.
 func processAttributes() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }

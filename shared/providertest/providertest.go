@@ -31,9 +31,9 @@ type Plugin struct {
 	// Server becomes healthy in its sandboxes; "{port}" in it stands for its port. Without a command it is a small web
 	// server in Python, for which the sandboxes need python3. For some checks the suite runs small scripts of sh instead.
 	Server provider.Server
-	// Health says when the server is up. The zero value asks "/" for any answer of the kind 2xx.
+	// Health defines when the server is healthy. The zero value accepts any 2xx answer at "/".
 	Health provider.HealthCheck
-	// Headers are what the server itself asks of its callers, such as a key. Their values are secrets.
+	// Headers are required by the server itself, such as a key. Their values are secrets.
 	Headers map[string]string
 	// NoMTLS is for plugins whose gRPC library cannot do mTLS.
 	NoMTLS bool
@@ -58,11 +58,11 @@ type Result struct {
 	Group  string `json:"group"`
 	Name   string `json:"name"`
 	Status Status `json:"status"`
-	// Contract is the sentence that was put to the test.
+	// Contract is what the check demands.
 	Contract string `json:"contract"`
 	// Detail is what was seen, or why the check was skipped.
 	Detail string `json:"detail,omitempty"`
-	// Fix is what to do about a failure.
+	// Fix tells the author how to fix a failure.
 	Fix      string        `json:"fix,omitempty"`
 	Duration time.Duration `json:"-"`
 	// Milliseconds is the duration for JSON.
@@ -105,7 +105,7 @@ func Checks() []Info {
 	return all
 }
 
-// CheckOnly says what is wrong with Plugin.Only: a pattern is malformed, or matches no check.
+// CheckOnly returns an error if a pattern of Plugin.Only is malformed or matches no check.
 func CheckOnly(only string) error {
 	if only == "" {
 		return nil

@@ -12,7 +12,7 @@ import (
 
 // Report is what became of a run.
 type Report struct {
-	// Plugin is the executable; Name and Version are what it says of itself.
+	// Plugin is the executable; Name and Version are from its description.
 	Plugin   string        `json:"plugin"`
 	Name     string        `json:"name,omitempty"`
 	Version  string        `json:"version,omitempty"`
@@ -35,7 +35,7 @@ func (s *suite) report(duration time.Duration) Report {
 	return report
 }
 
-// Count says how many checks have a status.
+// Count returns how many checks have a status.
 func (r Report) Count(status Status) int {
 	count := 0
 	for _, result := range r.Results {
@@ -46,7 +46,7 @@ func (r Report) Count(status Status) int {
 	return count
 }
 
-// Failed says whether a check failed.
+// Failed reports whether a check failed.
 func (r Report) Failed() bool { return r.Count(Fail) > 0 }
 
 // Summary is one line.
@@ -147,7 +147,7 @@ func (r Report) WriteJUnit(w io.Writer) error {
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%.3f", d.Seconds()) }
 
-// printable drops what XML cannot hold.
+// printable drops the characters that XML does not allow.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' && r != '\n' && r != '\t' {

@@ -10,10 +10,10 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// A scene is something that several checks look at. It plays once, for the first check that asks; what fails in it is
-// the failure of the one check that is about it, and keeps the others from beginning.
+// A scene is a preparation that several checks share. It plays once, for the first check that needs it. A failure in it
+// fails the one check that is about it; the others are skipped.
 
-// running is a session as it should be: a sandbox whose server is alive. Checks may use it in any way that leaves it so.
+// running is a sandbox whose server is alive. Checks must leave it so.
 type running struct {
 	sandbox   provider.Sandbox
 	before    time.Time // when Create was called
@@ -27,7 +27,7 @@ type running struct {
 	aliveErr error
 }
 
-// ready says whether the scene can be used.
+// ready returns an error if the scene cannot be used.
 func (r running) ready() error {
 	switch {
 	case r.createErr != nil:
@@ -67,14 +67,42 @@ type nap struct {
 // deaths is a sandbox whose servers die.
 type deaths struct {
 	err       error // of a preparation
-	atOnce    error // what StartServer says of a server that dies at once
-	noCommand error // and of one that is not there
+	atOnce    death // of a server that dies at once
+	noCommand death // of one whose command does not exist
 	startErr  error // of starting one that dies later
 	ping      provider.PingResult
 	pingErr   error
 }
 
-// talker is a sandbox whose server only writes.
+// death is what a plugin reports of a server that dies at once: by StartServer's error, or else by Ping.
+type death struct {
+	startErr error
+	ping     provider.PingResult // the last one
+	pingErr  error
+}
+
+// exited reports whether the plugin noticed that the server's process ended, and returns the exit code and the last
+// lines that it knows.
+func (d death) exited() (exitCode *int, logTail []string, ok bool) {
+	if d.startErr != nil {
+		e := provider.AsError(d.startErr)
+		return e.ExitCode, e.LogTail, e.Reason == provider.ReasonServerExited
+	}
+	return d.ping.ExitCode, d.ping.LogTail, d.pingErr == nil && d.ping.Status == provider.PingExited
+}
+
+// String describes what was reported.
+func (d death) String() string {
+	switch {
+	case d.startErr != nil:
+		return "StartServer answers " + describeError(d.startErr)
+	case d.pingErr != nil:
+		return "StartServer succeeds, and Ping answers " + describeError(d.pingErr)
+	}
+	return fmt.Sprintf("StartServer succeeds, and Ping answers %s: %s", d.ping.Status, d.ping.Reason)
+}
+
+// talker is a sandbox whose server only writes to its log.
 type talker struct {
 	err       error // of a preparation
 	sandbox   provider.Sandbox
@@ -125,7 +153,7 @@ func (s *suite) playRunning(ctx context.Context) (r running) {
 	return r
 }
 
-// keepHeaders takes what opens endpoints to the secrets. A sandbox's id is none.
+// keepHeaders adds the values of the endpoints' headers to the secrets. A sandbox's id is not secret.
 func (s *suite) keepHeaders(sandbox provider.Sandbox, endpoints provider.Endpoints) {
 	for name, value := range endpoints.Server.Headers {
 		if !strings.Contains(sandbox.ID, value) && !strings.Contains(value, sandbox.ID) {
@@ -148,7 +176,7 @@ func (s *suite) awaitAlive(ctx context.Context, sandbox provider.Sandbox, endpoi
 	case err != nil:
 		return fmt.Errorf("it answers %s", describeError(err))
 	}
-	return fmt.Errorf("after %s Ping still says %s: %s", s.pace.verdict, last.Status, last.Reason)
+	return fmt.Errorf("after %s Ping still answers %s: %s", s.pace.verdict, last.Status, last.Reason)
 }
 
 func (s *suite) playEnded(ctx context.Context) (e ended) {
@@ -200,7 +228,7 @@ func (s *suite) playNap(ctx context.Context) (n nap) {
 	return n
 }
 
-// lookAt gives a sandbox as the plugin lists it; without listing, nothing.
+// lookAt returns a sandbox as the plugin lists it, or an empty one if the plugin cannot list.
 func (s *suite) lookAt(ctx context.Context, sandbox provider.Sandbox) (provider.Sandbox, error) {
 	if !s.description.Can(provider.CapabilityList) {
 		return provider.Sandbox{}, nil
@@ -212,7 +240,7 @@ func (s *suite) lookAt(ctx context.Context, sandbox provider.Sandbox) (provider.
 	return listed, err
 }
 
-// cancelWaking cancels an Attach in the middle. Afterwards the sandbox must be there, and another Attach find it.
+// cancelWaking cancels an Attach half way. Afterwards another Attach must find the sandbox.
 func (s *suite) cancelWaking(ctx context.Context, sandbox provider.Sandbox, usual time.Duration) error {
 	client := s.shared.client
 	return s.cut(usual, func(after time.Duration) (done bool, _ error) {
@@ -222,7 +250,7 @@ func (s *suite) cancelWaking(ctx context.Context, sandbox provider.Sandbox, usua
 		limited, cancel := context.WithTimeout(ctx, after)
 		defer cancel()
 		_, cutErr := client.Attach(limited, s.attachRequest(sandbox))
-		wait(ctx, usual) // until the plugin is over with it, whatever it does
+		wait(ctx, usual) // until the plugin has finished the call, whatever it does
 		found, err := client.Attach(ctx, s.attachRequest(sandbox))
 		switch {
 		case err != nil:
@@ -234,7 +262,7 @@ func (s *suite) cancelWaking(ctx context.Context, sandbox provider.Sandbox, usua
 	})
 }
 
-// lastWords is what the dying server writes.
+// lastWords is what a server writes before it exits.
 const lastWords = "berth check: last words"
 
 func (s *suite) playDeaths(ctx context.Context) (d deaths) {
@@ -247,12 +275,23 @@ func (s *suite) playDeaths(ctx context.Context) (d deaths) {
 	start := func(server provider.Server) (provider.Endpoints, error) {
 		return client.StartServer(ctx, s.startRequest(sandbox, server))
 	}
-	_, d.atOnce = start(s.script("echo " + lastWords + "; exit 7"))
+	dies := func(server provider.Server) (d death) {
+		var endpoints provider.Endpoints
+		if endpoints, d.startErr = start(server); d.startErr != nil {
+			return d
+		}
+		_, _ = eventually(ctx, s.pace.died, func() (bool, error) {
+			d.ping, d.pingErr = client.Ping(ctx, s.pingRequest(sandbox, endpoints.Server))
+			return d.pingErr == nil && d.ping.Status == provider.PingExited, nil
+		})
+		return d
+	}
+	d.atOnce = dies(s.script("echo " + lastWords + "; exit 7"))
 	missing := s.server()
 	missing.Command = []string{"/nonexistent/berth-check-server"}
-	_, d.noCommand = start(missing)
+	d.noCommand = dies(missing)
 
-	// How soon is "at once"? A plugin that looks for longer gets a server that lives for longer.
+	// A StartServer that waits to see whether the server dies gets one that lives for longer.
 	var endpoints provider.Endpoints
 	for life := 2; life <= 8; life *= 2 {
 		endpoints, d.startErr = start(s.script(fmt.Sprintf("echo %s; sleep %d; exit 9", lastWords, life)))
@@ -277,7 +316,7 @@ func (s *suite) playTalker(ctx context.Context) (t talker) {
 	return t
 }
 
-// talk is what the talker runs: it writes its process number, the ports it was told of, a few lines, and nothing more.
+// talk returns the talker's server, which writes its process ID, its ports and four more lines.
 func (s *suite) talk() provider.Server {
 	server := s.script(`echo "process $$"; echo "ports {port} $PORT $NOTE {port.extra}"; ` +
 		`echo one; echo two; echo three; echo four; exec sleep 600`)
@@ -286,10 +325,10 @@ func (s *suite) talk() provider.Server {
 	return server
 }
 
-// lines reads the talker's log until it is complete.
+// lines returns the talker's log once it is complete.
 func (s *suite) lines(ctx context.Context, sandbox provider.Sandbox, count int) ([]string, error) {
 	var lines []string
-	_, err := eventually(ctx, s.pace.settled, func() (bool, error) {
+	_, err := eventually(ctx, s.pace.listing, func() (bool, error) {
 		var err error
 		lines, err = s.shared.client.Logs(ctx, provider.LogsRequest{SandboxRef: ref(s.owner, sandbox), Lines: count})
 		return len(lines) > 0 && strings.TrimSpace(lines[len(lines)-1]) == "four", err

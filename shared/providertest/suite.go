@@ -25,15 +25,16 @@ type pace struct {
 	start    time.Duration // until a plugin that was started is configured
 	check    time.Duration // for one check, with everything it must prepare
 	exit     time.Duration // until a process that was told to exit must have done so
-	overtime time.Duration // how long after its end a call may still be at work
+	overtime time.Duration // until a call that has ended must have stopped working
 	verdict  time.Duration // until pings know what a server does
-	settled  time.Duration // until a listing shows what is
-	quick    time.Duration // a call that takes less cannot be cut in the middle
+	died     time.Duration // until a ping reports a server that died at once
+	listing  time.Duration // until a listing or a log is up to date
+	quick    time.Duration // a call that takes less time cannot be cancelled half way
 }
 
 var normalPace = pace{
 	start: 30 * time.Second, check: 15 * time.Minute, exit: 5 * time.Second, overtime: 10 * time.Second,
-	verdict: 60 * time.Second, settled: 30 * time.Second, quick: 10 * time.Millisecond,
+	verdict: 60 * time.Second, died: 10 * time.Second, listing: 30 * time.Second, quick: 10 * time.Millisecond,
 }
 
 const (
@@ -41,7 +42,7 @@ const (
 	atATime = 12
 	// cleanupTime bounds the removal of what the run made.
 	cleanupTime = 2 * time.Minute
-	// lifetime is asked for all sandboxes: what an aborted run leaves ends by itself.
+	// lifetime is that of all sandboxes, so that those of an aborted run end by themselves.
 	lifetime = 30 * time.Minute
 )
 
@@ -128,11 +129,11 @@ type trial struct {
 // saw notes what a check that passes has seen.
 func (t *trial) saw(format string, args ...any) { t.seen = fmt.Sprintf(format, args...) }
 
-// A check returns nil, an error that says what was seen instead of what the contract wants, or one of these:
+// A check returns nil, an error that describes what was seen instead of what the contract wants, or one of these:
 type (
 	// skippedError is a check that does not apply, with the reason.
 	skippedError string
-	// unpreparedError is a check that could not begin, because a call failed that it needs but is not about.
+	// unpreparedError is a check that could not begin because a call that it needs, but does not check, failed.
 	unpreparedError struct{ cause error }
 )
 
@@ -192,7 +193,7 @@ func (s *suite) wanted(c check) bool {
 // tooEarly is why checks are skipped that come after the first failure at the start.
 const tooEarly = "the plugin did not get that far"
 
-// runInTurn runs the checks of a stage one after the other, whether they are asked for or not, and says whether all is
+// runInTurn runs the checks of a stage one after the other, whether they are asked for or not, and reports whether all is
 // well. The ones not asked for appear in the report when they fail only.
 func (s *suite) runInTurn(ctx context.Context, at stage, tell func(Result)) bool {
 	well := true
@@ -202,7 +203,7 @@ func (s *suite) runInTurn(ctx context.Context, at stage, tell func(Result)) bool
 		}
 		if at == atTheStart && !well {
 			if s.wanted(c) {
-				s.settle(c, Result{Status: Skip, Detail: tooEarly}, tell)
+				s.record(c, Result{Status: Skip, Detail: tooEarly}, tell)
 			}
 			continue
 		}
@@ -214,7 +215,7 @@ func (s *suite) runInTurn(ctx context.Context, at stage, tell func(Result)) bool
 			well = false
 		}
 		if s.wanted(c) || r.Status == Fail {
-			s.settle(c, r, tell)
+			s.record(c, r, tell)
 		}
 	}
 	return well
@@ -232,7 +233,7 @@ func (s *suite) runAtOnce(ctx context.Context, at stage, tell func(Result)) {
 			places <- struct{}{}
 			defer func() { <-places }()
 			tell(c.result(Running))
-			s.settle(c, s.try(ctx, c), tell)
+			s.record(c, s.try(ctx, c), tell)
 		})
 	}
 	all.Wait()
@@ -241,13 +242,13 @@ func (s *suite) runAtOnce(ctx context.Context, at stage, tell func(Result)) {
 func (s *suite) skipAll(at stage, tell func(Result)) {
 	for _, c := range checks {
 		if c.at == at && s.wanted(c) {
-			s.settle(c, Result{Status: Skip, Detail: tooEarly}, tell)
+			s.record(c, Result{Status: Skip, Detail: tooEarly}, tell)
 		}
 	}
 }
 
-// settle writes a check's result down.
-func (s *suite) settle(c check, r Result, tell func(Result)) {
+// record stores and reports the result of a check.
+func (s *suite) record(c check, r Result, tell func(Result)) {
 	full := c.result(r.Status)
 	full.Detail, full.Duration, full.Milliseconds = r.Detail, r.Duration, r.Duration.Milliseconds()
 	if r.Status == Fail {
@@ -291,7 +292,7 @@ func (s *suite) try(ctx context.Context, c check) Result {
 	return r
 }
 
-// inapplicable says why a check cannot be tried.
+// inapplicable returns why a check cannot be tried, or "".
 func (s *suite) inapplicable(ctx context.Context, c check) string {
 	if ctx.Err() != nil {
 		return "the run was interrupted"
@@ -307,7 +308,7 @@ func (s *suite) inapplicable(ctx context.Context, c check) string {
 	return ""
 }
 
-// blamePreparations turns skips into failures when nothing else tells of a preparation that failed.
+// blamePreparations turns skips for a failed preparation into failures, unless another check failed.
 func (s *suite) blamePreparations() {
 	for _, r := range s.results {
 		if r.Status == Fail {
@@ -391,7 +392,7 @@ func (s *suite) values(change func(map[string]any)) []byte {
 	return encoded
 }
 
-// useDescription takes what the plugin says of itself, and fills the configuration up with its defaults.
+// useDescription keeps the plugin's description, and adds its defaults to the configuration.
 func (s *suite) useDescription(d provider.Description) error {
 	s.description = d
 	s.config = maps.Clone(s.plugin.Config)
@@ -452,10 +453,10 @@ func (s *suite) closeInstances() {
 	all.Wait()
 }
 
-// session gives a session's id that was not used before.
+// session returns a new session id.
 func (s *suite) session() string { return fmt.Sprintf("check-%s-%d", s.id, s.numbers.Add(1)) }
 
-// server is the server to run. It holds a secret.
+// server returns the server to run. Its environment contains a secret.
 func (s *suite) server() provider.Server {
 	server := s.plugin.Server
 	server.Env = maps.Clone(server.Env)
@@ -531,7 +532,7 @@ func (s *suite) newSandbox(ctx context.Context, server provider.Server) (provide
 	return sandbox, needed(err, "Create")
 }
 
-// list gives the sandboxes of a session that are not gone.
+// list returns the sandboxes of a session that are not gone.
 func (s *suite) list(ctx context.Context, owner, session string) ([]provider.Sandbox, error) {
 	all, err := s.shared.client.List(ctx, provider.ListRequest{Owner: owner, Session: session})
 	if err != nil {

@@ -31,7 +31,7 @@ func (w *web) close() {
 	w.server.Close()
 }
 
-// endpoint gives a new URL below which a handler answers.
+// endpoint returns a new URL below which a handler answers.
 func (w *web) endpoint(handler http.HandlerFunc) provider.Endpoint {
 	w.mutex.Lock()
 	defer w.mutex.Unlock()
@@ -58,7 +58,7 @@ func answering(status int) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }
 }
 
-// hanging gives a new URL that answers when the client gives up. asked, which may be nil, gets word of every request.
+// hanging returns a new URL that answers when the client gives up. asked, which may be nil, receives a value for each request.
 func (w *web) hanging(asked chan<- struct{}) provider.Endpoint {
 	return w.endpoint(func(_ http.ResponseWriter, r *http.Request) {
 		tell(asked)
@@ -66,7 +66,7 @@ func (w *web) hanging(asked chan<- struct{}) provider.Endpoint {
 	})
 }
 
-// tell leaves word, unless there is some already: a Ping may ask more often than it should.
+// tell sends to word without blocking: a Ping may ask more often than it should.
 func tell(word chan<- struct{}) {
 	select {
 	case word <- struct{}{}: // never without a channel

@@ -59,7 +59,7 @@ func newIdentity() (*identity, error) {
 	}, nil
 }
 
-// trusting gives the TLS configuration for a plugin with the certificate of its handshake.
+// trusting returns the TLS configuration that trusts the certificate of the plugin's handshake.
 func (id *identity) trusting(certificate string) (*tls.Config, error) {
 	der, err := base64.RawStdEncoding.DecodeString(certificate)
 	if err != nil {
@@ -76,7 +76,7 @@ func (id *identity) trusting(certificate string) (*tls.Config, error) {
 	}, nil
 }
 
-// dial connects to the address of the handshake, and keeps what the plugin says in words: errors, and the reasons of
+// dial connects to the address of the handshake, and keeps the texts of the plugin: errors, and the reasons of
 // pings.
 func (i *instance) dial(network, address, certificate string, id *identity) (*grpc.ClientConn, error) {
 	target := "unix:" + address
@@ -121,7 +121,7 @@ func (bytesCodec) Name() string                       { return "proto" }
 func (bytesCodec) Marshal(v any) ([]byte, error)      { return *v.(*[]byte), nil }
 func (bytesCodec) Unmarshal(data []byte, v any) error { *v.(*[]byte) = bytes.Clone(data); return nil }
 
-// send makes a unary call with any bytes, and gives the answer's.
+// send makes a unary call with the given bytes, and returns those of the answer.
 func (i *instance) send(ctx context.Context, method string, message []byte) ([]byte, error) {
 	var answer []byte
 	err := i.conn.Invoke(ctx, method, &message, &answer, grpc.ForceCodec(bytesCodec{}))

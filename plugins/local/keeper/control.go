@@ -27,17 +27,17 @@ type contact struct {
 
 func contactFile(s store.Store, id string) string { return filepath.Join(s.Dir(id), "keeper.json") }
 
-// State is what a keeper lets its sandbox do.
+// State is the state of a sandbox, as its keeper knows it.
 type State string
 
 const (
-	// Running can run a server.
+	// Running sandboxes can run a server.
 	Running State = "running"
-	// Suspended runs nothing and waits to be woken.
+	// Suspended sandboxes run nothing until they are woken.
 	Suspended State = "suspended"
 )
 
-// Spec is a server to be started. Env holds secrets: a Spec travels to the keeper and is never written down.
+// Spec is a server to start. Env contains secrets: a Spec is sent to the keeper and never stored.
 type Spec struct {
 	// Path is the program, absolute; Args is argv.
 	Path string   `json:"path"`
@@ -49,20 +49,20 @@ type Spec struct {
 	// Port is where the server is going to listen. It and ExtraPorts come back in Status.
 	Port       int            `json:"port"`
 	ExtraPorts map[string]int `json:"extra_ports"`
-	// Isolated says that Path is bwrap, and the server one of its children.
+	// Isolated means that Path is bwrap, and the server one of its children.
 	Isolated bool `json:"isolated"`
 }
 
-// Status is what a keeper knows.
+// Status is the status of a sandbox.
 type Status struct {
 	State State `json:"state"`
-	// Server is the server started last, nil when none was since the sandbox was made or woken.
+	// Server is the server started last. It is nil if none was started since the sandbox was made or woken.
 	Server *ServerStatus `json:"server"`
-	// Woken is the answer to Resume: the sandbox was suspended.
+	// Woken is set by Resume if the sandbox was suspended.
 	Woken bool `json:"woken"`
 }
 
-// ServerStatus is how a server is doing.
+// ServerStatus is the status of a server.
 type ServerStatus struct {
 	Port       int            `json:"port"`
 	ExtraPorts map[string]int `json:"extra_ports"`
@@ -70,7 +70,7 @@ type ServerStatus struct {
 	ExitCode *int `json:"exit_code"`
 }
 
-// Running says whether a server is up and where.
+// Running reports whether a server runs, and returns it.
 func (s Status) Running() (ServerStatus, bool) {
 	if s.Server == nil || s.Server.ExitCode != nil {
 		return ServerStatus{}, false
@@ -78,49 +78,49 @@ func (s Status) Running() (ServerStatus, bool) {
 	return *s.Server, true
 }
 
-// Client speaks to a sandbox's keeper.
+// Client calls a sandbox's keeper.
 type Client struct {
 	contact contact
 }
 
-// Dial gives a client for the keeper that wrote keeper.json last; whether it still lives shows at the first call.
+// Dial returns a client for the keeper that wrote keeper.json last. The first call fails if that keeper is dead.
 func Dial(s store.Store, id string) (*Client, error) {
 	var c Client
 	return &c, store.ReadJSON(contactFile(s, id), &c.contact)
 }
 
-// PID is the keeper's process.
+// PID returns the keeper's process ID.
 func (c *Client) PID() int { return c.contact.PID }
 
-// State is what the sandbox was doing when Dial was called.
+// State returns the sandbox's state when Dial was called.
 func (c *Client) State() State { return c.contact.State }
 
-// Status asks how things are.
+// Status returns the sandbox's status.
 func (c *Client) Status(ctx context.Context) (Status, error) { return c.call(ctx, "status", nil) }
 
-// Start starts the server unless one runs, and returns once it accepts connections, has ended or has had a moment.
+// Start starts the server unless one runs, and returns once its process was started.
 func (c *Client) Start(ctx context.Context, spec Spec) (Status, error) {
 	return c.call(ctx, "start", spec)
 }
 
-// Suspend ends the server and returns when nothing of it is left.
+// Suspend ends the server, and returns when nothing of it is left.
 func (c *Client) Suspend(ctx context.Context) (Status, error) { return c.call(ctx, "suspend", nil) }
 
 // Resume lets the sandbox run a server again.
 func (c *Client) Resume(ctx context.Context) (Status, error) { return c.call(ctx, "resume", nil) }
 
-// Recheck tells the keeper that the end of the sandbox's life in its record has moved.
+// Recheck makes the keeper read the end of the sandbox's life from its record again.
 func (c *Client) Recheck(ctx context.Context) (Status, error) { return c.call(ctx, "recheck", nil) }
 
-// End ends the server, and then the keeper: a moment after the answer it is gone.
+// End ends the server, and then the keeper, which exits soon after the answer.
 func (c *Client) End(ctx context.Context) (Status, error) { return c.call(ctx, "end", nil) }
 
-// refused is an answer from a keeper that did not do what it was told.
+// refused is the answer of a keeper that could not do what was requested.
 type refused struct{ message string }
 
 func (r refused) Error() string { return r.message }
 
-// Refused says whether err is a living keeper's answer, as opposed to silence.
+// Refused reports whether err is the answer of a living keeper.
 func Refused(err error) bool { return errors.As(err, &refused{}) }
 
 // A call is a connection of its own: the next one may be hours away, or come from another process.

@@ -46,7 +46,7 @@ type keeper struct {
 	life    context.Context // ends when there is nothing left to keep
 	die     context.CancelFunc
 
-	// turn is held by the operation that is changing something. mutex guards what follows, only ever for a moment.
+	// turn is locked by the operation that changes something. mutex guards the fields below, and is locked only briefly.
 	turn    sync.Mutex
 	mutex   sync.Mutex
 	contact contact
@@ -187,7 +187,7 @@ func (k *keeper) handler() http.Handler {
 		if err := json.NewDecoder(r.Body).Decode(&spec); err != nil {
 			return Status{}, err
 		}
-		return k.start(r.Context(), spec)
+		return k.start(spec)
 	})
 	operation("suspend", func(*http.Request) (Status, error) { return k.suspend() })
 	operation("resume", func(*http.Request) (Status, error) { return k.resume() })
@@ -215,7 +215,7 @@ func (k *keeper) status() Status {
 	return status
 }
 
-func (k *keeper) start(ctx context.Context, spec Spec) (Status, error) {
+func (k *keeper) start(spec Spec) (Status, error) {
 	if err := k.takeTurn(); err != nil {
 		return Status{}, err
 	}
@@ -235,7 +235,6 @@ func (k *keeper) start(ctx context.Context, spec Spec) (Status, error) {
 	k.mutex.Lock()
 	k.server = s
 	k.mutex.Unlock()
-	s.settle(ctx)
 	return k.status(), nil
 }
 
@@ -265,7 +264,7 @@ func (k *keeper) resume() (Status, error) {
 	return status, err
 }
 
-// takeTurn lets one operation at a time change something, and none after the last one.
+// takeTurn locks turn, unless the keeper is about to exit.
 func (k *keeper) takeTurn() error {
 	k.turn.Lock()
 	if k.life.Err() != nil {

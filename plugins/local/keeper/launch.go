@@ -19,7 +19,7 @@ import (
 // Argument is the first word of a keeper's command line; the sandbox's directory is the second.
 const Argument = "keeper"
 
-// ready is what a keeper says once it can be controlled. Anything else is why it cannot.
+// ready is what a keeper writes once it can be controlled. Anything else is the reason why it cannot.
 const ready = "ready"
 
 // Descriptors a keeper is started with.
@@ -71,7 +71,7 @@ func Launch(ctx context.Context, executable string, s store.Store, id string, lo
 }
 
 // hideDescriptors keeps from the keeper what this process was itself started with: somebody may be waiting for the end
-// of a pipe that a keeper would hold open for hours.
+// of a pipe that a keeper would keep open for hours.
 func hideDescriptors() {
 	entries, _ := os.ReadDir("/dev/fd")
 	for _, entry := range entries {

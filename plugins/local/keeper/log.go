@@ -65,13 +65,13 @@ func (l *logFile) rotate() {
 	l.file, l.size = file, 0
 }
 
-// Tail gives the last lines of the server that runs now or ran last, at most count.
+// Tail returns the last lines of the server that runs now or ran last, at most count.
 func Tail(path string, count int) ([]string, error) {
 	lines, err := readLines(path)
 	return lastOf(lines, count), err
 }
 
-// History gives the last lines of this and earlier servers of a sandbox, at most count.
+// History returns the last lines of this and earlier servers of a sandbox, at most count.
 func History(path string, count int) ([]string, error) {
 	older, err := readLines(path + ".1")
 	newer, err2 := readLines(path)

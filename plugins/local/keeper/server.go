@@ -1,28 +1,21 @@
 package keeper
 
 import (
-	"context"
 	"errors"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"runtime"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
 )
 
-const (
-	// settleTime is how long a start looks whether the server accepts connections or dies at once.
-	settleTime = 150 * time.Millisecond
-	// killTime is how long the kernel may take to end what was killed.
-	killTime = 5 * time.Second
-)
+// killTime is how long the kernel may take to end what was killed.
+const killTime = 5 * time.Second
 
-// server is one run of a server: the process that was started and everything in its process group. When the process
-// ends, the rest of its group is ended with it.
+// server is a process that was started, with everything in its process group. When the process ends, the rest of its
+// group is ended, too.
 type server struct {
 	spec Spec
 	id   string
@@ -83,7 +76,7 @@ func (s *server) wait(command *exec.Cmd, output *os.File, log io.Writer) {
 		s.signal(syscall.SIGKILL)
 		s.forgetGroup()
 	}
-	_ = command.Wait() // what it has to say is in ProcessState
+	_ = command.Wait() // its result is in ProcessState
 	s.forgetGroup()
 	s.exitCode = exitCode(command.ProcessState)
 	Sweep(s.id)
@@ -91,17 +84,17 @@ func (s *server) wait(command *exec.Cmd, output *os.File, log io.Writer) {
 
 	select {
 	case <-copied:
-	case <-time.After(time.Second): // somebody beyond our reach holds the pipe
+	case <-time.After(time.Second): // a process that is not ours to end has the pipe open
 		_ = output.SetReadDeadline(time.Now())
 		<-copied
 	}
 	output.Close()
 }
 
-// stop ends the server: asks it to, and after grace makes it. It returns when nothing of it is left.
+// stop asks the server to end, and kills it after grace. It returns when nothing of the server is left.
 func (s *server) stop(grace time.Duration) error {
 	if s.spec.Isolated {
-		// The group starts with bwrap, which would take the server along without letting it say goodbye.
+		// The group starts with bwrap, which would kill the server before it can end by itself.
 		signalStrays(s.id, syscall.SIGTERM)
 	} else {
 		s.signal(syscall.SIGTERM)
@@ -117,27 +110,6 @@ func (s *server) stop(grace time.Duration) error {
 		return nil
 	case <-time.After(killTime):
 		return errors.New("the server's processes do not end, although they were killed")
-	}
-}
-
-// settle waits until the server accepts connections, ends, or has had its chance.
-func (s *server) settle(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, settleTime)
-	defer cancel()
-	dialer := net.Dialer{}
-	for {
-		connection, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(s.spec.Port)))
-		if err == nil {
-			connection.Close()
-			return
-		}
-		select {
-		case <-s.ended:
-			return
-		case <-ctx.Done():
-			return
-		case <-time.After(5 * time.Millisecond):
-		}
 	}
 }
 
@@ -158,7 +130,7 @@ func (s *server) signal(signal syscall.Signal) {
 	}
 }
 
-// forgetGroup is for before the process is collected: after that its number may be given to others.
+// forgetGroup must be called before the process is reaped: after that, its number may be reused.
 func (s *server) forgetGroup() {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()

@@ -28,7 +28,7 @@ func awaitExit(pid int) bool {
 	}
 }
 
-// onlyZombies says whether all processes of a group have ended and merely wait to be collected, which init does when
+// onlyZombies reports whether all processes of a group have ended and only wait to be reaped, which init does when
 // it pleases.
 func onlyZombies(group int) bool {
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")

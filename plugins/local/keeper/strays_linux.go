@@ -8,7 +8,7 @@ import (
 	"strconv"
 )
 
-// strays gives the processes with an environment entry, as far as they may be looked at.
+// strays returns the processes that have this environment entry, as far as their environments may be read.
 func strays(entry string) []int {
 	proc, err := os.Open("/proc")
 	if err != nil {

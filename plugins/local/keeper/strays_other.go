@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// strays gives the processes with an environment entry, as far as they may be looked at.
+// strays returns the processes that have this environment entry, as far as their environments may be read.
 func strays(entry string) []int {
 	output, _ := exec.Command("ps", "-A", "-E", "-ww", "-o", "pid=,command=").Output()
 	var pids []int

@@ -30,7 +30,7 @@ func (s Store) Lock(ctx context.Context, name string) (unlock func(), err error)
 	}
 }
 
-// tryLock gives nil when the lock is held by somebody else. The file is there only while it is locked.
+// tryLock returns nil if somebody else has the lock. The file exists only while it is locked.
 func (s Store) tryLock(name string) (unlock func(), err error) {
 	path := filepath.Join(s.Root, "locks", name)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
@@ -41,7 +41,7 @@ func (s Store) tryLock(name string) (unlock func(), err error) {
 		return nil, err
 	}
 	locked, err := flock(file, syscall.LOCK_EX)
-	if !locked || err != nil || !isAt(file, path) { // its last holder may have removed the file that was opened
+	if !locked || err != nil || !isAt(file, path) { // its last owner may have removed the file that was opened
 		file.Close()
 		return nil, err
 	}
@@ -51,11 +51,11 @@ func (s Store) tryLock(name string) (unlock func(), err error) {
 	}, nil
 }
 
-// LockKeeper locks the right to be a sandbox's keeper, or gives nil when there is a living keeper. The lock belongs to
-// the open file: a keeper inherits it, and holds it until it is dead.
+// LockKeeper locks the right to be a sandbox's keeper, or returns nil if there is a living keeper. The lock belongs to
+// the open file: a keeper inherits it, and keeps it until it exits.
 func (s Store) LockKeeper(id string) (*os.File, error) { return s.lockKeeper(id, syscall.LOCK_EX) }
 
-// KeeperLives says whether a sandbox has a living keeper, or somebody is about to start or replace it.
+// KeeperLives reports whether a sandbox has a living keeper, or a process is about to start or replace it.
 func (s Store) KeeperLives(id string) (bool, error) {
 	file, err := s.lockKeeper(id, syscall.LOCK_SH)
 	if file != nil {

@@ -19,10 +19,10 @@ const (
 	lastPort  = 31999
 )
 
-// LockPorts must be held to claim ports.
+// LockPorts takes the lock that is required to reserve ports.
 func (s Store) LockPorts(ctx context.Context) (unlock func(), err error) { return s.Lock(ctx, "ports") }
 
-// PickPort claims a port nobody listens on for a sandbox, until the sandbox is erased.
+// PickPort reserves a port on which nobody listens for a sandbox, until the sandbox is erased.
 func (s Store) PickPort(ctx context.Context, id string) (int, error) {
 	ephemeralFirst, ephemeralLast := ephemeralPorts()
 	const count = lastPort - firstPort + 1
@@ -32,16 +32,16 @@ func (s Store) PickPort(ctx context.Context, id string) (int, error) {
 		if port >= ephemeralFirst && port <= ephemeralLast {
 			continue
 		}
-		if holder, err := s.ClaimPort(ctx, id, port); err != nil || holder == id {
+		if reservedFor, err := s.ReservePort(ctx, id, port); err != nil || reservedFor == id {
 			return port, err
 		}
 	}
 	return 0, fmt.Errorf("all ports from %d to %d are taken or ephemeral", firstPort, lastPort)
 }
 
-// ClaimPort claims one port for a sandbox, until the sandbox is erased. It returns who has it now: the sandbox itself,
+// ReservePort reserves one port for a sandbox, until the sandbox is erased. It returns who has it now: the sandbox itself,
 // another sandbox's ID, or "" when something else on this machine listens there. Claiming a port again is fine.
-func (s Store) ClaimPort(ctx context.Context, id string, port int) (holder string, err error) {
+func (s Store) ReservePort(ctx context.Context, id string, port int) (reservedFor string, err error) {
 	link := filepath.Join(s.Root, "ports", strconv.Itoa(port))
 	if err := os.MkdirAll(filepath.Dir(link), 0o700); err != nil {
 		return "", err
@@ -51,9 +51,9 @@ func (s Store) ClaimPort(ctx context.Context, id string, port int) (holder strin
 	case err != nil:
 		return "", err
 	default:
-		holder = filepath.Base(target)
-		if _, err := os.Stat(s.Dir(holder)); err == nil && holder != id {
-			return holder, nil
+		reservedFor = filepath.Base(target)
+		if _, err := os.Stat(s.Dir(reservedFor)); err == nil && reservedFor != id {
+			return reservedFor, nil
 		}
 		os.Remove(link) // its sandbox is gone, or it is ours
 	}

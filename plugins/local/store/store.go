@@ -8,7 +8,7 @@
 //	    keeper.json             how its keeper is reached
 //	    keeper.lock             locked by the keeper for as long as the keeper lives
 //	    keeper.log              what the keeper had to complain about
-//	ROOT/ports/PORT             a symbolic link to the sandbox that holds the port
+//	ROOT/ports/PORT             a symbolic link to the sandbox for which the port is reserved
 //	ROOT/locks/NAME             locked while the sandbox of one session is being changed
 //	ROOT/pending/ID             a sandbox that is being made or removed
 //
@@ -37,7 +37,7 @@ type Store struct {
 	Root string
 }
 
-// Record is what a sandbox is. Only the holder of the session's lock writes it.
+// Record is what a sandbox is. Whoever writes it has locked the session.
 type Record struct {
 	ID      string            `json:"id"`
 	Session string            `json:"session"`
@@ -47,12 +47,12 @@ type Record struct {
 	// CreatedAt and ExpiresAt are wall-clock times; a zero ExpiresAt means never.
 	CreatedAt time.Time `json:"created_at"`
 	ExpiresAt time.Time `json:"expires_at,omitzero"`
-	// Port and ExtraPorts are the loopback ports the sandbox holds; zero before its first server.
+	// Port and ExtraPorts are the loopback ports reserved for the sandbox; zero before its first server.
 	Port       int            `json:"port,omitempty"`
 	ExtraPorts map[string]int `json:"extra_ports,omitempty"`
 }
 
-// Expired says whether the sandbox's life has ended.
+// Expired reports whether the sandbox has expired.
 func (r Record) Expired() bool { return !r.ExpiresAt.IsZero() && !time.Now().Before(r.ExpiresAt) }
 
 var idPattern = regexp.MustCompile(`^berth-[a-z0-9-]*-[0-9a-f]{16}-[0-9a-f]{8}$`)
@@ -93,7 +93,7 @@ func (s Store) IDs() ([]string, error) {
 	return ids, nil
 }
 
-// Find gives the ID of the sandbox with that name, and "" when there is none.
+// Find returns the ID of the sandbox with that name, or "" if there is none.
 func (s Store) Find(name string) (string, error) {
 	ids, err := s.IDs()
 	for _, id := range ids {
@@ -114,12 +114,12 @@ func (s Store) Load(id string) (Record, error) {
 	return record, err
 }
 
-// Save replaces the record of an existing sandbox. The caller holds the session's lock.
+// Save replaces the record of an existing sandbox. The caller has locked the session.
 func (s Store) Save(record Record) error {
 	return WriteJSON(filepath.Join(s.Dir(record.ID), "sandbox.json"), record)
 }
 
-// Publish makes a sandbox. The caller holds the session's lock.
+// Publish makes a sandbox. The caller has locked the session.
 func (s Store) Publish(record Record) error {
 	pending := filepath.Join(s.Root, "pending", record.ID)
 	if err := os.MkdirAll(filepath.Join(pending, "work"), 0o700); err != nil {
@@ -134,7 +134,7 @@ func (s Store) Publish(record Record) error {
 	return os.Rename(pending, s.Dir(record.ID))
 }
 
-// Erase removes a sandbox whose processes have ended, and gives its ports back. The caller holds the session's lock
+// Erase removes a sandbox whose processes have ended, and releases its ports. The caller has locked the session
 // and the keeper's.
 func (s Store) Erase(ctx context.Context, id string) error {
 	pending := filepath.Join(s.Root, "pending", id)

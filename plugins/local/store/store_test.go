@@ -203,25 +203,25 @@ func TestAPortBelongsToOneSandboxUntilItIsErased(t *testing.T) {
 	if ephemeralFirst, ephemeralLast := ephemeralPorts(); port >= ephemeralFirst && port <= ephemeralLast {
 		t.Errorf("port %d is ephemeral", port)
 	}
-	claim := func(id string) string {
+	reserve := func(id string) string {
 		t.Helper()
-		holder, err := s.ClaimPort(t.Context(), id, port)
+		reservedFor, err := s.ReservePort(t.Context(), id, port)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return holder
+		return reservedFor
 	}
-	if holder := claim(second); holder != first {
-		t.Errorf("held by %q, want the first", holder)
+	if reservedFor := reserve(second); reservedFor != first {
+		t.Errorf("reserved for %q, want the first", reservedFor)
 	}
-	if holder := claim(first); holder != first {
-		t.Errorf("claimed again: held by %q", holder)
+	if reservedFor := reserve(first); reservedFor != first {
+		t.Errorf("reserved again: reserved for %q", reservedFor)
 	}
 	if err := os.RemoveAll(s.Dir(first)); err != nil { // without giving the port back
 		t.Fatal(err)
 	}
-	if holder := claim(second); holder != second {
-		t.Errorf("a claim of a sandbox that is gone: held by %q", holder)
+	if reservedFor := reserve(second); reservedFor != second {
+		t.Errorf("the port of a sandbox that is gone: reserved for %q", reservedFor)
 	}
 	if err := s.Erase(t.Context(), second); err != nil {
 		t.Fatal(err)
@@ -240,7 +240,7 @@ func TestAPortSomebodyListensOnIsNotClaimed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	if holder, err := s.ClaimPort(t.Context(), id, listener.Addr().(*net.TCPAddr).Port); holder != "" || err != nil {
-		t.Errorf("held by %q, %v", holder, err)
+	if reservedFor, err := s.ReservePort(t.Context(), id, listener.Addr().(*net.TCPAddr).Port); reservedFor != "" || err != nil {
+		t.Errorf("reserved for %q, %v", reservedFor, err)
 	}
 }

@@ -16,7 +16,7 @@
 //   INVALID_ARGUMENT    the request or configuration is wrong and will stay wrong
 //   PERMISSION_DENIED   credentials missing, wrong or too weak (UNAUTHENTICATED is read the same way)
 //   NOT_FOUND           the provider answered: there is no such sandbox. Never sent for a look-up that failed
-//   ALREADY_EXISTS      the sandbox's name is held by a sandbox that is not ours
+//   ALREADY_EXISTS      the sandbox's name belongs to a sandbox that is not ours
 //   FAILED_PRECONDITION the sandbox is there but in a state that forbids the call
 //   RESOURCE_EXHAUSTED  quota or rate limit
 //   UNAVAILABLE         the provider, or the way to it, did not answer
@@ -179,7 +179,7 @@ const (
 	SandboxState_SANDBOX_STATE_SUSPENDED SandboxState = 3
 	// Ended, or on its way there: nothing can wake it.
 	SandboxState_SANDBOX_STATE_GONE SandboxState = 4
-	// The provider gave up on it. It may still hold its name and cost money.
+	// The provider gave up on it. It may still occupy its name and cost money.
 	SandboxState_SANDBOX_STATE_FAILED SandboxState = 5
 	// A state this plugin does not know.
 	SandboxState_SANDBOX_STATE_UNKNOWN SandboxState = 6
@@ -400,7 +400,7 @@ type DescribeResponse struct {
 	// One sentence for people.
 	Summary      string       `protobuf:"bytes,3,opt,name=summary,proto3" json:"summary,omitempty"`
 	Capabilities []Capability `protobuf:"varint,4,rep,packed,name=capabilities,proto3,enum=berth.provider.v1.Capability" json:"capabilities,omitempty"`
-	// What the provider's config block may hold.
+	// The arguments of the provider's config block.
 	Attributes    []*Attribute `protobuf:"bytes,5,rep,name=attributes,proto3" json:"attributes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -756,7 +756,7 @@ func (x *Server) GetAllowPublic() bool {
 	return false
 }
 
-// HealthCheck says which answer counts as alive: status 2xx without following redirects, and the JSON fields.
+// HealthCheck defines a healthy answer: status 2xx, without following redirects, and the JSON fields.
 type HealthCheck struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Asked in order; the next one only when the answer was 404.
@@ -1069,7 +1069,7 @@ type CreateRequest struct {
 	Session string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	// The installation that owns the sandbox. Two owners never see or touch each other's.
 	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
-	// Unique to this attempt; written to the sandbox so that a lost answer can be settled.
+	// Unique to this attempt; written to the sandbox, so that a lost answer can be matched to it.
 	Attempt string `protobuf:"bytes,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// Some providers need ports and environment now. The server is not expected to run yet.
 	Server *Server           `protobuf:"bytes,4,opt,name=server,proto3" json:"server,omitempty"`

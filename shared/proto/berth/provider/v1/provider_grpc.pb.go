@@ -16,7 +16,7 @@
 //   INVALID_ARGUMENT    the request or configuration is wrong and will stay wrong
 //   PERMISSION_DENIED   credentials missing, wrong or too weak (UNAUTHENTICATED is read the same way)
 //   NOT_FOUND           the provider answered: there is no such sandbox. Never sent for a look-up that failed
-//   ALREADY_EXISTS      the sandbox's name is held by a sandbox that is not ours
+//   ALREADY_EXISTS      the sandbox's name belongs to a sandbox that is not ours
 //   FAILED_PRECONDITION the sandbox is there but in a state that forbids the call
 //   RESOURCE_EXHAUSTED  quota or rate limit
 //   UNAVAILABLE         the provider, or the way to it, did not answer
@@ -210,8 +210,9 @@ type ProviderClient interface {
 	// Attach finds the session's sandbox, wakes it if it sleeps and waits until it runs. It never creates. Safe to
 	// repeat.
 	Attach(ctx context.Context, in *AttachRequest, opts ...grpc.CallOption) (*AttachResponse, error)
-	// StartServer starts the action server unless it is up already, and says where to reach it. Safe to repeat: there
-	// is never a second copy on the same port.
+	// StartServer launches the action server unless it runs already, and returns where to reach it. It returns as soon
+	// as the server was launched. A server that dies at once is reported by the error SERVER_EXITED or by the next Ping
+	// with EXITED, in both cases with its exit code and last log lines. Safe to repeat: there is never a second copy.
 	StartServer(ctx context.Context, in *StartServerRequest, opts ...grpc.CallOption) (*StartServerResponse, error)
 	// Ping asks the server's health path once. The host repeats it, up to several times a second at first, so it stays
 	// off the provider's control API while things go well.
@@ -279,8 +280,9 @@ type ProviderServer interface {
 	// Attach finds the session's sandbox, wakes it if it sleeps and waits until it runs. It never creates. Safe to
 	// repeat.
 	Attach(context.Context, *AttachRequest) (*AttachResponse, error)
-	// StartServer starts the action server unless it is up already, and says where to reach it. Safe to repeat: there
-	// is never a second copy on the same port.
+	// StartServer launches the action server unless it runs already, and returns where to reach it. It returns as soon
+	// as the server was launched. A server that dies at once is reported by the error SERVER_EXITED or by the next Ping
+	// with EXITED, in both cases with its exit code and last log lines. Safe to repeat: there is never a second copy.
 	StartServer(context.Context, *StartServerRequest) (*StartServerResponse, error)
 	// Ping asks the server's health path once. The host repeats it, up to several times a second at first, so it stays
 	// off the provider's control API while things go well.

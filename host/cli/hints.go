@@ -1,0 +1,79 @@
+package cli
+
+import (
+	"errors"
+
+	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/host/sweep"
+)
+
+// hintError is an error whose hint is known where it is made.
+type hintError struct {
+	error
+	hint string
+}
+
+func (h hintError) Unwrap() error { return h.error }
+
+func withHint(hint string, err error) error { return hintError{err, hint} }
+
+// hintFor returns what to do about err, or "" if there is nothing to say. e is the failure in err.
+func hintFor(err error, e *connect.Error) string {
+	var known hintError
+	var unusable *records.UnusableError
+	switch {
+	case errors.As(err, &known):
+		return known.hint
+	case e.Cleanup == connect.CleanupFailed && e.Session != "":
+		return "berth disconnect " + e.Session + " tries once more to remove what is left"
+	case errors.As(err, &unusable):
+		return unusable.Hint
+	case limitHints[e.Limit.Name] != "":
+		return limitHints[e.Limit.Name]
+	case e.OtherProvider != "":
+		return "use --provider " + e.OtherProvider + ", or disconnect the session there first"
+	case reasonHints[e.Reason] != "":
+		return reasonHints[e.Reason]
+	case e.Code == connect.CodeDenied && e.Phase == connect.PhaseHealth:
+		return "the server's key or the provider's token does not fit; was the server started by another installation?"
+	case e.Code == connect.CodeNotFound && e.Phase == connect.PhaseAcquire:
+		return "connect with mode auto or create to make a sandbox"
+	case e.Code == connect.CodeNotFound && e.SandboxID != "":
+		return "berth connect makes a new one"
+	}
+	return codeHints[e.Code]
+}
+
+var limitHints = map[connect.LimitName]string{
+	connect.LimitTotal:  "raise timeouts.total or --timeout if the provider only needs longer",
+	connect.LimitCreate: "raise timeouts.create if the provider only needs longer",
+	connect.LimitStart:  "raise timeouts.start if the provider only needs longer",
+	connect.LimitHealth: "look at the server's log; raise health.timeout if it only needs longer",
+}
+
+var reasonHints = map[connect.Reason]string{
+	connect.ReasonHasSandbox:  "connect with mode attach or auto, or disconnect the session first",
+	connect.ReasonInterrupted: "connect it again, or end what is left with berth recover",
+	connect.ReasonOpenServer:  "give the server a key_header, or accept it with allow_public = true",
+}
+
+var codeHints = map[connect.Code]string{
+	connect.CodeDenied:       "check the provider's credentials: berth doctor",
+	connect.CodeNotFound:     "berth sessions lists what there is",
+	connect.CodeQuota:        "disconnect sessions you no longer need (berth sessions), or raise the account's quota",
+	connect.CodeRateLimited:  "try again later",
+	connect.CodeUnreachable:  "check the network and the provider's status, then try again",
+	connect.CodeServerExited: "look at the server's log and command",
+	connect.CodePluginFailed: "run the command again with --log-level debug to see the plugin's own log",
+	connect.CodeBusy:         "try again in a moment",
+	connect.CodeLeaseLost:    "connect again: whoever works on the session now is waited for",
+}
+
+// explained returns why a sweep gave its verdict, with what to do about one that it left to the user.
+func explained(f sweep.Finding) string {
+	if f.Verdict == sweep.Unrecorded {
+		return f.Why + ": if it is of no other host, connect its session, or sweep with --unrecorded"
+	}
+	return f.Why
+}

@@ -1,0 +1,151 @@
+package connect
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"maps"
+	"time"
+
+	"github.com/berth-dev/berth/host/lease"
+	"github.com/berth-dev/berth/host/recovery"
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// attempt is one connect under way.
+type attempt struct {
+	account recovery.Account
+	req     Request
+	// id is among the labels of a sandbox that the attempt creates.
+	id  string
+	key string
+	// server is what providers are given: it has the session key in its environment.
+	server provider.Server
+	began  time.Time
+	events func(Event)
+
+	// lease is nil before it is taken and after it is released.
+	lease *lease.Lease
+	// waitsFor is the host that had the lease last, while this one waited for it.
+	waitsFor   string
+	phase      Phase
+	phaseBegan time.Time
+	sandboxID  string
+	// made reports whether this attempt created a sandbox, or may have: then a failure undoes it.
+	made    bool
+	pings   int
+	timings Timings
+}
+
+func newAttempt(account recovery.Account, secret []byte, req Request, events func(Event)) *attempt {
+	a := &attempt{
+		account: account, req: req, id: rand.Text(), key: sessionKey(secret, req.Session), began: time.Now(), events: events,
+	}
+	a.server = req.Server.Server
+	a.server.Health.Timeout = req.Health.ProbeTimeout
+	a.server.Env = maps.Clone(req.Server.Env)
+	if a.server.Env == nil {
+		a.server.Env = map[string]string{}
+	}
+	for _, name := range req.Server.KeyEnv {
+		a.server.Env[name] = a.key
+	}
+	return a
+}
+
+// Causes of contexts that a limit has ended.
+var (
+	errTotal  = errors.New("the limit of the whole connect has passed")
+	errCreate = errors.New("the limit for getting a sandbox has passed")
+	errStart  = errors.New("the limit for starting the server has passed")
+	errHealth = errors.New("the limit for waiting until the server is healthy has passed")
+)
+
+// enter begins a phase.
+func (a *attempt) enter(phase Phase) {
+	a.phase, a.phaseBegan = phase, time.Now()
+	a.emit(Event{Phase: phase, Status: StatusStarted})
+}
+
+// leave ends the phase and returns how long it took.
+func (a *attempt) leave(message string) time.Duration {
+	elapsed := time.Since(a.phaseBegan)
+	a.emit(Event{Phase: a.phase, Status: StatusDone, Elapsed: elapsed, Message: message})
+	return elapsed
+}
+
+func (a *attempt) progress(message string) {
+	a.emit(Event{Phase: a.phase, Status: StatusProgress, Elapsed: time.Since(a.phaseBegan), Message: message})
+}
+
+func (a *attempt) failed(message string) {
+	a.emit(Event{Phase: a.phase, Status: StatusFailed, Elapsed: time.Since(a.phaseBegan), Message: message})
+}
+
+// ready ends the attempt.
+func (a *attempt) ready(sandbox provider.Sandbox, endpoints provider.Endpoints) Result {
+	a.timings.Total = time.Since(a.began)
+	a.emit(Event{Phase: PhaseReady, Status: StatusDone, Elapsed: a.timings.Total})
+	return Result{
+		Session: a.req.Session, Provider: a.account.Name, SandboxID: sandbox.ID, Origin: sandbox.Origin,
+		Endpoint: endpoints.Server, Extra: endpoints.Extra, Pings: a.pings, Timings: a.timings,
+	}
+}
+
+func (a *attempt) emit(e Event) {
+	e.Time = time.Now()
+	e.Session, e.Provider, e.Attempt, e.SandboxID, e.Pings = a.req.Session, a.account.Name, a.id, a.sandboxID, a.pings
+	a.events(e)
+}
+
+// withKey returns the endpoints with the session key's header, those of extra ports too: they are served by the same
+// server.
+func (a *attempt) withKey(endpoints provider.Endpoints) provider.Endpoints {
+	header := a.req.Server.KeyHeader
+	if header == "" {
+		return endpoints
+	}
+	add := func(e provider.Endpoint) provider.Endpoint {
+		e.Headers = maps.Clone(e.Headers)
+		if e.Headers == nil {
+			e.Headers = map[string]string{}
+		}
+		e.Headers[header] = a.key
+		return e
+	}
+	keyed := provider.Endpoints{Server: add(endpoints.Server), Extra: maps.Clone(endpoints.Extra)}
+	for name, extra := range keyed.Extra {
+		keyed.Extra[name] = add(extra)
+	}
+	return keyed
+}
+
+func sessionKey(secret []byte, session string) string {
+	mac := hmac.New(sha256.New, secret)
+	mac.Write([]byte("berth session key\x00" + session))
+	return hex.EncodeToString(mac.Sum(nil))
+}
+
+// onceMoreAfterCrash repeats a call that is safe to repeat when the plugin crashed under it.
+func onceMoreAfterCrash[T any](call func() (T, error)) (T, error) {
+	value, err := call()
+	if isReason(err, provider.ReasonPluginCrashed) {
+		value, err = call()
+	}
+	return value, err
+}
+
+func isReason(err error, reason string) bool {
+	var e *provider.Error
+	return errors.As(err, &e) && e.Reason == reason
+}
+
+// round makes a duration readable.
+func round(d time.Duration) time.Duration {
+	if d > time.Second {
+		return d.Round(100 * time.Millisecond)
+	}
+	return d.Round(time.Millisecond)
+}

@@ -1,0 +1,176 @@
+package connect
+
+import (
+	"fmt"
+	"maps"
+	"regexp"
+	"time"
+
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// Request is one connect. Limits and paces that are zero have their defaults.
+type Request struct {
+	Session string
+	// Mode is ModeAuto if empty.
+	Mode   Mode
+	Server Server
+	Health Health
+	Limits Limits
+	// Labels go on a sandbox that is created.
+	Labels map[string]string
+	// Lifetime is after how long the provider ends the sandbox by itself.
+	Lifetime time.Duration
+}
+
+// Mode is what may be done to get a sandbox.
+type Mode string
+
+const (
+	// ModeAuto attaches to the session's sandbox, or creates one when there is none.
+	ModeAuto Mode = "auto"
+	// ModeAttach only attaches.
+	ModeAttach Mode = "attach"
+	// ModeCreate only creates: a session that has a sandbox is an error.
+	ModeCreate Mode = "create"
+)
+
+// Server is what to start, and how its callers identify themselves.
+type Server struct {
+	// Server is ready to be given to a provider, except that no session key is in its Env.
+	provider.Server
+	// KeyEnv are the environment variables in which the server expects its session key.
+	KeyEnv []string
+	// KeyHeader is the HTTP header in which callers send the session key. It is empty for a server that takes none.
+	KeyHeader string
+}
+
+// Health paces the health wait.
+type Health struct {
+	// Timeout ends the wait.
+	Timeout time.Duration
+	// Interval is the longest pause between two probes.
+	Interval time.Duration
+	// Ramp is RampAuto if empty.
+	Ramp Ramp
+	// ProbeTimeout bounds one probe.
+	ProbeTimeout time.Duration
+}
+
+// Ramp is the way from the first probe to one probe an interval.
+type Ramp string
+
+const (
+	// RampAuto starts with short pauses and lengthens them up to the interval.
+	RampAuto Ramp = "auto"
+	// RampOff waits the whole interval from the start.
+	RampOff Ramp = "off"
+)
+
+// Limits bound the steps.
+type Limits struct {
+	// Total is the one deadline over everything but the undo.
+	Total time.Duration
+	// Create bounds getting a sandbox, by Attach or by Create.
+	Create time.Duration
+	// Start bounds the start of the server, without the health wait.
+	Start time.Duration
+	// Undo bounds the cleaning up after a failure.
+	Undo time.Duration
+}
+
+// DefaultHealth returns the pace of a health wait for which nothing else is configured.
+func DefaultHealth() Health {
+	return Health{Timeout: 120 * time.Second, Interval: time.Second, Ramp: RampAuto, ProbeTimeout: 5 * time.Second}
+}
+
+// DefaultLimits returns the limits for which nothing else is configured.
+func DefaultLimits() Limits {
+	return Limits{Total: 10 * time.Minute, Create: 5 * time.Minute, Start: time.Minute, Undo: 30 * time.Second}
+}
+
+// complete returns the request with its defaults, or an *Error if no provider could serve it.
+func (r Request) complete(providerName string) (Request, error) {
+	return r.withDefaults(), r.Validate(providerName)
+}
+
+func (r Request) withDefaults() Request {
+	if r.Mode == "" {
+		r.Mode = ModeAuto
+	}
+	health, limits := DefaultHealth(), DefaultLimits()
+	if r.Health.Ramp == "" {
+		r.Health.Ramp = health.Ramp
+	}
+	setDefault(&r.Health.Timeout, health.Timeout)
+	setDefault(&r.Health.Interval, health.Interval)
+	setDefault(&r.Health.ProbeTimeout, health.ProbeTimeout)
+	setDefault(&r.Limits.Total, limits.Total)
+	setDefault(&r.Limits.Create, limits.Create)
+	setDefault(&r.Limits.Start, limits.Start)
+	setDefault(&r.Limits.Undo, limits.Undo)
+	return r
+}
+
+func setDefault(d *time.Duration, value time.Duration) {
+	if *d <= 0 {
+		*d = value
+	}
+}
+
+var sessionID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:@/+=-]{0,127}$`)
+
+// Validate returns an *Error if no provider could serve the request.
+func (r Request) Validate(providerName string) error {
+	var message string
+	switch {
+	case !sessionID.MatchString(r.Session):
+		message = fmt.Sprintf("the session id %.140q is not allowed: 1 to 128 of A-Z a-z 0-9 . _ : @ / + = -, beginning with a letter or digit", r.Session)
+	case r.Mode != "" && r.Mode != ModeAuto && r.Mode != ModeAttach && r.Mode != ModeCreate:
+		message = fmt.Sprintf("the mode %q is not one of auto, attach, create", r.Mode)
+	case len(r.Server.Command) == 0:
+		message = "the server has no command"
+	default:
+		return nil
+	}
+	return &Error{Code: CodeInvalidConfig, Message: message, Session: r.Session, Provider: providerName, Cleanup: CleanupNone}
+}
+
+// Result is a connected session. The caller may change the maps.
+type Result struct {
+	Session   string
+	Provider  string
+	SandboxID string
+	Origin    provider.Origin
+	// Endpoint is the action server: its URL, every header a caller must send, and when it stops being valid.
+	Endpoint provider.Endpoint
+	// Extra are the extra ports, by name.
+	Extra map[string]provider.Endpoint
+	// Pings is how many health questions were asked.
+	Pings   int
+	Timings Timings
+}
+
+// Probe is what a look at a session's sandbox found.
+type Probe struct {
+	Sandbox provider.Sandbox
+	// Ping is the server's answer. It is empty when the sandbox does not run: then nobody was asked.
+	Ping provider.PingResult
+	// Elapsed is how long the server took to answer.
+	Elapsed time.Duration
+}
+
+// Timings are how long the phases took.
+type Timings struct {
+	Acquire, StartServer, Health, Total time.Duration
+}
+
+func (r Result) clone() Result {
+	r.Endpoint.Headers = maps.Clone(r.Endpoint.Headers)
+	r.Extra = maps.Clone(r.Extra)
+	for name, e := range r.Extra {
+		e.Headers = maps.Clone(e.Headers)
+		r.Extra[name] = e
+	}
+	return r
+}

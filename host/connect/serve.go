@@ -1,0 +1,69 @@
+package connect
+
+import (
+	"cmp"
+	"context"
+	"net/netip"
+	"net/url"
+
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// findServer returns the endpoints of a sandbox that was found running, and reports whether its server is healthy: then
+// it need not be started. It asks once.
+func (a *attempt) findServer(ctx context.Context, sandbox provider.Sandbox) (provider.Endpoints, bool) {
+	if sandbox.Origin != provider.OriginAttached || sandbox.Endpoints == nil {
+		return provider.Endpoints{}, false
+	}
+	a.enter(PhaseHealth)
+	endpoints := a.withKey(*sandbox.Endpoints)
+	result, err := a.ping(ctx, endpoints.Server)
+	healthy := err == nil && result.Status == provider.PingAlive
+	message := "server is up"
+	if !healthy {
+		message = "server is not up"
+	}
+	a.timings.Health = a.leave(message)
+	return endpoints, healthy
+}
+
+// startServer starts the server in the sandbox and returns its endpoints, with the session key.
+func (a *attempt) startServer(ctx context.Context) (provider.Endpoints, error) {
+	if err := a.lease.Check(ctx); err != nil {
+		return provider.Endpoints{}, err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, a.req.Limits.Start, errStart)
+	defer cancel()
+	request := provider.StartServerRequest{
+		Session: a.req.Session, Owner: a.account.Owner, SandboxID: a.sandboxID, Server: a.server,
+	}
+	endpoints, err := onceMoreAfterCrash(func() (provider.Endpoints, error) {
+		return a.account.Provider.StartServer(ctx, request)
+	})
+	if err != nil {
+		return endpoints, cmp.Or(context.Cause(ctx), err)
+	}
+	if a.openToAnyone(endpoints.Server) {
+		return endpoints, &Error{
+			Code: CodeStartFailed, Reason: ReasonOpenServer,
+			Message: "the server would be open to anyone: neither the provider nor the server asks for a key",
+		}
+	}
+	return a.withKey(endpoints), nil
+}
+
+// openToAnyone reports whether the server can be reached without any key, and that was not asked for.
+func (a *attempt) openToAnyone(endpoint provider.Endpoint) bool {
+	server := a.req.Server
+	return server.KeyHeader == "" && len(endpoint.Headers) == 0 && !server.AllowPublic && !isLoopback(endpoint.URL)
+}
+
+// isLoopback reports whether the URL can only be reached from the machine itself.
+func isLoopback(rawURL string) bool {
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		return false
+	}
+	address, err := netip.ParseAddr(u.Hostname())
+	return u.Hostname() == "localhost" || err == nil && address.IsLoopback()
+}

@@ -1,0 +1,135 @@
+// Package lease is the right to work on one session, together with the record that is written under it. Of all hosts
+// with the same records, one at a time has a session's lease.
+package lease
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/sethvargo/go-retry"
+
+	"github.com/berth-dev/berth/host/fence"
+	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+// releaseLimit bounds the last write of a record, which must happen even when the caller has gone.
+const releaseLimit = 10 * time.Second
+
+// Lease is the right to work on one session. Every step that changes something at a provider begins with Check: a host
+// that was paused or cut off must not touch what another host may be working on by now. It is not for concurrent use.
+type Lease struct {
+	// Record is the session's record as the next Save or Release writes it.
+	Record records.Record
+
+	store records.Store
+	lease records.Lease
+}
+
+// Error is a failure of the records. It sets them apart from the provider, whose calls are made under the same lease.
+type Error struct {
+	// Cause is the error of the records: records.ErrLost, a *records.HeldError, a *records.UnusableError or another.
+	Cause error
+}
+
+func (e *Error) Error() string { return e.Cause.Error() }
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Cause }
+
+// IsLost reports whether err means that the lease is lost.
+func IsLost(err error) bool { return errors.Is(err, records.ErrLost) }
+
+// Take takes the session's lease. While another host works on the session it waits, and calls waiting once for each
+// such host. Its errors, and those of all methods, are *Error or the context's.
+func Take(ctx context.Context, store records.Store, session string, waiting func(holder string)) (*Lease, error) {
+	var taken *Lease
+	var last string
+	err := retry.Do(ctx, pauses(), func(ctx context.Context) error {
+		var err error
+		taken, err = Try(ctx, store, session)
+		var busy *records.HeldError
+		if !errors.As(err, &busy) {
+			return err
+		}
+		if busy.Holder != last {
+			last = busy.Holder
+			waiting(last)
+		}
+		return retry.RetryableError(err)
+	})
+	return taken, err
+}
+
+func pauses() retry.Backoff {
+	return retry.WithJitterPercent(20, retry.WithCappedDuration(500*time.Millisecond, retry.NewExponential(20*time.Millisecond)))
+}
+
+// Try takes the session's lease if no host has it. Otherwise the error's cause is a *records.HeldError.
+func Try(ctx context.Context, store records.Store, session string) (*Lease, error) {
+	lease, record, err := store.Claim(ctx, session)
+	if err != nil {
+		return nil, failure(err)
+	}
+	return &Lease{Record: record, store: store, lease: lease}, nil
+}
+
+// Check returns an error if the lease is lost or ctx has ended. Records that cannot be read do not end a lease: no other
+// host can have taken it before its time is up, and the store knows that time by itself.
+func (l *Lease) Check(ctx context.Context) error {
+	err := l.store.Check(ctx, l.lease)
+	switch {
+	case err == nil:
+		return nil
+	case IsLost(err), !l.store.Valid():
+		return failure(records.ErrLost)
+	}
+	return ctx.Err()
+}
+
+// Context returns a context whose provider calls are refused once the lease is lost, even when that happens between
+// Check and the call. It asks the store's clock only.
+func (l *Lease) Context(ctx context.Context) context.Context {
+	return fence.With(ctx, func() error {
+		if !l.store.Valid() {
+			return failure(records.ErrLost)
+		}
+		return nil
+	})
+}
+
+// Save writes the record. Whatever costs money comes after a Save that succeeded.
+func (l *Lease) Save(ctx context.Context) error {
+	return failure(l.store.Save(ctx, l.lease, l.Record))
+}
+
+// Release writes the record for the last time and gives the lease back. It does so even when ctx has ended.
+func (l *Lease) Release(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseLimit)
+	defer cancel()
+	return failure(l.store.Release(ctx, l.lease, l.Record))
+}
+
+// SetSandbox makes the record name a sandbox that runs on the provider.
+func (l *Lease) SetSandbox(providerName string, sandbox provider.Sandbox) {
+	l.Record.Provider, l.Record.SandboxID, l.Record.State = providerName, sandbox.ID, records.StateRunning
+	l.Record.Attempt = sandbox.Attempt
+	l.Record.ExpiresAt = sandbox.ExpiresAt
+	if !sandbox.CreatedAt.IsZero() {
+		l.Record.CreatedAt = sandbox.CreatedAt
+	}
+}
+
+// SetGone makes the record say that the session has no sandbox. It still names the last one.
+func (l *Lease) SetGone() {
+	l.Record.State = records.StateGone
+	l.Record.ExpiresAt, l.Record.HeldUntil = time.Time{}, time.Time{}
+}
+
+func failure(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &Error{Cause: err}
+}

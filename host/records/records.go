@@ -1,0 +1,143 @@
+// Package records stores which session has which sandbox, and the leases that allow one host at a time to work on a
+// session. Everything that costs money is recorded before it is done, so that another host can finish or undo it.
+//
+// A Store is one host's access to the records: SQL (SQLite in the state directory, or PostgreSQL shared by several
+// machines) or Memory. Nothing secret is stored.
+package records
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// State is the state of a session's sandbox, as far as the records know.
+type State string
+
+const (
+	// StateGone means that there is no sandbox. SandboxID names the last one, if there ever was one.
+	StateGone State = "gone"
+	// StateCreating means that Attempt is creating a sandbox, or was when its host died. A sandbox may exist whose ID
+	// was never recorded.
+	StateCreating State = "creating"
+	// StateRunning means that the sandbox is running.
+	StateRunning State = "running"
+	// StateSuspended means that the sandbox was suspended.
+	StateSuspended State = "suspended"
+	// StateDestroying means that the sandbox is to be destroyed and has not been seen to be gone.
+	StateDestroying State = "destroying"
+)
+
+// Record is what is known of one session. A session has at most one sandbox, on one provider.
+type Record struct {
+	Session string
+	// Provider is the label of the provider block.
+	Provider  string
+	SandboxID string
+	// Attempt identifies the connect that created the sandbox, or is creating it. The sandbox carries it as a label.
+	Attempt string
+	State   State
+	// Holder describes, for people, the host that has the session's lease. It is empty if no host has.
+	Holder string
+	// CreatedAt is the time the sandbox was created or, until it is, the time the attempt began.
+	CreatedAt time.Time
+	// UpdatedAt is the time the record last changed. Saving an identical record leaves it as it is.
+	UpdatedAt time.Time
+	// ExpiresAt is the time at which the provider ends the sandbox by itself. Zero means never, or not known.
+	ExpiresAt time.Time
+	// HeldUntil is the time until which the sandbox is kept alive. It advances for as long as that goes on.
+	HeldUntil time.Time
+}
+
+// Interrupted reports whether a host died, or gave up, while it created or destroyed the sandbox.
+func (r Record) Interrupted() bool {
+	return r.Holder == "" && (r.State == StateCreating || r.State == StateDestroying)
+}
+
+// HasSandbox reports whether the session has a sandbox, or may have one.
+func (r Record) HasSandbox() bool { return r.State != StateGone && r.State != "" }
+
+// Lease is the right to work on one session. It ends with Release, or when its host does not renew it in time.
+// Every lease of a session has a greater Token than the one before it.
+type Lease struct {
+	Session string
+	Holder  string
+	Token   int64
+}
+
+// Store is one host's access to the records. Its methods may be called concurrently. Times are those of the store's
+// clock, in milliseconds.
+//
+// All leases of a store belong to one holder, which the store registers with its first lease and renews in the
+// background until Close. If it fails to renew the holder in time, because the process was stopped or the database was
+// out of reach, the holder expires and its leases are lost for good, even if no other host has taken them: writes
+// return ErrLost. The next Claim registers a new holder.
+type Store interface {
+	// Claim acquires the lease on the session and returns the session's record. A session without a record gets one
+	// in StateGone. If another lease on the session exists, from this store or another, the error is a *HeldError.
+	// The lease of a holder that has expired, or whose process is known to have died, is taken over.
+	Claim(ctx context.Context, session string) (Lease, Record, error)
+	// Check returns ErrLost if the lease is lost.
+	Check(ctx context.Context, lease Lease) error
+	// Save writes the record, except Holder and UpdatedAt. If the lease is lost, it changes nothing and returns
+	// ErrLost. The record is durable when Save returns.
+	Save(ctx context.Context, lease Lease, record Record) error
+	// Release writes the record as Save does and, in the same step, gives up the lease.
+	Release(ctx context.Context, lease Lease, record Record) error
+	// Get returns the record of a session, or ErrNotFound.
+	Get(ctx context.Context, session string) (Record, error)
+	// List returns all records, sorted by session.
+	List(ctx context.Context) ([]Record, error)
+	// Forget deletes the records in StateGone that were last updated before the given time and are not leased.
+	// It returns how many it deleted.
+	Forget(ctx context.Context, before time.Time) (int, error)
+	// Began returns the time at which these records were created. They say nothing about sandboxes older than that.
+	Began(ctx context.Context) (time.Time, error)
+	// Valid reports whether the leases of this store are still good by the clock of this process. It does no I/O.
+	// A store without leases is valid.
+	Valid() bool
+	// Close gives up all leases and waits for the store's goroutines to end.
+	Close() error
+}
+
+var (
+	// ErrNotFound means that there is no record of the session.
+	ErrNotFound = errors.New("the records do not know this session")
+	// ErrLost means that the lease is lost because its host did not renew it in time. Another host may be at work.
+	ErrLost = errors.New("the lease on the session is lost: this host did not renew it in time, and another host may be at work")
+)
+
+// HeldError is returned for a session that another lease exists on.
+type HeldError struct {
+	Session string
+	// Holder describes the host that has the lease, for people.
+	Holder string
+	// Until is when the lease ends unless it is renewed.
+	Until time.Time
+}
+
+func (e *HeldError) Error() string {
+	return fmt.Sprintf("%s is working on session %q", e.Holder, e.Session)
+}
+
+// UnusableError means that the records cannot be read or written. Nothing was changed.
+type UnusableError struct {
+	// Where names the database, without its password.
+	Where string
+	// Problem is what is wrong, and Hint what to do about it.
+	Problem string
+	Hint    string
+	Cause   error
+}
+
+func (e *UnusableError) Error() string {
+	text := fmt.Sprintf("the records in %s cannot be used: %s", e.Where, e.Problem)
+	if e.Cause != nil {
+		text += ": " + e.Cause.Error()
+	}
+	return text
+}
+
+// Unwrap returns the cause.
+func (e *UnusableError) Unwrap() error { return e.Cause }

@@ -1,0 +1,356 @@
+package sessions
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/fence"
+	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/internal/fakecloud"
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+func TestDisconnectEndsOrSuspendsTheSessionsSandbox(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := fakecloud.New()
+		k := hostOf(c, records.NewMemory(), "one")
+		c.Put(provider.Sandbox{Session: "other", Owner: testOwner, State: provider.StateRunning})
+		id := c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateRunning})
+		got, err := k.Disconnect(t.Context(), "s1", ActionSuspend, nil)
+		ok(t, err)
+		same(t, "suspended", got, id)
+		same(t, "state", c.Sandboxes[id].State, provider.StateSuspended)
+		_, err = k.Disconnect(t.Context(), "s1", ActionDestroy, nil)
+		ok(t, err)
+		same(t, "left", strings.Join(c.Left(), " "), "sb-1")
+		_, err = k.Disconnect(t.Context(), "s1", ActionDestroy, nil)
+		failure(t, err, connect.CodeNotFound)
+		c.OnDestroy = func(context.Context) error { return provider.Errorf(provider.CodeDenied, "no") }
+		_, err = k.Disconnect(t.Context(), "other", ActionDestroy, nil)
+		same(t, "sandbox of the error", failure(t, err, connect.CodeDenied).SandboxID, "sb-1")
+	})
+}
+
+func TestASuspendThatTheProviderCannotDoChangesNothing(t *testing.T) {
+	t.Parallel()
+	c := fakecloud.New()
+	id := c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateRunning})
+	_, err := hostOf(struct {
+		provider.Provider
+		provider.Lister
+	}{c, c}, records.NewMemory(), "one").Disconnect(t.Context(), "s1", ActionSuspend, nil)
+	failure(t, err, connect.CodeUnsupported)
+	same(t, "left", strings.Join(c.Left(), " "), id)
+}
+
+func TestCheckAsksOnceAndWakesNothing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := fakecloud.New()
+		k := hostOf(c, records.NewMemory(), "one")
+		_, err := k.Check(t.Context(), request())
+		failure(t, err, connect.CodeNotFound)
+
+		id := c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateSuspended})
+		check, err := k.Check(t.Context(), request())
+		ok(t, err)
+		same(t, "state", check.Sandbox.State, provider.StateSuspended)
+		same(t, "nobody was asked", check.Ping.Status, "")
+		same(t, "calls", c.Called(), "list list")
+
+		c.Sandboxes[id].State, c.Running = provider.StateRunning, true
+		check, err = k.Check(t.Context(), request())
+		ok(t, err)
+		same(t, "ping", check.Ping.Status, provider.PingAlive)
+		same(t, "starts", c.Count("start"), 0)
+	})
+}
+
+func TestAListingThatHangsEnds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := fakecloud.New()
+		c.OnList = func(ctx context.Context) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		began := time.Now()
+		_, err := hostOf(c, records.NewMemory(), "one").List(t.Context())
+		failure(t, err, connect.CodeDeadline)
+		same(t, "time", time.Since(began), lookLimit)
+	})
+}
+
+func TestWakingAndSuspendingAreRecordedBeforeTheyAreDone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := fakecloud.New()
+		one := hostOf(c, records.NewMemory(), "one")
+		_, err := one.Connect(t.Context(), request(), nil)
+		ok(t, err)
+		for _, test := range []struct {
+			fails error
+			state records.State // afterwards
+		}{
+			{provider.Errorf(provider.CodeUnsupported, "no suspending here"), records.StateRunning},
+			{provider.Errorf(provider.CodeFailed, "quota"), records.StateRunning},
+			{provider.Errorf(provider.CodeUnreachable, "the answer was lost"), records.StateSuspended},
+			{nil, records.StateSuspended},
+		} {
+			c.OnSuspend = func() error {
+				same(t, "while it is suspended", recordOf(t, one).State, records.StateSuspended)
+				return test.fails
+			}
+			_, err = one.Disconnect(t.Context(), "s1", ActionSuspend, nil)
+			same(t, "code", provider.CodeOf(err), provider.CodeOf(test.fails))
+			same(t, "afterwards", recordOf(t, one).State, test.state)
+		}
+		c.OnAttach = func(context.Context) error {
+			same(t, "while it is woken", recordOf(t, one).State, records.StateRunning)
+			return nil
+		}
+		_, err = one.Connect(t.Context(), request(), nil)
+		ok(t, err)
+	})
+}
+
+func TestASessionHasOneSandboxOverAllProviders(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, other := fakecloud.New(), fakecloud.New()
+		memory := records.NewMemory()
+		h := hostOf(c, memory, "one")
+		_, err := h.Connect(t.Context(), request(), nil)
+		ok(t, err)
+		there := hostOn("umbrella", other, memory, "two")
+		_, err = there.Connect(t.Context(), request(), nil)
+		e := failure(t, err, connect.CodeAlreadyExists)
+		same(t, "the other provider", e.OtherProvider, "acme")
+		_, err = there.Disconnect(t.Context(), "s1", ActionDestroy, nil)
+		failure(t, err, connect.CodeAlreadyExists)
+		same(t, "calls", other.Called(), "")
+		_, err = h.Disconnect(t.Context(), "s1", ActionDestroy, nil)
+		ok(t, err)
+		_, err = there.Connect(t.Context(), request(), nil)
+		ok(t, err)
+	})
+}
+
+func TestAnUndoThatFailedIsFinishedByRecover(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := fakecloud.New()
+		c.OnStart = func(context.Context) error { return provider.Errorf(provider.CodeFailed, "no such command") }
+		c.OnDestroy = func(context.Context) error { return provider.Errorf(provider.CodeUnreachable, "502") }
+		h := hostOf(c, records.NewMemory(), "one")
+		_, err := h.Connect(t.Context(), request(), nil)
+		same(t, "cleanup", failureCleanup(err), connect.CleanupFailed)
+		record := recordOf(t, h)
+		same(t, "state", record.State, records.StateDestroying)
+		same(t, "recorded", record.SandboxID, c.Left()[0])
+		c.OnDestroy = nil
+		outcome, id, err := h.Recover(t.Context(), "s1")
+		ok(t, err)
+		same(t, "outcome", outcome, OutcomeDestroyed)
+		same(t, "sandbox", id, record.SandboxID)
+		nothingLeft(t, c)
+		same(t, "state", recordOf(t, h).State, records.StateGone)
+		outcome, _, err = h.Recover(t.Context(), "s1")
+		ok(t, err)
+		same(t, "outcome once more", outcome, OutcomeNothing)
+	})
+}
+
+func TestRecoverRecordsASandboxThatWasThereBeforeTheInterruptedAttempt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := fakecloud.New()
+		memory := records.NewMemory()
+		one, two := hostOf(c, memory, "one"), hostOf(c, memory, "two")
+		before := c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a0", State: provider.StateRunning})
+		lease, record, err := one.store.Claim(t.Context(), "s1")
+		ok(t, err)
+		record.Provider, record.State, record.Attempt = "acme", records.StateCreating, "a1"
+		ok(t, one.store.Save(t.Context(), lease, record))
+		outcome, _, err := two.Recover(t.Context(), "s1")
+		ok(t, err)
+		same(t, "outcome while the host lives", outcome, OutcomeBusy)
+		one.store.End()
+		outcome, id, err := two.Recover(t.Context(), "s1")
+		ok(t, err)
+		same(t, "outcome", outcome, OutcomeAdopted)
+		same(t, "sandbox", id, before)
+		same(t, "state", recordOf(t, two).State, records.StateRunning)
+		same(t, "left", strings.Join(c.Left(), " "), before)
+	})
+}
+
+func TestDisconnectEndsASandboxThatTheListingDoesNotShowYet(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := fakecloud.New()
+		c.ListLag = 5 * time.Second
+		h := hostOf(c, records.NewMemory(), "one")
+		result, err := h.Connect(t.Context(), request(), nil)
+		ok(t, err)
+		id, err := h.Disconnect(t.Context(), "s1", ActionDestroy, nil)
+		ok(t, err)
+		same(t, "sandbox", id, result.SandboxID)
+		nothingLeft(t, c)
+		same(t, "state", recordOf(t, h).State, records.StateGone)
+	})
+}
+
+// interruptedCreate records a create whose host has ended.
+func interruptedCreate(t *testing.T, h host, id string) {
+	t.Helper()
+	lease, record, err := h.store.Claim(t.Context(), "s1")
+	ok(t, err)
+	record.Provider, record.State, record.Attempt, record.SandboxID = "acme", records.StateCreating, "a1", id
+	ok(t, h.store.Save(t.Context(), lease, record))
+	h.store.End()
+}
+
+func TestDisconnectEndsWhatAnInterruptedCreateLeftThoughTheListingLags(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := fakecloud.New()
+		c.ListLag = 2 * time.Second
+		memory := records.NewMemory()
+		one, two := hostOf(c, memory, "one"), hostOf(c, memory, "two")
+		interruptedCreate(t, one, "")
+		left := c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a1", State: provider.StateRunning})
+		id, err := two.Disconnect(t.Context(), "s1", ActionDestroy, nil)
+		ok(t, err)
+		same(t, "sandbox", id, left)
+		nothingLeft(t, c)
+		same(t, "state", recordOf(t, two).State, records.StateGone)
+	})
+}
+
+func TestASandboxThatTheListingDoesNotShowYetCanBeCheckedAndRenewed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := renewing{fakecloud.New()}
+		c.ListLag = 5 * time.Second
+		h := hostOf(c, records.NewMemory(), "one")
+		result, err := h.Connect(t.Context(), request(), nil)
+		ok(t, err)
+		check, err := h.Check(t.Context(), request())
+		ok(t, err)
+		same(t, "checked", check.Sandbox.ID, result.SandboxID)
+		same(t, "health", check.Ping.Status, provider.PingAlive)
+		id, _, err := h.Renew(t.Context(), "s1", time.Hour, nil)
+		ok(t, err)
+		same(t, "renewed", id, result.SandboxID)
+	})
+}
+
+func TestOfTwoSandboxesTheRecordedOneIsCheckedAndRenewed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := renewing{fakecloud.New()}
+		c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a0", State: provider.StateRunning})
+		h := hostOf(c, records.NewMemory(), "one")
+		mine := c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a1", State: provider.StateRunning})
+		c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a2", State: provider.StateRunning})
+		lease, record, err := h.store.Claim(t.Context(), "s1")
+		ok(t, err)
+		record.Provider, record.State, record.SandboxID = "acme", records.StateRunning, mine
+		ok(t, h.store.Release(t.Context(), lease, record))
+		check, err := h.Check(t.Context(), request())
+		ok(t, err)
+		same(t, "checked", check.Sandbox.ID, mine)
+		id, _, err := h.Renew(t.Context(), "s1", time.Hour, nil)
+		ok(t, err)
+		same(t, "renewed", id, mine)
+	})
+}
+
+func TestWhatWasInterruptedIsNotRenewed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := renewing{fakecloud.New()}
+		memory := records.NewMemory()
+		one, two := hostOf(c, memory, "one"), hostOf(c, memory, "two")
+		interruptedCreate(t, one, c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a1", State: provider.StateRunning}))
+		_, _, err := two.Renew(t.Context(), "s1", time.Hour, nil)
+		e := failure(t, err, connect.CodeNotFound)
+		same(t, "reason", e.Reason, connect.ReasonInterrupted)
+		same(t, "state", recordOf(t, two).State, records.StateCreating)
+	})
+}
+
+func TestAnInterruptedDisconnectIsFinishedByTheNextConnect(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := fakecloud.New()
+		memory := records.NewMemory()
+		one, two := hostOf(c, memory, "one"), hostOf(c, memory, "two")
+		result, err := one.Connect(t.Context(), request(), nil)
+		ok(t, err)
+		c.OnDestroy = func(context.Context) error {
+			one.store.End()
+			return provider.Errorf(provider.CodeFailed, "the host ended here")
+		}
+		_, err = one.Disconnect(t.Context(), "s1", ActionDestroy, nil)
+		if err == nil {
+			t.Fatal("it disconnected")
+		}
+		c.OnDestroy = nil
+		again, err := two.Connect(t.Context(), request(), nil)
+		ok(t, err)
+		if again.SandboxID == result.SandboxID {
+			t.Error("it attached to a sandbox that was to be destroyed")
+		}
+		same(t, "left", strings.Join(c.Left(), " "), again.SandboxID)
+	})
+}
+
+func TestRenewMovesTheEndAndRecordsIt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := renewing{fakecloud.New()}
+		h := hostOf(c, records.NewMemory(), "one")
+		_, _, err := h.Renew(t.Context(), "s1", time.Hour, nil)
+		failure(t, err, connect.CodeNotFound)
+		_, err = h.Connect(t.Context(), request(), nil)
+		ok(t, err)
+		_, end, err := h.Renew(t.Context(), "s1", 3*time.Hour, nil)
+		ok(t, err)
+		same(t, "end", end, time.Now().Add(3*time.Hour))
+		record := recordOf(t, h)
+		same(t, "expiry", record.ExpiresAt, end)
+		same(t, "held until", record.HeldUntil, end)
+	})
+}
+
+// renewing is a cloud that can renew.
+type renewing struct{ *fakecloud.Cloud }
+
+func (renewing) Renew(_ context.Context, r provider.RenewRequest) (time.Time, error) {
+	return time.Now().Add(r.Lifetime), nil
+}
+
+func TestADisconnectThatWaitsIsNotMadeOnceTheLeaseIsLost(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := fakecloud.New()
+		h := hostOf(c, records.NewMemory(), "one")
+		_, err := h.Connect(t.Context(), request(), nil)
+		ok(t, err)
+		c.OnDestroy = func(ctx context.Context) error {
+			ok(t, fence.Check(ctx))
+			h.store.End()
+			return fence.Check(ctx)
+		}
+		_, err = h.Disconnect(t.Context(), "s1", ActionDestroy, nil)
+		failure(t, err, connect.CodeLeaseLost)
+		same(t, "left", len(c.Left()), 1)
+	})
+}

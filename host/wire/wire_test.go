@@ -1,0 +1,125 @@
+package wire
+
+import (
+	"encoding/json"
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/host/sweep"
+	"github.com/berth-dev/berth/shared/provider"
+)
+
+func TestEveryFormIsOneLineWithItsPromisedNames(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 1, 31, 12, 0, 0, 999e6, time.FixedZone("", 3600))
+	code := 3
+	failure := NewFailure(&connect.Error{
+		Code: connect.CodeServerExited, Phase: connect.PhaseHealth, Message: "it <died>", Provider: "p", Session: "s", SandboxID: "b",
+		Retryable: true, RetryAfter: 1500 * time.Millisecond, Cleanup: connect.CleanupFailed, CleanupError: "no", ExitCode: &code,
+		LogTail: []string{"bye"}, Pings: 2,
+	})
+	for name, test := range map[string]struct {
+		value any
+		want  string
+	}{
+		"a connection": {
+			NewConnection(connect.Result{
+				Session: "s", Provider: "p", SandboxID: "b", Origin: provider.OriginWoken, Pings: 2,
+				Endpoint: provider.Endpoint{URL: "http://h?a&b", Headers: map[string]string{"K": "v"}, ExpiresAt: at},
+				Extra:    map[string]provider.Endpoint{"vnc": {URL: "http://v"}},
+				Timings:  connect.Timings{Acquire: 1234567, StartServer: time.Second, Health: time.Millisecond, Total: time.Minute},
+			}),
+			`{"session":"s","provider":"p","sandbox":{"id":"b","origin":"woken"},"url":"http://h?a&b","headers":{"K":"v"},` +
+				`"expires_at":"2026-01-31T11:00:00Z","urls":{"vnc":{"url":"http://v","headers":{},"expires_at":null}},"pings":2,` +
+				`"timings_ms":{"acquire":1.2,"start_server":1000,"health":1,"total":60000}}`,
+		},
+		"an empty connection": {
+			NewConnection(connect.Result{}),
+			`{"session":"","provider":"","sandbox":{"id":"","origin":""},"url":"","headers":{},"expires_at":null,"urls":{},"pings":0,` +
+				`"timings_ms":{"acquire":0,"start_server":0,"health":0,"total":0}}`,
+		},
+		"an event": {
+			NewEvent(connect.Event{
+				Time: at.UTC(), Session: "s", Provider: "p", Attempt: "a", Phase: connect.PhaseHealth, Status: connect.StatusProgress,
+				SandboxID: "b", Elapsed: 2 * time.Millisecond, Pings: 1, Message: "m",
+			}),
+			`{"time":"2026-01-31T11:00:00.999Z","session":"s","provider":"p","attempt":"a","phase":"health","status":"progress",` +
+				`"sandbox_id":"b","elapsed_ms":2,"pings":1,"message":"m"}`,
+		},
+		"a failure": {
+			Failed{failure},
+			`{"error":{"code":"server_exited","phase":"health","message":"it <died>","provider":"p","session":"s","sandbox_id":"b",` +
+				`"retryable":true,"retry_after_ms":1500,"cleanup":"failed","cleanup_error":"no","exit_code":3,"log_tail":["bye"],"pings":2}}`,
+		},
+		"the sessions": {
+			Sessions{
+				[]Session{
+					NewSession(records.Record{Session: "s", Provider: "p", SandboxID: "b", CreatedAt: at, HeldUntil: at}, "gone", nil),
+					NewSession(records.Record{Session: "t"}, "gone", &provider.Sandbox{State: provider.StateRunning, ExpiresAt: at}),
+					NewUnrecordedSession("p", provider.Sandbox{ID: "c", Session: "u", State: provider.StateSuspended}),
+				},
+				[]Failure{},
+			},
+			`{"sessions":[{"session":"s","provider":"p","sandbox_id":"b","state":"gone","recorded":true,"created_at":"2026-01-31T11:00:00Z",` +
+				`"expires_at":null,"held_until":"2026-01-31T11:00:00Z"},{"session":"t","provider":"","sandbox_id":"","state":"running",` +
+				`"recorded":true,"created_at":null,"expires_at":"2026-01-31T11:00:00Z","held_until":null},{"session":"u","provider":"p",` +
+				`"sandbox_id":"c","state":"suspended","recorded":false,"created_at":null,"expires_at":null,"held_until":null}],"errors":[]}`,
+		},
+		"a ping": {
+			NewPing("p", "s", connect.Check{
+				Sandbox: provider.Sandbox{ID: "b", State: provider.StateRunning}, Ping: provider.PingResult{Status: provider.PingAlive},
+			}),
+			`{"session":"s","provider":"p","sandbox_id":"b","state":"running","healthy":true,"server":"alive","elapsed_ms":0}`,
+		},
+		"a sweep": {
+			Sweep{true, []Finding{NewFinding(sweep.Finding{Provider: "p", Verdict: sweep.Orphan, Why: "w", Age: 90 * time.Second}, nil)}, []Failure{}, 1},
+			`{"dry_run":true,"findings":[{"provider":"p","session":"","sandbox_id":"","verdict":"orphan","why":"w","age_s":90}],"errors":[],"forgotten":1}`,
+		},
+		"a description": {
+			NewDescription(provider.Description{Name: "n", Attributes: []provider.Attribute{{Name: "a", Type: provider.TypeString}}}),
+			`{"name":"n","version":"","protocol":1,"summary":"","capabilities":[],"attributes":[{"name":"a","type":"string",` +
+				`"required":false,"sensitive":false,"doc":""}]}`,
+		},
+	} {
+		var text strings.Builder
+		if err := Write(&text, test.value); err != nil || text.String() != test.want+"\n" {
+			t.Errorf("%s: %v\n%swant\n%s", name, err, text.String(), test.want)
+		}
+	}
+}
+
+func TestWhatIsNoJSONIsAnErrorAndWritesNothing(t *testing.T) {
+	t.Parallel()
+	var text strings.Builder
+	err := Write(&text, NewRenewed("s", "b", time.Date(12000, 1, 1, 0, 0, 0, 0, time.UTC)))
+	if err == nil || text.Len() != 0 {
+		t.Errorf("%v, and wrote %q", err, text.String())
+	}
+	if err := Write(&broken{}, NewRenewed("s", "b", time.Time{})); !errors.Is(err, errBroken) {
+		t.Errorf("the writer's error: %v", err)
+	}
+}
+
+var errBroken = errors.New("broken")
+
+type broken struct{}
+
+func (*broken) Write([]byte) (int, error) { return 0, errBroken }
+
+func TestNothingOfAFailureThatMayQuoteASecretStaysUnredacted(t *testing.T) {
+	t.Parallel()
+	lines := []string{"secret"}
+	f := Failure{Message: "a secret", CleanupError: "secret", Hint: "secret", LogTail: lines}
+	text, err := json.Marshal(f.Redacted(func(s string) string { return strings.ReplaceAll(s, "secret", "*") }))
+	if err != nil || strings.Contains(string(text), "secret") || strings.Count(string(text), "*") != 4 {
+		t.Errorf("%v: %s", err, text)
+	}
+	if !reflect.DeepEqual(lines, []string{"secret"}) {
+		t.Error("the caller's lines have changed")
+	}
+}
