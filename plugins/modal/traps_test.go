@@ -245,7 +245,7 @@ func TestANameHeldByASandboxThatHasEndedIsWaitedFor(t *testing.T) {
 	}
 	var release sync.WaitGroup
 	release.Go(func() {
-		cloudtest.Eventually(t, "a second create was refused", func() bool { return cloud.Traffic.Count("SandboxCreateV2") >= 2 })
+		cloudtest.Eventually(t, "a create was refused and made again", func() bool { return cloud.Traffic.Count("SandboxCreateV2") >= 3 })
 		cloud.Set(func(o *sim.Options) { o.NameHeld = 0 })
 	})
 	second := create(t, d, "s1")
