@@ -40,6 +40,26 @@ func TestACancelledCreateLeavesNothingThoughTheCloudGoesOn(t *testing.T) {
 	}
 }
 
+func TestNothingIsLookedForAfterABuildThatWasCancelled(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{Build: time.Hour})
+	d := newProvider(t, cloud, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		cloudtest.Eventually(t, "the image is being built", func() bool { return cloud.Traffic.Count("ImageGetOrCreate") > 0 })
+		cancel()
+	})
+	_, err := d.Create(ctx, createRequest("s1"))
+	waiting.Wait()
+	if provider.CodeOf(err) != provider.CodeCanceled {
+		t.Errorf("%v", err)
+	}
+	if n := cloud.Traffic.Count("SandboxGetFromNameV2", "SandboxListV2", "SandboxCreateV2"); n != 0 {
+		t.Errorf("%d calls about a sandbox that was never asked for", n)
+	}
+}
+
 func TestManyCreatesAtOnceMakeOneSandbox(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{Create: 30 * time.Millisecond})
