@@ -15,6 +15,7 @@ import (
 	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 	"github.com/berth-dev/berth/plugins/modal/sim"
+	"github.com/berth-dev/berth/shared/cloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -52,18 +53,18 @@ const (
 	tokenID = "ak-tests"
 )
 
-// paces are how patient the plugin is.
-func paces(p cloudtest.Pace) pace {
+// timesFor are how patient the plugin is.
+func timesFor(p cloudtest.Pace) times {
 	if p == cloudtest.Normal {
-		return normalPace
+		return normalTimes
 	}
-	brisk := pace{
-		call: 20 * time.Second, create: 20 * time.Second, list: 20 * time.Second, tries: 3, retry: 5 * time.Millisecond,
-		throttle: 5 * time.Second, taken: 10 * time.Second, undo: 10 * time.Second, settle: 100 * time.Millisecond, ending: 20 * time.Second,
-		peek: 2 * time.Second, look: 5 * time.Second, lookWait: 100 * time.Millisecond, second: 6,
+	brisk := times{
+		Times: p.Times(), throttle: 5 * time.Second,
+		call: 20 * time.Second, create: 20 * time.Second, list: 20 * time.Second, ending: 20 * time.Second,
 	}
+	brisk.Retry = cloud.Retry{Tries: 3, First: 5 * time.Millisecond, Most: time.Second, Longest: 5 * time.Second}
 	if p == cloudtest.Curt {
-		brisk.throttle, brisk.tries = time.Second, 2
+		brisk.throttle, brisk.Retry.Tries = time.Second, 2
 		brisk.call, brisk.create, brisk.list, brisk.ending = 2*time.Second, 2*time.Second, 2*time.Second, 2*time.Second
 	}
 	return brisk
@@ -79,20 +80,20 @@ func newCloud(t *testing.T, options sim.Options) *sim.Cloud {
 // newProvider opens the plugin for a cloud. change, which may be nil, changes its configuration.
 func newProvider(t *testing.T, cloud *sim.Cloud, change func(*Config)) *Modal {
 	t.Helper()
-	return openFor(t, cloud, paces(cloudtest.Brisk), hclog.NewNullLogger(), change)
+	return openFor(t, cloud, timesFor(cloudtest.Brisk), hclog.NewNullLogger(), change)
 }
 
 func configFor(cloud *sim.Cloud) map[string]any {
 	return map[string]any{"token_id": tokenID, "token_secret": canary, "server_url": cloud.URL()}
 }
 
-func openFor(t *testing.T, cloud *sim.Cloud, pace pace, log hclog.Logger, change func(*Config)) *Modal {
+func openFor(t *testing.T, cloud *sim.Cloud, times times, log hclog.Logger, change func(*Config)) *Modal {
 	t.Helper()
 	config := cloudtest.Configure(t, configFor(cloud), change)
 	if err := config.check(); err != nil {
 		t.Fatal(err)
 	}
-	d, err := newModal(config, log, pace)
+	d, err := newModal(config, log, times)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +110,7 @@ func startWorld(t *testing.T, options cloudtest.Options) *cloudtest.World {
 		Inject: func(fault simcloud.Fault) *simcloud.Injected { return inject(cloud, fault) },
 		Provider: func(t *testing.T, pace cloudtest.Pace, log hclog.Logger) provider.Provider {
 			t.Helper()
-			return openFor(t, cloud, paces(pace), log, func(c *Config) { c.Public = options.Variant == "public" })
+			return openFor(t, cloud, timesFor(pace), log, func(c *Config) { c.Public = options.Variant == "public" })
 		},
 		Sandboxes: func() (there []cloudtest.Sandbox) {
 			for _, s := range cloud.Sandboxes() {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -101,6 +102,26 @@ func TestAnImageThatCannotBeBuiltSaysWhyAndCreatesNothing(t *testing.T) {
 	}
 }
 
+func TestNothingIsLookedForAfterABuildThatWasCancelled(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{Build: time.Hour})
+	d := newProvider(t, cloud, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		cloudtest.Eventually(t, "the image is being built", func() bool { return cloud.Traffic.Count("ImageGetOrCreate") > 0 })
+		cancel()
+	})
+	_, err := d.Create(ctx, cloudtest.CreateRequest("s1"))
+	waiting.Wait()
+	if provider.CodeOf(err) != provider.CodeCanceled {
+		t.Errorf("%v", err)
+	}
+	if n := cloud.Traffic.Count("SandboxGetFromNameV2", "SandboxListV2", "SandboxCreateV2"); n != 0 {
+		t.Errorf("%d calls about a sandbox that was never asked for", n)
+	}
+}
+
 func TestANameHeldByASandboxThatHasEndedIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{NameHeld: time.Hour})
@@ -111,7 +132,7 @@ func TestANameHeldByASandboxThatHasEndedIsWaitedFor(t *testing.T) {
 	}
 	var release sync.WaitGroup
 	release.Go(func() {
-		cloudtest.Eventually(t, "a second create was refused", func() bool { return cloud.Traffic.Count("SandboxCreateV2") >= 2 })
+		cloudtest.Eventually(t, "a create was refused and made again", func() bool { return cloud.Traffic.Count("SandboxCreateV2") >= 3 })
 		cloud.Set(func(o *sim.Options) { o.NameHeld = 0 })
 	})
 	second := cloudtest.Create(t, d, "s1")
@@ -123,8 +144,9 @@ func TestANameHeldByASandboxThatHasEndedIsWaitedFor(t *testing.T) {
 	if err := d.Destroy(t.Context(), cloudtest.Ref(second)); err != nil {
 		t.Fatal(err)
 	}
-	d.pace.taken = 100 * time.Millisecond
-	if _, err := d.Create(t.Context(), cloudtest.CreateRequest("s1")); provider.CodeOf(err) != provider.CodeState {
+	times := timesFor(cloudtest.Brisk)
+	times.Taken = 100 * time.Millisecond
+	if _, err := openFor(t, cloud, times, hclog.NewNullLogger(), nil).Create(t.Context(), cloudtest.CreateRequest("s1")); provider.CodeOf(err) != provider.CodeState {
 		t.Errorf("%v", err)
 	}
 }
@@ -149,9 +171,9 @@ func TestTheSDKsOwnRepetitionOfACreateIsRecognizedAsOurs(t *testing.T) {
 func TestACreateThatTheCloudThrottlesForEverEndsInTime(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{})
-	pace := paces(cloudtest.Brisk)
-	pace.throttle = 500 * time.Millisecond
-	d := openFor(t, cloud, pace, hclog.NewNullLogger(), nil)
+	times := timesFor(cloudtest.Brisk)
+	times.throttle = 500 * time.Millisecond
+	d := openFor(t, cloud, times, hclog.NewNullLogger(), nil)
 	cloud.Traffic.Fail(simcloud.Fault{
 		Operation: "SandboxCreateV2", Code: codes.ResourceExhausted, Message: "slow down",
 		Details: []proto.Message{pb.RPCRetryPolicy_builder{RetryAfterSecs: 60}.Build()},
@@ -211,19 +233,18 @@ func TestTheWaysThatAreRememberedAreBounded(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{})
 	d := newProvider(t, cloud, nil)
-	for i := range holdLimit + 50 {
-		handle, _ := d.client.Sandboxes.FromID(t.Context(), fmt.Sprintf("sb-%026d", i), nil)
-		d.keep(handle)
+	for i := range mostKnown + 50 {
+		d.api.handle(t.Context(), fmt.Sprintf("sb-%026d", i))
 	}
-	if len(d.held) > holdLimit {
-		t.Errorf("%d ways are remembered", len(d.held))
+	if len(d.api.known) > mostKnown {
+		t.Errorf("%d ways are remembered", len(d.api.known))
 	}
 }
 
-func TestALifetimeIsWholeSecondsADayAtMostAndNeverNone(t *testing.T) {
+func TestALifetimeIsWholeSecondsADayAtMost(t *testing.T) {
 	t.Parallel()
 	for given, want := range map[time.Duration]time.Duration{
-		0: time.Hour, -1: time.Hour, 1: time.Second, 1500 * time.Millisecond: 2 * time.Second, 48 * time.Hour: 24 * time.Hour,
+		1: time.Second, 1500 * time.Millisecond: 2 * time.Second, 48 * time.Hour: 24 * time.Hour,
 	} {
 		if got := life(given); got != want {
 			t.Errorf("%s: %s, want %s", given, got, want)
@@ -260,10 +281,11 @@ func TestWhatTheConfigurationAsksForIsSent(t *testing.T) {
 func TestASandboxWithoutAWorkerThatAnswersIsWaitedForAndKept(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{})
-	d := newProvider(t, cloud, nil)
+	times := timesFor(cloudtest.Brisk)
+	times.LookServer = 300 * time.Millisecond
+	d := openFor(t, cloud, times, hclog.NewNullLogger(), nil)
 	sandbox := cloudtest.Create(t, d, "s1")
 	endpoints := cloudtest.Start(t, d, sandbox, cloudtest.Shell("sleep 1000"))
-	d.pace.lookWait, d.pace.peek = 0, 300*time.Millisecond
 	cloud.Break(sandbox.ID)
 	for range 3 {
 		if result := cloudtest.Ping(t, d, sandbox, endpoints); result.Status != provider.PingNotYet {
@@ -272,17 +294,5 @@ func TestASandboxWithoutAWorkerThatAnswersIsWaitedForAndKept(t *testing.T) {
 	}
 	if there := cloud.Sandboxes(); len(there) != 1 {
 		t.Errorf("there are %d", len(there))
-	}
-}
-
-func TestWhatIsRememberedOfFailingServersIsBounded(t *testing.T) {
-	t.Parallel()
-	remembered := map[string]look{}
-	for i := range 25_000 {
-		bound(remembered)
-		remembered[fmt.Sprint(i)] = look{}
-	}
-	if len(remembered) > 10_000 {
-		t.Errorf("%d", len(remembered))
 	}
 }
