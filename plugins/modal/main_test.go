@@ -156,11 +156,11 @@ func TestCloud(t *testing.T) {
 	var scenes []cloudtest.Scene
 	for _, operation := range []string{
 		"AuthTokenGet", "SandboxGetFromNameV2", "SandboxGetFromName", "AppGetOrCreate", "EnvironmentGetOrCreate", "ImageGetOrCreate",
-		"ImageJoinStreaming", "SandboxCreateV2", "SandboxTagsGetV2", "TaskExecStart", "TaskExecStdioRead", "SandboxCreateConnectTokenV2", "connect",
+		"ImageJoinStreaming", "SandboxCreateV2", "TaskExecStart", "TaskExecStdioRead", "SandboxCreateConnectTokenV2", "connect",
 	} {
 		scenes = append(scenes, cloudtest.Scene{Operation: operation})
 	}
-	for _, operation := range []string{"SandboxWaitV2", "SandboxGetTaskIdV2", "SandboxGetCommandRouterAccess"} {
+	for _, operation := range []string{"SandboxWaitV2", "SandboxTagsGetV2", "SandboxGetTaskIdV2", "SandboxGetCommandRouterAccess"} {
 		scenes = append(scenes, cloudtest.Scene{Operation: operation, Found: true})
 	}
 	failure := func(code codes.Code, message string, want provider.Error, details ...proto.Message) cloudtest.ErrorCase {
@@ -222,7 +222,7 @@ func TestCloud(t *testing.T) {
 			"ItIsEvicted":                   end(pb.GenericResult_GENERIC_STATUS_MEMORY_MANAGER_EVICTION, "evicted"),
 			"ItEndsInAWayThatIsNew":         end(42, "the sandbox has ended: 42"),
 			"ItIsForgotten": {
-				Happen: func(w *cloudtest.World, id string) { w.Cloud.(*sim.Cloud).Forget(id) }, Status: provider.PingGone, Reason: "no longer runs",
+				Happen: func(w *cloudtest.World, id string) { w.Cloud.(*sim.Cloud).Forget(id) }, Status: provider.PingGone, Reason: "no longer exists",
 			},
 		},
 		Silences: map[string]func(*cloudtest.World, string){
