@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -242,18 +243,14 @@ func (d *devboxes) tunnelOf(ctx context.Context, it devbox) (*tunnel, error) {
 		return nil, refused
 	}
 	now, err = d.api.get(ctx, it.ID)
-	switch {
-	case err != nil:
-		return nil, err
-	case right(now.Tunnel):
-		return now.Tunnel, nil
-	case refused != nil:
-		return nil, refused
+	if err == nil && !right(now.Tunnel) {
+		err = cmp.Or(refused, error(provider.Errorf(provider.CodeState, "the devbox %s has no tunnel that can be used", it.ID)))
 	}
-	return nil, provider.Errorf(provider.CodeState, "the devbox %s has no private tunnel", it.ID)
+	return now.Tunnel, err
 }
 
-// Run runs a script as a command. Its environment, which holds secrets, is written to a file that the command line reads and
+// Run runs a script as a command that ends soon, also the one that starts the server: it leaves that in a session of its own,
+// which goes on. (execute_async, which stays with a command, would not tell that the server has died.) The environment, which holds secrets, is written to a file that the command line reads and
 // removes at once: a command line is seen by every process of the devbox and kept by Runloop.
 func (d *devboxes) Run(ctx context.Context, it devbox, script cloud.Script) (string, error) {
 	line := script.Line()
@@ -265,13 +262,7 @@ func (d *devboxes) Run(ctx context.Context, it devbox, script cloud.Script) (str
 		line = fmt.Sprintf(". %[1]s; rm -f %[1]s; exec %[2]s", cloud.Quote(file), line)
 	}
 	result, err := d.api.execute(ctx, it.ID, line)
-	if err != nil {
-		return "", err
-	}
-	if !script.Complete(result.Stdout) { // then it says why
-		return result.Stdout + "\n" + result.Stderr, nil
-	}
-	return result.Stdout, nil
+	return result.Stdout + "\n" + result.Stderr, err // a shell that cannot run the script says there why
 }
 
 // privateDirectory makes a directory that nobody else can enter, prints its name, and removes what a start left there that
