@@ -184,12 +184,11 @@ func (d *devboxes) Found(ctx context.Context, it devbox, woken bool, _ time.Dura
 	}
 	within, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	now := time.Now() // before the call: rather too early an end than too late a one
-	if err := d.api.keepAlive(within, it.ID, cloud.Never); err != nil {
+	it, err := d.api.keepAlive(within, it, cloud.Never)
+	if err != nil {
 		d.log.Debug("the devbox's life was not renewed", "devbox", it.ID, "error", err)
-		return it, false, nil
 	}
-	return it.renewed(now), false, nil
+	return it, false, nil
 }
 
 func (d *devboxes) tunnelRequest() tunnelRequest {
