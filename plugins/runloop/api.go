@@ -195,7 +195,9 @@ func (b devbox) detail() string {
 
 // waking reports whether the devbox is on its way out of a suspend.
 func (b devbox) waking() bool {
-	return b.Status != running && slices.ContainsFunc(b.StateTransitions, func(t transition) bool { return t.Status == suspended || t.Status == resuming })
+	return b.Status != running && slices.ContainsFunc(b.StateTransitions, func(t transition) bool {
+		return t.Status == suspended || t.Status == resuming
+	})
 }
 
 // labelRenewed is a label of the plugin's own: when the devbox's life was last renewed.

@@ -248,9 +248,10 @@ func (d *devboxes) tunnelOf(ctx context.Context, it devbox) (*tunnel, error) {
 	return now.Tunnel, err
 }
 
-// Run runs a script as a command that ends soon, also the one that starts the server: it leaves that in a session of its own,
-// which goes on. (execute_async, which stays with a command, would not tell that the server has died.) The environment, which holds secrets, is written to a file that the command line reads and
-// removes at once: a command line is seen by every process of the devbox and kept by Runloop.
+// Run runs a script as a command that ends soon. That goes for the start script too: it leaves the server in a session of its
+// own, which goes on. (execute_async would stay with the server, and show nothing of it until it ends.) The environment, which
+// holds secrets, is written to a file that the command line reads and removes at once: a command line is seen by every
+// process of the devbox and kept by Runloop.
 func (d *devboxes) Run(ctx context.Context, it devbox, script cloud.Script) (string, error) {
 	line := script.Line()
 	if len(script.Env) > 0 {
