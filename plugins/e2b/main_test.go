@@ -10,6 +10,7 @@ import (
 	"github.com/berth-dev/berth/plugins/e2b/sim"
 	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
+	"github.com/berth-dev/berth/shared/cloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -18,23 +19,16 @@ func TestMain(m *testing.M) { os.Exit(cloudtest.Main(m, 10)) }
 // canary is the API key: it must be nowhere but in one header.
 const canary = "e2b_ca9a47ca9a47ca9a47ca9a47ca9a47ca9a47ca9a"
 
-// paces are how patient the plugin is.
-func paces(p cloudtest.Pace) times {
-	if p == cloudtest.Normal {
-		return realTimes
+// times is a name that a simulated cloud called cloud does not hide.
+type times = cloud.Times
+
+// timesFor are how patient the plugin is.
+func timesFor(p cloudtest.Pace) times {
+	t := p.Times()
+	if p != cloudtest.Normal {
+		t.Rivals, t.Patience, t.LookServer, t.LookCloud = time.Second, 50*time.Millisecond, 100*time.Millisecond, 200*time.Millisecond
 	}
-	brisk := times{
-		call: 20 * time.Second, slowCall: 20 * time.Second,
-		pause: 5 * time.Millisecond, longestPause: 20 * time.Millisecond, longestAsked: 2 * time.Second,
-		undo: 10 * time.Second, settle: time.Second, rivals: time.Second, transition: 5 * time.Second,
-		start: 20 * time.Second, script: 10 * time.Second, secondLook: 3 * time.Second,
-		patience: 50 * time.Millisecond, askServer: 100 * time.Millisecond, askControl: 200 * time.Millisecond,
-	}
-	if p == cloudtest.Curt {
-		brisk.call, brisk.slowCall, brisk.start, brisk.script = time.Second, time.Second, time.Second, time.Second
-		brisk.settle, brisk.secondLook = 100*time.Millisecond, 50*time.Millisecond
-	}
-	return brisk
+	return t
 }
 
 // newCloud starts a simulated E2B that finds the action server in its sandboxes.
@@ -47,7 +41,7 @@ func newCloud(t *testing.T, options sim.Options) *sim.Cloud {
 // newProvider opens the plugin for a cloud, with changes.
 func newProvider(t *testing.T, cloud *sim.Cloud, changes ...func(*Config, *times)) *E2B {
 	t.Helper()
-	return openFor(t, cloud, paces(cloudtest.Brisk), hclog.NewNullLogger(), changes...)
+	return openFor(t, cloud, timesFor(cloudtest.Brisk), hclog.NewNullLogger(), changes...)
 }
 
 func configFor(cloud *sim.Cloud) map[string]any {
@@ -81,7 +75,7 @@ func startWorld(t *testing.T, options cloudtest.Options) *cloudtest.World {
 		Env: map[string]string{"E2B_API_KEY": canary, "E2B_API_URL": cloud.APIURL, "E2B_SANDBOX_URL": cloud.SandboxURL},
 		Provider: func(t *testing.T, pace cloudtest.Pace, log hclog.Logger) provider.Provider {
 			t.Helper()
-			return openFor(t, cloud, paces(pace), log)
+			return openFor(t, cloud, timesFor(pace), log)
 		},
 		Sandboxes: func() (there []cloudtest.Sandbox) {
 			for _, s := range cloud.Sandboxes() {

@@ -105,10 +105,7 @@ func (p *Provider[B]) attachNamed(ctx context.Context, req provider.AttachReques
 // adopt takes the first of the sandboxes into use that is still there. None is CodeNotFound.
 func (p *Provider[B]) adopt(ctx context.Context, present []B, lifetime time.Duration) (provider.Sandbox, error) {
 	for _, box := range present {
-		box, woken, err := p.bringUp(ctx, box, lifetime)
-		if finder, asks := p.cloud.(Finder[B]); asks && err == nil {
-			box, woken, err = finder.Found(ctx, box, woken, lifetime)
-		}
+		box, woken, err := p.takeUp(ctx, box, lifetime)
 		if provider.CodeOf(err) == provider.CodeNotFound {
 			continue
 		}
@@ -126,6 +123,15 @@ func (p *Provider[B]) adopt(ctx context.Context, present []B, lifetime time.Dura
 	return provider.Sandbox{}, provider.Errorf(provider.CodeNotFound, "the session has no sandbox in %s", p.options.Name)
 }
 
+// takeUp brings a sandbox that was found to run, and tells the cloud that it is in use again.
+func (p *Provider[B]) takeUp(ctx context.Context, box B, lifetime time.Duration) (_ B, woken bool, err error) {
+	box, woken, err = p.bringUp(ctx, box, lifetime)
+	if finder, asks := p.cloud.(Finder[B]); asks && err == nil {
+		return finder.Found(ctx, box, woken, lifetime)
+	}
+	return box, woken, err
+}
+
 // mostWakes is how often a sandbox is woken that falls asleep again on its way.
 const mostWakes = 3
 
@@ -134,7 +140,7 @@ func (p *Provider[B]) bringUp(ctx context.Context, box B, lifetime time.Duration
 	wakes, looks := 0, 0
 	for {
 		s := p.cloud.Describe(box)
-		next := box
+		var next B
 		switch s.State {
 		case provider.StateRunning:
 			return box, woken, nil

@@ -57,6 +57,7 @@ type creation[B any] struct {
 	req  provider.CreateRequest
 
 	made    *B   // what this Create has made
+	found   bool // made was found, after an answer that was lost
 	unclear bool // a call went out whose effect is not known
 }
 
@@ -68,7 +69,11 @@ func (c *creation[B]) create(ctx context.Context) (provider.Sandbox, error) {
 	if c.made == nil {
 		return c.adopt(ctx, []B{box}, c.req.Lifetime)
 	}
-	box, _, err = c.bringUp(ctx, box, c.req.Lifetime)
+	bring := c.bringUp
+	if c.found {
+		bring = c.takeUp // what an answer would have told, only Finder.Found may know
+	}
+	box, _, err = bring(ctx, box, c.req.Lifetime)
 	if err != nil {
 		return provider.Sandbox{}, stillborn(err)
 	}
@@ -136,7 +141,7 @@ func (c *creation[B]) look(ctx context.Context) (*B, error) {
 		for _, box := range present {
 			switch {
 			case c.unclear && c.cloud.Describe(box).Attempt == c.req.Attempt:
-				c.made = &box
+				c.made, c.found = &box, true
 				return &box, nil
 			case c.options.UniqueNames:
 				c.unclear = false
