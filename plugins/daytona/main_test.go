@@ -28,7 +28,7 @@ func paces(p cloudtest.Pace) pace {
 		daemon: 15 * time.Second, token: 60 * time.Millisecond, look: 5 * time.Second, lookWait: 100 * time.Millisecond, second: 6,
 	}
 	if p == cloudtest.Curt {
-		brisk.tries, brisk.daemon, brisk.call, brisk.slowCall = 2, 2*time.Second, 4*time.Second, 4*time.Second
+		brisk.tries, brisk.daemon, brisk.call, brisk.slowCall = 2, 6*time.Second, 4*time.Second, 4*time.Second
 	}
 	return brisk
 }
@@ -68,7 +68,7 @@ func openFor(t *testing.T, cloud *sim.Cloud, pace cloudtest.Pace, log hclog.Logg
 func startWorld(t *testing.T, options cloudtest.Options) *cloudtest.World {
 	t.Helper()
 	cloud := newCloud(t, sim.Options{
-		Create: options.Create, Start: options.Change, Stop: options.Change, Delete: options.Change, Minute: options.Minute,
+		Create: options.Create, Start: options.Change, Stop: options.Change, Delete: options.Change, Minute: options.Minute, ListLag: options.Lag,
 	})
 	force := func(state string) func(string) {
 		return func(id string) { cloud.Force(id, state, "", false) }

@@ -74,7 +74,7 @@ func setup(t *testing.T) (*sim.Cloud, *E2B) {
 func startWorld(t *testing.T, options cloudtest.Options) *cloudtest.World {
 	t.Helper()
 	cloud := newCloud(t, sim.Options{
-		CreateTime: options.Create, PauseTime: options.Change, ResumeTime: options.Change, NoIdempotency: options.Variant == "no idempotency",
+		CreateTime: options.Create, PauseTime: options.Change, ResumeTime: options.Change, ListLag: options.Lag, NoIdempotency: options.Variant == "no idempotency",
 	})
 	return &cloudtest.World{
 		Cloud: cloud, Traffic: &cloud.Traffic, Config: configFor(cloud),

@@ -63,7 +63,7 @@ func paces(p cloudtest.Pace) pace {
 		peek: 2 * time.Second, look: 5 * time.Second, lookWait: 100 * time.Millisecond, second: 6,
 	}
 	if p == cloudtest.Curt {
-		brisk.throttle, brisk.tries = time.Second, 2
+		brisk.throttle = time.Second
 		brisk.call, brisk.create, brisk.list, brisk.ending = 2*time.Second, 2*time.Second, 2*time.Second, 2*time.Second
 	}
 	return brisk

@@ -218,6 +218,13 @@ func TestTheWaysThatAreRememberedAreBounded(t *testing.T) {
 	if len(d.held) > holdLimit {
 		t.Errorf("%d ways are remembered", len(d.held))
 	}
+	for i := range 25_000 {
+		bound(d.looks)
+		d.looks[fmt.Sprint(i)] = look{}
+	}
+	if len(d.looks) > 10_000 {
+		t.Errorf("%d looks are remembered", len(d.looks))
+	}
 }
 
 func TestALifetimeIsWholeSecondsADayAtMostAndNeverNone(t *testing.T) {
@@ -275,14 +282,17 @@ func TestASandboxWithoutAWorkerThatAnswersIsWaitedForAndKept(t *testing.T) {
 	}
 }
 
-func TestWhatIsRememberedOfFailingServersIsBounded(t *testing.T) {
+func TestAConnectTokenOpensOnePort(t *testing.T) {
 	t.Parallel()
-	remembered := map[string]look{}
-	for i := range 25_000 {
-		bound(remembered)
-		remembered[fmt.Sprint(i)] = look{}
+	cloud := newCloud(t, sim.Options{})
+	d := newProvider(t, cloud, nil)
+	server := cloudtest.ActionServer()
+	server.ExtraPorts = map[string]int{"vnc": 9100}
+	endpoints := cloudtest.Start(t, d, cloudtest.Create(t, d, "s1"), server)
+	if endpoints.Extra["vnc"].Headers["Authorization"] == endpoints.Server.Headers["Authorization"] {
+		t.Error("one token opens both ports")
 	}
-	if len(remembered) > 10_000 {
-		t.Errorf("%d", len(remembered))
+	if there := cloud.Sandboxes(); len(there[0].Ports) != 0 {
+		t.Errorf("tunnels to %v", there[0].Ports)
 	}
 }
