@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 	}
 	// The SDK detaches the refreshing of its token from whoever needs it, and gives it up after a time of its own.
 	refresh := goleak.IgnoreAnyFunction("golang.org/x/sync/singleflight.(*Group).doCall")
-	code := cloudtest.Main(m, 12, refresh)
+	code := cloudtest.Main(m, 24, refresh)
 	os.Remove(trusted)
 	os.Exit(code)
 }
