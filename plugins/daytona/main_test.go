@@ -12,7 +12,7 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-func TestMain(m *testing.M) { os.Exit(cloudtest.Main(m, 12)) }
+func TestMain(m *testing.M) { os.Exit(cloudtest.Main(m, 20)) }
 
 // canary is the API key: it may be nowhere but in one header.
 const canary = "dtn_canary_0123456789"

@@ -13,7 +13,7 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-func TestMain(m *testing.M) { os.Exit(cloudtest.Main(m, 10)) }
+func TestMain(m *testing.M) { os.Exit(cloudtest.Main(m, 20)) }
 
 // canary is the API key: it must be nowhere but in one header.
 const canary = "e2b_ca9a47ca9a47ca9a47ca9a47ca9a47ca9a47ca9a"
