@@ -12,7 +12,7 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-func TestMain(m *testing.M) { os.Exit(cloudtest.Main(m, 12)) }
+func TestMain(m *testing.M) { os.Exit(cloudtest.Main(m, 20)) }
 
 // canary is the API key: it may be nowhere but in one header.
 const canary = "dtn_canary_0123456789"
@@ -63,7 +63,7 @@ func openFor(t *testing.T, cloud *sim.Cloud, pace cloudtest.Pace, log hclog.Logg
 func startWorld(t *testing.T, options cloudtest.Options) *cloudtest.World {
 	t.Helper()
 	cloud := newCloud(t, sim.Options{
-		Create: options.Create, Start: options.Change, Stop: options.Change, Delete: options.Change, Minute: options.Minute,
+		Create: options.Create, Start: options.Change, Stop: options.Change, Delete: options.Change, Minute: options.Minute, ListLag: options.Lag,
 	})
 	force := func(state string) func(string) {
 		return func(id string) { cloud.Force(id, state, "", false) }

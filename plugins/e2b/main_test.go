@@ -14,7 +14,7 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-func TestMain(m *testing.M) { os.Exit(cloudtest.Main(m, 10)) }
+func TestMain(m *testing.M) { os.Exit(cloudtest.Main(m, 20)) }
 
 // canary is the API key: it must be nowhere but in one header.
 const canary = "e2b_ca9a47ca9a47ca9a47ca9a47ca9a47ca9a47ca9a"
@@ -68,7 +68,7 @@ func setup(t *testing.T) (*sim.Cloud, *E2B) {
 func startWorld(t *testing.T, options cloudtest.Options) *cloudtest.World {
 	t.Helper()
 	cloud := newCloud(t, sim.Options{
-		CreateTime: options.Create, PauseTime: options.Change, ResumeTime: options.Change, NoIdempotency: options.Variant == "no idempotency",
+		CreateTime: options.Create, PauseTime: options.Change, ResumeTime: options.Change, ListLag: options.Lag, NoIdempotency: options.Variant == "no idempotency",
 	})
 	return &cloudtest.World{
 		Cloud: cloud, Traffic: &cloud.Traffic, Config: configFor(cloud),

@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	}
 	// The SDK detaches the refreshing of its token from whoever needs it, and gives it up after a time of its own.
 	refresh := goleak.IgnoreAnyFunction("golang.org/x/sync/singleflight.(*Group).doCall")
-	code := cloudtest.Main(m, 12, refresh)
+	code := cloudtest.Main(m, 24, refresh)
 	os.Remove(trusted)
 	os.Exit(code)
 }
@@ -64,7 +64,7 @@ func timesFor(p cloudtest.Pace) times {
 	}
 	brisk.Retry = cloud.Retry{Tries: 3, First: 5 * time.Millisecond, Most: time.Second, Longest: 5 * time.Second}
 	if p == cloudtest.Curt {
-		brisk.throttle, brisk.Retry.Tries = time.Second, 2
+		brisk.throttle = time.Second
 		brisk.call, brisk.create, brisk.list, brisk.ending = 2*time.Second, 2*time.Second, 2*time.Second, 2*time.Second
 	}
 	return brisk

@@ -296,3 +296,18 @@ func TestASandboxWithoutAWorkerThatAnswersIsWaitedForAndKept(t *testing.T) {
 		t.Errorf("there are %d", len(there))
 	}
 }
+
+func TestAConnectTokenOpensOnePort(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{})
+	d := newProvider(t, cloud, nil)
+	server := cloudtest.ActionServer()
+	server.ExtraPorts = map[string]int{"vnc": 9100}
+	endpoints := cloudtest.Start(t, d, cloudtest.Create(t, d, "s1"), server)
+	if endpoints.Extra["vnc"].Headers["Authorization"] == endpoints.Server.Headers["Authorization"] {
+		t.Error("one token opens both ports")
+	}
+	if there := cloud.Sandboxes(); len(there[0].Ports) != 0 {
+		t.Errorf("tunnels to %v", there[0].Ports)
+	}
+}

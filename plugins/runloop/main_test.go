@@ -15,7 +15,7 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-func TestMain(m *testing.M) { os.Exit(cloudtest.Main(m, 16)) }
+func TestMain(m *testing.M) { os.Exit(cloudtest.Main(m, 24)) }
 
 // canary is the API key: it may be nowhere but in the one header it belongs in.
 const canary = "ak_canary_5f0d"

@@ -78,7 +78,7 @@ func testFailedLookUp(f *fixture) {
 		}
 		fault.Remove()
 		for _, sandbox := range f.Sandboxes() { // of a cloud that creates without looking
-			f.World.End(sandbox.ID)
+			f.End(sandbox.ID)
 		}
 	}
 }
@@ -86,10 +86,10 @@ func testFailedLookUp(f *fixture) {
 func testRateLimit(f *fixture) {
 	p := f.start(Options{})
 	sandbox := Create(f.T, p, "s1")
-	limit := func(seconds string, count int) *simcloud.Injected {
+	limit := func(seconds string, count int) {
 		fault := Answer(429, "Too Many Requests", "Retry-After", seconds)
 		fault.Operation, fault.Count = f.cloud.LookUp, count
-		return f.inject(fault)
+		f.inject(fault)
 	}
 	limit("1", 1)
 	began := time.Now()

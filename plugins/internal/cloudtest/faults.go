@@ -140,9 +140,6 @@ func (c *cell) run() string {
 	fault.Operation, fault.Skip = c.scene.Operation, c.scene.Skip
 	if c.once {
 		fault.Count = 1
-		if fault.Drop && !fault.After { // the HTTP client sends a GET again by itself
-			fault.Count = 2
-		}
 	}
 	injected := c.inject(fault)
 	ctx, cancel := context.WithTimeout(c.Context(), deadline)

@@ -31,7 +31,7 @@ func testVerdicts(f *fixture) {
 			t.Parallel()
 			f := f.with(t)
 			f.start(Options{})
-			if e.Status == provider.PingStopped && f.World.Suspend == nil {
+			if e.Status == provider.PingStopped && f.Suspend == nil {
 				t.Skip("the cloud cannot")
 			}
 			p := f.open(Normal)

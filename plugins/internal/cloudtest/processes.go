@@ -50,7 +50,7 @@ func testProcesses(f *fixture) {
 	} else if o := m.Run("disconnect", "s1", "--action", "suspend"); o.Code == 0 || !strings.Contains(o.Stderr+o.Stdout, "suspend") {
 		f.Errorf("suspend: exit code %d\n%s\n%s", o.Code, o.Stdout, o.Stderr)
 	}
-	f.World.End(first.Sandbox.ID)
+	f.End(first.Sandbox.ID)
 	if o := m.Run("connect", "s1", "--mode", "attach", "-o", "json"); o.Code != 4 {
 		f.Errorf("attaching to what has ended: exit code %d\n%s", o.Code, o.Stdout)
 	}
@@ -88,7 +88,7 @@ func (m *Machine) connect(origin string, before ...Connection) Connection {
 }
 
 func testRace(f *fixture) {
-	f.start(Options{Create: 50 * time.Millisecond})
+	f.start(Options{Create: 50 * time.Millisecond, Lag: 20 * time.Millisecond})
 	// Both have looked and found nothing by the time the first sandbox is made.
 	f.inject(simcloud.Fault{Operation: f.cloud.Create, Delay: time.Second})
 	rounds := f.machine().Race(func() (ids []string) {
@@ -101,7 +101,7 @@ func testRace(f *fixture) {
 			if n := f.servers(id); n != 1 {
 				f.Errorf("%s: %d servers in the sandbox", session, n)
 			}
-			f.World.End(id)
+			f.End(id)
 		}
 	})
 	if creates := f.Traffic.Count(f.cloud.Create); creates <= rounds {

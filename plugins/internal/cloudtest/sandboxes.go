@@ -51,7 +51,7 @@ func testLifecycle(f *fixture) {
 		}
 	}
 	f.left(0)
-	WantCode(f.T, Err(p.Attach(f.Context(), AttachRequest("s1"))), provider.CodeNotFound)
+	f.wantCode(Err(p.Attach(f.Context(), AttachRequest("s1"))), provider.CodeNotFound)
 	request.Attempt = "the next"
 	if next, err := p.Create(f.Context(), request); err != nil || next.ID == created.ID || next.Origin != provider.OriginCreated {
 		f.Errorf("after destroy: %+v, %v", next, err)
@@ -71,9 +71,9 @@ func (f *fixture) suspendAndWake(p provider.Provider, suspender provider.Suspend
 		f.Errorf("listed: %+v, %v", listed, err)
 	}
 	for _, one := range []provider.Provider{p, other} { // p knew it running
-		WantCode(f.T, Err(one.StartServer(f.Context(), StartRequest(sandbox, ActionServer()))), provider.CodeState)
+		f.wantCode(Err(one.StartServer(f.Context(), StartRequest(sandbox, ActionServer()))), provider.CodeState)
 		logs := provider.LogsRequest{SandboxRef: Ref(sandbox), Lines: 2}
-		WantCode(f.T, Err(one.(provider.LogReader).Logs(f.Context(), logs)), provider.CodeState)
+		f.wantCode(Err(one.(provider.LogReader).Logs(f.Context(), logs)), provider.CodeState)
 	}
 	if result := AwaitPing(f.T, p, sandbox, endpoints); result.Status != provider.PingStopped {
 		f.Errorf("ping: %+v", result)
@@ -89,7 +89,7 @@ func (f *fixture) suspendAndWake(p provider.Provider, suspender provider.Suspend
 	if n := f.servers(sandbox.ID); n != 1 {
 		f.Errorf("%d servers run", n)
 	}
-	f.World.Suspend(sandbox.ID)
+	f.Suspend(sandbox.ID)
 	if again, err := p.Create(f.Context(), CreateRequest("s1")); err != nil || again.ID != sandbox.ID || again.Origin != provider.OriginWoken {
 		f.Errorf("created again: %+v, %v, want it woken", again, err)
 	}
@@ -112,7 +112,7 @@ func testCancelledCreate(f *fixture) {
 }
 
 func testManyCreates(f *fixture) {
-	f.start(Options{Create: 30 * time.Millisecond})
+	f.start(Options{Create: 30 * time.Millisecond, Lag: 50 * time.Millisecond})
 	// All have looked and found nothing by the time the first one is made.
 	f.inject(simcloud.Fault{Operation: f.cloud.Create, Delay: 300 * time.Millisecond})
 	const many = 6
@@ -183,14 +183,14 @@ func testStranger(f *fixture) {
 	_, err := f.open(Brisk).Attach(f.Context(), AttachRequest("s1"))
 	made, createErr := f.open(Brisk).Create(f.Context(), CreateRequest("s1"))
 	if f.cloud.Nameless {
-		WantCode(f.T, err, provider.CodeNotFound)
+		f.wantCode(err, provider.CodeNotFound)
 		if createErr != nil || made.ID == sandbox.ID || made.Origin != provider.OriginCreated {
 			f.Errorf("Create: %+v, %v", made, createErr)
 		}
 		return
 	}
-	WantCode(f.T, err, provider.CodeConflict)
-	WantCode(f.T, createErr, provider.CodeConflict)
+	f.wantCode(err, provider.CodeConflict)
+	f.wantCode(createErr, provider.CodeConflict)
 	if there := f.Sandboxes(); len(there) != 1 || there[0].Suspended {
 		f.Errorf("%+v", there)
 	}
@@ -215,7 +215,7 @@ func testAttachByID(f *fixture) {
 func testGone(f *fixture) {
 	p := f.start(Options{})
 	sandbox, endpoints := Up(f.T, p, "s1")
-	f.World.End(sandbox.ID)
+	f.End(sandbox.ID)
 	for call, err := range f.refusals(sandbox) {
 		if call == "Destroy" {
 			if err != nil {
@@ -230,7 +230,7 @@ func testGone(f *fixture) {
 			f.Errorf("%s: %+v", call, e)
 		}
 	}
-	WantCode(f.T, Err(p.StartServer(f.Context(), StartRequest(sandbox, ActionServer()))), provider.CodeNotFound) // which knew it running
+	f.wantCode(Err(p.StartServer(f.Context(), StartRequest(sandbox, ActionServer()))), provider.CodeNotFound) // which knew it running
 	if result := AwaitPing(f.T, p, sandbox, endpoints); result.Status != provider.PingGone {
 		f.Errorf("ping: %+v", result)
 	}
