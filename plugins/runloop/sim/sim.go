@@ -42,7 +42,6 @@ type Cloud struct {
 	options Options
 	api     *simcloud.Server
 	tunnels *simcloud.Server
-	control *simcloud.Server
 
 	ctx     context.Context // ends with the cloud
 	cancel  context.CancelFunc
@@ -74,7 +73,6 @@ func Start(options Options) (*Cloud, error) {
 	}
 	c.api = serve(c.apiHandler())
 	c.tunnels = serve(c.tunnelHandler())
-	c.control = serve(simcloud.Control(&c.Traffic, func() any { return c.Devboxes() }))
 	if err != nil {
 		c.Close()
 		return nil, err
@@ -86,7 +84,7 @@ func Start(options Options) (*Cloud, error) {
 // Close ends the cloud and everything in it.
 func (c *Cloud) Close() {
 	c.cancel()
-	for _, server := range []*simcloud.Server{c.api, c.tunnels, c.control} {
+	for _, server := range []*simcloud.Server{c.api, c.tunnels} {
 		if server != nil {
 			server.Close()
 		}
@@ -108,8 +106,10 @@ func (c *Cloud) Environment() map[string]string {
 	}
 }
 
-// ControlURL is where scripts steer the cloud, see simcloud.Control.
-func (c *Cloud) ControlURL() string { return c.control.URL }
+// Control steers the cloud from another process: see simcloud.Control.
+func (c *Cloud) Control() http.Handler {
+	return simcloud.Control(&c.Traffic, func() any { return c.Devboxes() })
+}
 
 // TunnelsURL is where the tunnels are: /PORT-KEY/..., or any path with PORT-KEY.tunnel.ANYTHING as the host.
 func (c *Cloud) TunnelsURL() string { return c.tunnels.URL }
