@@ -67,7 +67,7 @@ python: ## the example plugin in Python: build it, run it through berth and the 
 
 .PHONY: clouds
 clouds: ## the long form of the clouds' tests: every fault of every call as a table, 50 races for one session: RACES=5
-	BERTH_FAULT_MATRIX=full BERTH_RACE_ROUNDS=$(RACES) go test -v -timeout 60m -run 'Fault|WhateverFails|TwoProcesses' ./plugins/daytona ./plugins/e2b ./plugins/modal ./plugins/runloop
+	BERTH_FAULT_MATRIX=full BERTH_RACE_ROUNDS=$(RACES) go test -v -timeout 60m -run 'TestCloud/(Faults|TwoProcesses)' ./plugins/daytona ./plugins/e2b ./plugins/modal ./plugins/runloop
 
 .PHONY: fuzz
 fuzz: ## fuzz everything that reads foreign bytes, each for a while: FOR=20s

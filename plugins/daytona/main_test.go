@@ -1,217 +1,168 @@
 package main
 
 import (
-	"context"
-	"encoding/json"
-	"io"
-	"net/http"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
-	apiclient "github.com/daytonaio/daytona/libs/api-client-go"
 	"github.com/hashicorp/go-hclog"
 
-	"github.com/berth-dev/berth/internal/testbin"
 	"github.com/berth-dev/berth/plugins/daytona/sim"
 	"github.com/berth-dev/berth/plugins/internal/cloudtest"
-	"github.com/berth-dev/berth/plugins/internal/simcloud"
-	"github.com/berth-dev/berth/shared/cloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-func TestMain(m *testing.M) { os.Exit(cloudtest.Main(m, 12)) }
+func TestMain(m *testing.M) { os.Exit(cloudtest.Main(m, 20)) }
 
-const (
-	owner = "tests"
-	// canary is the API key: it may be nowhere but in one header.
-	canary = "dtn_canary_0123456789"
-)
+// canary is the API key: it may be nowhere but in one header.
+const canary = "dtn_canary_0123456789"
 
-// testTimes are normalTimes for a cloud without delays.
-var testTimes = times{
-	Times: cloud.Times{
-		Retry: cloud.Retry{Tries: 4, First: 5 * time.Millisecond, Most: 20 * time.Millisecond, Longest: 10 * time.Second},
-		Poll:  5 * time.Millisecond, PollMost: 20 * time.Millisecond, Lost: 100 * time.Millisecond, Undo: 10 * time.Second,
-		Reach: 2 * time.Second, Script: 12 * time.Second, FirstLook: 50 * time.Millisecond, Patience: 100 * time.Millisecond,
-	},
-	call: 20 * time.Second, slowCall: 20 * time.Second, token: 60 * time.Millisecond,
+// timesFor are how patient the plugin is.
+func timesFor(p cloudtest.Pace) times {
+	if p == cloudtest.Normal {
+		return normalTimes
+	}
+	t := times{Times: p.Times(), call: 20 * time.Second, slowCall: 20 * time.Second, token: 60 * time.Millisecond}
+	if p == cloudtest.Curt {
+		t.call, t.slowCall = 4*time.Second, 4*time.Second
+	}
+	return t
 }
 
 // newCloud makes a cloud whose sandboxes have the action server, with nothing left in it at the end of the test.
 func newCloud(t *testing.T, options sim.Options) *sim.Cloud {
 	t.Helper()
-	if err := simcloud.Isolation(); err != nil {
-		t.Skip(err)
-	}
-	options.APIKey = canary
+	options.APIKey, options.PathDirs = canary, cloudtest.PathDirs(t)
 	if options.TokenCache == 0 {
 		options.TokenCache = 50 * time.Millisecond
 	}
-	cloud, err := sim.New(options)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(cloud.Close)
-	return cloud
+	return cloudtest.Simulate(t, sim.New, options)
 }
 
-// newProvider gives a provider for the cloud. change, which may be nil, changes its configuration.
+// newProvider opens the plugin for a cloud. change, which may be nil, changes its configuration.
 func newProvider(t *testing.T, cloud *sim.Cloud, change func(*Config)) *Daytona {
 	t.Helper()
-	return newProviderWith(t, cloud, testTimes, change)
+	return openFor(t, cloud, cloudtest.Brisk, hclog.NewNullLogger(), change)
 }
 
-func newProviderWith(t *testing.T, cloud *sim.Cloud, times times, change func(*Config)) *Daytona {
+func configFor(cloud *sim.Cloud) map[string]any {
+	return map[string]any{"api_key": canary, "api_url": cloud.URL()}
+}
+
+func openFor(t *testing.T, cloud *sim.Cloud, pace cloudtest.Pace, log hclog.Logger, change func(*Config)) *Daytona {
 	t.Helper()
-	values, _ := json.Marshal(map[string]string{"api_key": canary, "api_url": cloud.URL()})
-	config, err := provider.DecodeConfig[Config](values)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if change != nil {
-		change(&config)
-	}
+	config := cloudtest.Configure(t, configFor(cloud), change)
 	if err := config.check(); err != nil {
 		t.Fatal(err)
 	}
-	d := newDaytona(config, hclog.NewNullLogger(), times)
+	d := newDaytona(config, log, timesFor(pace))
 	t.Cleanup(func() { d.Close() })
 	return d
 }
 
-func createRequest(session string) provider.CreateRequest {
-	return provider.CreateRequest{
-		Session: session, Owner: owner, Attempt: "attempt-of-" + session, Server: pythonServer(),
-		Labels: map[string]string{"team": "blue"}, Lifetime: time.Hour,
-	}
-}
-
-func attachRequest(session string) provider.AttachRequest {
-	return provider.AttachRequest{Session: session, Owner: owner, Server: pythonServer(), Lifetime: time.Hour}
-}
-
-func create(t *testing.T, d *Daytona, session string) provider.Sandbox {
+func startWorld(t *testing.T, options cloudtest.Options) *cloudtest.World {
 	t.Helper()
-	sandbox, err := d.Create(t.Context(), createRequest(session))
-	if err != nil {
-		t.Fatalf("Create: %v", err)
-	}
-	return sandbox
-}
-
-func attach(t *testing.T, d *Daytona, session string) provider.Sandbox {
-	t.Helper()
-	sandbox, err := d.Attach(t.Context(), attachRequest(session))
-	if err != nil {
-		t.Fatalf("Attach: %v", err)
-	}
-	return sandbox
-}
-
-func startRequest(sandbox provider.Sandbox, server provider.Server) provider.StartServerRequest {
-	return provider.StartServerRequest{Session: sandbox.Session, Owner: sandbox.Owner, SandboxID: sandbox.ID, Server: server}
-}
-
-func start(t *testing.T, d *Daytona, sandbox provider.Sandbox, server provider.Server) provider.Endpoints {
-	t.Helper()
-	endpoints, err := d.StartServer(t.Context(), startRequest(sandbox, server))
-	if err != nil {
-		t.Fatalf("StartServer: %v", err)
-	}
-	return endpoints
-}
-
-func ping(t *testing.T, d *Daytona, sandbox provider.Sandbox, endpoints provider.Endpoints) provider.PingResult {
-	t.Helper()
-	result, err := d.Ping(t.Context(), provider.PingRequest{
-		Session: sandbox.Session, Owner: sandbox.Owner, SandboxID: sandbox.ID, Endpoint: endpoints.Server,
-		Health: provider.HealthCheck{Paths: []string{"/"}},
+	cloud := newCloud(t, sim.Options{
+		Create: options.Create, Start: options.Change, Stop: options.Change, Delete: options.Change, Minute: options.Minute, ListLag: options.Lag,
 	})
-	if err != nil {
-		t.Fatalf("Ping: %v", err)
+	force := func(state string) func(string) {
+		return func(id string) { cloud.Force(id, state, "", false) }
 	}
-	return result
+	return &cloudtest.World{
+		Cloud: cloud, Traffic: &cloud.Traffic, Config: configFor(cloud), Env: cloud.Environment(),
+		Provider: func(t *testing.T, pace cloudtest.Pace, log hclog.Logger) provider.Provider {
+			t.Helper()
+			return openFor(t, cloud, pace, log, nil)
+		},
+		Sandboxes: func() (there []cloudtest.Sandbox) {
+			for _, s := range cloud.Sandboxes() {
+				there = append(there, cloudtest.Sandbox{ID: s.ID, Suspended: s.State == "stopped"})
+			}
+			return there
+		},
+		Box: cloud.Box, Plant: cloud.Plant, Label: cloud.Label,
+		End: force("destroyed"), Suspend: force("stopped"), Hibernate: force("hibernating"),
+	}
 }
 
-func awaitAlive(t *testing.T, d *Daytona, sandbox provider.Sandbox, endpoints provider.Endpoints) {
-	t.Helper()
-	var last provider.PingResult
-	cloudtest.Eventually(t, "the server is alive", func() bool {
-		last = ping(t, d, sandbox, endpoints)
-		if last.Status != provider.PingAlive && last.Status != provider.PingNotYet {
-			t.Fatalf("%+v", last)
-		}
-		return last.Status == provider.PingAlive
+// force is what happens to a sandbox that takes a state.
+func force(state, reason string, recoverable bool) func(*cloudtest.World, string) {
+	return func(w *cloudtest.World, id string) {
+		w.Cloud.(*sim.Cloud).Force(id, state, reason, recoverable)
+	}
+}
+
+func TestCloud(t *testing.T) {
+	created := func(status int, message string, want provider.Error) cloudtest.ErrorCase {
+		return cloudtest.Answered("createSandbox", status, message, want)
+	}
+	looked := func(status int, message string, want provider.Error) cloudtest.ErrorCase {
+		return cloudtest.Answered("getSandbox", status, message, want)
+	}
+	throttled := looked(429, "ThrottlerException: Too Many Requests", provider.Error{
+		Code: provider.CodeExhausted, Reason: provider.ReasonRateLimit, Retryable: true, RetryAfter: 70 * time.Second,
+	})
+	throttled.Fault.Headers["Retry-After-sandbox-create"] = "70"
+	cloudtest.Run(t, cloudtest.Cloud{
+		Plugin: "daytona", Start: startWorld, Secret: canary, SecretHeader: "Authorization", Echoes: true,
+		Open: cloudtest.Opener(map[string]any{}, open),
+		Configurations: map[string]string{
+			`{}`:                                  "api_key",
+			`{"jwt_token":"x"}`:                   "organization_id",
+			`{"api_key":"x","jwt_token":"y"}`:     "jwt_token",
+			`{"api_key":"x\n"}`:                   "api_key",
+			`{"api_key":"x","api_url":"daytona"}`: "api_url",
+			`{"api_key":"x","api_url":"https://u:p@h/api"}`:                       "api_url",
+			`{"api_key":"x","snapshot":"a","image":"b"}`:                          "image",
+			`{"api_key":"x","cpu":2}`:                                             "cpu",
+			`{"api_key":"x","image":"b","memory":-1}`:                             "memory",
+			`{"api_key":"x","image":"b\nRUN evil"}`:                               "image",
+			`{"api_key":"x","port":70000}`:                                        "port",
+			`{"api_key":"x","allow_networks":["everywhere"]}`:                     "allow_networks",
+			`{"api_key":"x","block_network":true,"allow_networks":["1.2.3.0/8"]}`: "allow_networks",
+			`{"api_key":"x","image":"b","cpu":2,"memory":4,"disk":8}`:             "",
+			`{"jwt_token":"x","organization_id":"y"}`:                             "",
+			`{"api_key":"x","allow_networks":["208.80.154.232/32"]}`:              "",
+		},
+		LookUp: "getSandbox", Create: "createSandbox", List: "listSandboxes", Port: "preview",
+		Keyless: []string{"preview"}, Inside: []string{"preview", "executeCommand"},
+		Scenes: []cloudtest.Scene{
+			{Operation: "getSandbox"},
+			{Operation: "createSandbox"},
+			{Operation: "executeCommand"},
+			{Operation: "getPortPreviewUrl"},
+			{Operation: "preview"},
+			{Operation: "startSandbox", Found: true, Then: cloudtest.Suspended},
+			{Operation: "recoverSandbox", Found: true, Then: func(_ *testing.T, w *cloudtest.World, _ provider.Provider, s provider.Sandbox) {
+				force("error", "no space left on device", true)(w, s.ID)
+			}},
+			{Operation: "stopSandbox", Found: true, Do: cloudtest.Suspend},
+			{Operation: "setAutostopInterval", Found: true, Do: cloudtest.Renew},
+			{Operation: "updateLastActivity", Found: true, Do: cloudtest.Renew},
+			{Operation: "deleteSandbox", Found: true, Do: cloudtest.Destroy},
+			{Operation: "listSandboxes", Found: true, Do: cloudtest.Listing},
+		},
+		Errors: []cloudtest.ErrorCase{
+			throttled,
+			looked(401, "Invalid credentials", provider.Error{Code: provider.CodeDenied}),
+			looked(403, "Organization is suspended", provider.Error{Code: provider.CodeDenied}),
+			looked(500, "An unexpected error occurred.", provider.Error{Code: provider.CodeUnreachable, Retryable: true}),
+			created(422, "not supported", provider.Error{Code: provider.CodeUnsupported}),
+			created(400, "Total CPU limit exceeded. Maximum allowed: 10.", provider.Error{Code: provider.CodeExhausted, Reason: provider.ReasonQuota}),
+			created(400, "Total disk limit exceeded. Maximum allowed: 30.", provider.Error{Code: provider.CodeExhausted, Reason: provider.ReasonQuota}),
+			created(400, "No available runners", provider.Error{Code: provider.CodeExhausted, Reason: "NO_CAPACITY", Retryable: true}),
+			created(400, "Sandbox failed to start: out of memory", provider.Error{Code: provider.CodeFailed}),
+			created(400, "Sandbox is not in valid state", provider.Error{Code: provider.CodeState}),
+			created(400, "Snapshot x not found. Did you add it through the Daytona Dashboard?", provider.Error{Code: provider.CodeInvalid}),
+		},
+		Endings: map[string]cloudtest.Ending{
+			"TheSandboxIsArchived": {Happen: force("archived", "", false), Status: provider.PingStopped, Reason: "archived"},
+			"TheSandboxIsEvicted":  {Happen: force("error", "runner lost", false), Status: provider.PingGone, Reason: "runner lost"},
+		},
 	})
 }
 
-func ref(sandbox provider.Sandbox) provider.SandboxRef {
-	return provider.SandboxRef{Owner: sandbox.Owner, SandboxID: sandbox.ID}
-}
-
-// pythonServer is a small web server, which answers its process number.
-func pythonServer() provider.Server {
-	const script = `
-import os, socket, sys
-s = socket.create_server(("", int(sys.argv[1])))
-print("listening", flush=True)
-while True:
-    c, _ = s.accept()
-    c.recv(65536)
-    c.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + str(os.getpid()).encode())
-    c.close()
-`
-	return provider.Server{Command: []string{"python3", "-IS", "-c", script, "{port}"}, Port: 8000}
-}
-
-func shellServer(script string) provider.Server {
-	return provider.Server{Command: []string{"sh", "-c", script}, Port: 8000}
-}
-
-// withActionServer is the directory in which the action server is.
-func withActionServer(t *testing.T) []string {
-	t.Helper()
-	return []string{filepath.Dir(testbin.Build(t, "./examples/action-server"))}
-}
-
-func short(t *testing.T, limit time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), limit)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-// get asks a URL and does not follow redirects.
-func get(t *testing.T, url string, headers map[string]string) (status int, body string) {
-	t.Helper()
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, value := range headers {
-		request.Header.Set(name, value)
-	}
-	client := provider.NewProbeClient()
-	defer client.CloseIdleConnections()
-	response, err := client.Do(request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer response.Body.Close()
-	text, err := io.ReadAll(response.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return response.StatusCode, string(text)
-}
-
-func mustGet(t *testing.T, d *Daytona, id string) *apiclient.Sandbox {
-	t.Helper()
-	sandbox, _, err := d.api.SandboxAPI.GetSandbox(t.Context(), id).Execute()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return sandbox
+func TestTheDocumentationHasEveryAttribute(t *testing.T) {
+	t.Parallel()
+	cloudtest.CheckAttributes(t, "daytona", provider.Attributes[Config]())
 }

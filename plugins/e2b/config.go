@@ -2,17 +2,14 @@ package main
 
 import (
 	"context"
-	"net"
-	"net/url"
 	"regexp"
-	"strings"
 
 	"github.com/hashicorp/go-hclog"
 
-	"github.com/berth-dev/berth/shared/provider"
+	"github.com/berth-dev/berth/shared/cloud"
 )
 
-// Config is what the provider's config block may hold.
+// Config is what users may write into the config block.
 type Config struct {
 	APIKey     string `berth:"api_key,required,sensitive" env:"E2B_API_KEY" doc:"The key of the E2B team, from the dashboard. It begins with e2b_."`
 	Domain     string `berth:"domain" default:"e2b.app" env:"E2B_DOMAIN" doc:"The domain of the E2B cluster. Sandboxes are reached at PORT-ID.DOMAIN."`
@@ -25,50 +22,25 @@ type Config struct {
 	Internet   bool   `berth:"internet" default:"true" doc:"Whether what runs in a sandbox may reach the internet."`
 }
 
-// open checks the configuration. It asks E2B nothing.
+// open makes the provider from its configuration. It asks E2B nothing.
 func open(_ context.Context, config Config, log hclog.Logger) (*E2B, error) {
-	if strings.TrimSpace(config.APIKey) == "" || strings.ContainsFunc(config.APIKey, notPrintable) {
-		return nil, provider.InvalidField("api_key", "must be a key, without spaces or line breaks (is it empty, or read from a file with a line break at its end?)")
-	}
+	var refused cloud.Refusals
+	refused.Credential("api_key", config.APIKey)
 	if !hostForm.MatchString(config.Domain) {
-		return nil, provider.InvalidField("domain", "must be the name of a host, such as e2b.app, without https:// and without a path")
+		refused.Add("domain", "must be the name of a host, such as e2b.app, without https:// and without a path")
 	}
 	if config.APIURL == "" {
 		config.APIURL = "https://api." + config.Domain
-	}
-	var err error
-	if config.APIURL, err = baseURL("api_url", config.APIURL); err != nil {
-		return nil, err
+	} else {
+		config.APIURL = refused.URL("api_url", config.APIURL, "https://api.example.com")
 	}
 	if config.SandboxURL != "" {
-		if config.SandboxURL, err = baseURL("sandbox_url", config.SandboxURL); err != nil {
-			return nil, err
-		}
+		config.SandboxURL = refused.URL("sandbox_url", config.SandboxURL, "https://sandbox.example.com")
 	}
-	if inTheClear(config.APIURL) {
-		log.Warn("the API key travels unencrypted: api_url is http", "api_url", config.APIURL)
+	if err := refused.Err(); err != nil {
+		return nil, err
 	}
-	return newE2B(config, log, realTimes), nil
+	return newE2B(config, log, cloud.DefaultTimes), nil
 }
-
-func notPrintable(r rune) bool { return r <= ' ' || r > '~' }
 
 var hostForm = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]+)?$`)
-
-// baseURL checks a URL that paths are appended to.
-func baseURL(field, text string) (string, error) {
-	u, err := url.Parse(text)
-	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
-		return "", provider.InvalidField(field, "must be a URL such as https://api.example.com, without query and credentials")
-	}
-	return strings.TrimRight(u.String(), "/"), nil
-}
-
-func inTheClear(base string) bool {
-	u, err := url.Parse(base)
-	if err != nil || u.Scheme != "http" || u.Hostname() == "localhost" {
-		return false
-	}
-	ip := net.ParseIP(u.Hostname())
-	return ip == nil || !ip.IsLoopback()
-}

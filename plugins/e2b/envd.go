@@ -2,29 +2,27 @@ package main
 
 import (
 	"context"
-	_ "embed"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
-	"time"
 
 	"connectrpc.com/connect"
 	"golang.org/x/mod/semver"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/berth-dev/berth/plugins/e2b/envd"
+	"github.com/berth-dev/berth/shared/cloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-//go:embed server.sh
-var serverScript string
-
 const (
-	// outputLimit bounds what is kept of a script's output, messageLimit one message of envd.
-	outputLimit  = 1 << 20
+	// outputLimit bounds what is read of a script's output, messageLimit one message of envd.
+	outputLimit  = 4 << 20
 	messageLimit = 4 << 20
 	// envdOldest is the first envd whose processes can be talked to, and envdDefaultUser the first one that knows a
 	// default user.
@@ -32,176 +30,70 @@ const (
 	envdDefaultUser = "v0.4.0"
 )
 
-// reasonNoSandbox is the proxy's answer for a sandbox that is paused or gone. It stays inside the plugin.
-const reasonNoSandbox = "NO_SANDBOX"
-
-// envdVersion is a version in the form of package semver.
-func envdVersion(version string) string { return "v" + strings.TrimPrefix(version, "v") }
-
-// tooOld says that a sandbox's envd cannot be used. An unreadable version is not held against it.
-func tooOld(version string) bool {
-	v := envdVersion(version)
-	return semver.IsValid(v) && semver.Compare(v, envdOldest) < 0
+// olderThan reports whether a sandbox's envd is older than a version. One that cannot be read is not.
+func olderThan(version, than string) bool {
+	v := "v" + strings.TrimPrefix(version, "v")
+	return semver.IsValid(v) && semver.Compare(v, than) < 0
 }
 
-// started is what a start of a server came to.
-type started struct {
-	// port is the one the server listens on: that of the server that was running already, if there was one.
-	port int
-	// ended says that the server has ended by itself, with exitCode.
-	ended    bool
-	exitCode int
-}
+func tooOld(version string) bool { return olderThan(version, envdOldest) }
 
-// startServer starts a server unless one runs, and watches it for a moment. Repeating it is safe.
-func (p *E2B) startServer(ctx context.Context, to access, server provider.Server) (started, error) {
-	port := portOf(server)
-	command, env := server.Expand(port, server.ExtraPorts)
-	renamed := map[string]string{}
-	for name, value := range env {
-		renamed["BERTH_ENV_"+name] = value
+// Run runs a script through envd, the daemon in every sandbox.
+func (c *cluster) Run(ctx context.Context, s sandbox, script cloud.Script) (string, error) {
+	lasting := ctx
+	if script.Launches {
+		// The deadline of a call becomes its header Connect-Timeout-Ms, and that is when envd kills the process.
+		lasting = context.WithoutCancel(ctx)
 	}
-	var result started
-	err := persist(ctx, p.times, func() (again bool, err error) {
-		result, err = p.tryStart(ctx, to, server.Workdir, renamed, append([]string{"start", strconv.Itoa(port)}, command...))
-		return true, err
-	})
-	return result, err
-}
-
-func (p *E2B) tryStart(ctx context.Context, to access, workdir string, env map[string]string, arguments []string) (started, error) {
-	// The deadline of a start would become the Connect-Timeout-Ms header, and that is when envd kills the process. So
-	// the stream gets a context without one, and is cancelled by hand: the process goes on without it.
-	stream, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	// Cancelling ends the stream alone: the process goes on without it.
+	stream, cancel := context.WithCancel(lasting)
 	defer cancel()
 	defer context.AfterFunc(ctx, cancel)()
-	slow := time.AfterFunc(p.times.start, cancel)
-	defer slow.Stop()
 
-	answer := &answer{}
-	events, err := p.start(withAnswer(stream, answer), to, workdir, env, arguments)
+	client := connect.NewClient[envd.StartRequest, envd.StartResponse](
+		c.envd, c.envdURL(s)+envd.ProcedureStart, connect.WithProtoJSON(), connect.WithReadMaxBytes(messageLimit))
+	request := connect.NewRequest(&envd.StartRequest{Process: processOf(script), Stdin: proto.Bool(false)})
+	c.identify(request.Header(), s)
+	events, err := client.CallServerStream(stream, request)
 	if err != nil {
-		return started{}, p.envdFailure(ctx, "starting the server", answer, err)
+		return "", c.envdFailure(ctx, s, err)
 	}
-	var result started
-	var output strings.Builder
-	var moment *time.Timer
+	var output, complaints strings.Builder
 	for events.Receive() {
 		event := events.Msg().GetEvent()
-		if data := event.GetData(); data != nil && output.Len() < outputLimit {
-			output.Write(data.GetStdout())
-		}
-		if end := event.GetEnd(); end != nil {
-			result.ended, result.exitCode = true, int(end.GetExitCode())
-			break
-		}
-		if word, number, ok := marker(output.String()); ok {
-			result.port = number
-			if word == "running" || strings.Contains(output.String(), "\nlistening\n") {
-				return result, nil // also without a second look: it has got as far as that
-			}
-			if moment == nil && slow.Stop() {
-				moment = time.AfterFunc(p.times.secondLook, cancel)
-				defer moment.Stop()
-			}
+		output.Write(event.GetData().GetStdout())
+		complaints.Write(event.GetData().GetStderr())
+		switch {
+		case script.Complete(output.String()):
+			return output.String(), nil
+		case event.GetEnd() != nil, output.Len()+complaints.Len() > outputLimit:
+			return output.String() + complaints.String(), nil // why there is no more, such as that there is no bash
 		}
 	}
-	if word, number, ok := marker(output.String()); ok {
-		result.port = number
-		result.ended = result.ended && word == "started"
-		if ctx.Err() == nil {
-			return result, nil
-		}
-	} else if result.ended {
-		return started{}, provider.Errorf(provider.CodeFailed, "starting the server: the sandbox's shell failed with code %d before the "+
-			"server could be started: does its /tmp have room?", result.exitCode)
-	}
-	if stream.Err() != nil && ctx.Err() == nil {
-		return started{}, noAnswer("starting the server", p.times.start)
-	}
-	return started{}, p.envdFailure(ctx, "starting the server", answer, events.Err())
+	return "", c.envdFailure(ctx, s, events.Err())
 }
 
-func noAnswer(doing string, within time.Duration) error {
-	return &provider.Error{
-		Code: provider.CodeUnreachable, Retryable: true, Message: fmt.Sprintf("%s: the sandbox did not answer within %s", doing, within),
+// processOf returns a script as envd takes it. A server gets the PATH, and whatever else, that the login profile gives to the
+// template's users. The others need no profile.
+func processOf(script cloud.Script) *envd.ProcessConfig {
+	argv := script.Argv()
+	if script.Launches {
+		argv = append([]string{"/bin/bash", "-l", "-c", `exec "$0" "$@"`}, argv...)
 	}
-}
-
-// marker reads the line by which the script says what it does. A login profile may have printed something before it.
-func marker(output string) (word string, port int, ok bool) {
-	lines := strings.Split(output, "\n")
-	for _, line := range lines[:len(lines)-1] {
-		word, number, _ := strings.Cut(line, " ")
-		if word != "started" && word != "running" {
-			continue
-		}
-		if port, err := strconv.Atoi(number); err == nil {
-			return word, port, true
-		}
-	}
-	return "", 0, false
-}
-
-// script runs a part of the script that ends soon, and gives its output. Here the deadline is passed on: envd ends what
-// outlives it.
-func (p *E2B) script(ctx context.Context, to access, doing string, arguments ...string) (string, error) {
-	bounded, cancel := context.WithTimeout(ctx, p.times.script)
-	defer cancel()
-	answer := &answer{}
-	events, err := p.start(withAnswer(bounded, answer), to, "", nil, arguments)
-	if err != nil {
-		return "", p.envdFailure(ctx, doing, answer, err)
-	}
-	var output strings.Builder
-	ended := false
-	for !ended && events.Receive() {
-		event := events.Msg().GetEvent()
-		if output.Len() < outputLimit {
-			output.Write(event.GetData().GetStdout())
-		}
-		ended = event.GetEnd() != nil
-	}
-	if !ended && bounded.Err() != nil && ctx.Err() == nil {
-		return "", noAnswer(doing, p.times.script)
-	}
-	if !ended {
-		return "", p.envdFailure(ctx, doing, answer, events.Err())
-	}
-	return output.String(), nil
-}
-
-// start starts the script and gives the stream of its events. The caller ends ctx: the process does not end with it.
-func (p *E2B) start(ctx context.Context, to access, workdir string, env map[string]string, arguments []string,
-) (*connect.ServerStreamForClient[envd.StartResponse], error) {
-	client := connect.NewClient[envd.StartRequest, envd.StartResponse](
-		p.envd, p.envdURL(to)+envd.ProcedureStart, connect.WithProtoJSON(), connect.WithReadMaxBytes(messageLimit))
-	options := []string{"-c"}
-	if arguments[0] == "start" { // with the PATH and whatever else the template's login profile gives to its users
-		options = []string{"-l", "-c"}
-	}
-	process := &envd.ProcessConfig{
-		Cmd: "/bin/bash", Args: append(append(options, serverScript, "berth"), arguments...), Envs: env,
-	}
-	if workdir != "" {
-		process.Cwd = &workdir
-	}
-	request := connect.NewRequest(&envd.StartRequest{Process: process, Tag: proto.String("berth"), Stdin: proto.Bool(false)})
-	p.identify(request.Header(), to)
-	return client.CallServerStream(ctx, request)
+	return &envd.ProcessConfig{Cmd: argv[0], Args: argv[1:], Envs: script.Env}
 }
 
 // identify puts on what envd and the way to it ask for.
-func (p *E2B) identify(header http.Header, to access) {
-	header.Set("E2b-Sandbox-Id", to.SandboxID)
+func (c *cluster) identify(header http.Header, s sandbox) {
+	header.Set("E2b-Sandbox-Id", s.ID)
 	header.Set("E2b-Sandbox-Port", strconv.Itoa(envd.Port))
-	if to.EnvdAccessToken != "" {
-		header.Set("X-Access-Token", to.EnvdAccessToken)
+	if s.EnvdToken != "" {
+		header.Set("X-Access-Token", s.EnvdToken)
 	}
 	// Never zero: that crashes envd.
 	header.Set("Keepalive-Ping-Interval", "50")
-	user := p.config.User
-	if user == "" && semver.Compare(envdVersion(to.EnvdVersion), envdDefaultUser) < 0 && semver.IsValid(envdVersion(to.EnvdVersion)) {
+	user := c.config.User
+	if user == "" && olderThan(s.EnvdVersion, envdDefaultUser) {
 		user = "user"
 	}
 	if user != "" {
@@ -209,42 +101,97 @@ func (p *E2B) identify(header http.Header, to access) {
 	}
 }
 
-// envdFailure words a call to envd that failed. It cannot tell a paused sandbox from one that is gone: nor can the
-// proxy in front of it.
-func (p *E2B) envdFailure(ctx context.Context, doing string, answer *answer, err error) error {
-	status, retryAfter, said := answer.read()
+// newEnvdClient returns a client for what is in sandboxes.
+func newEnvdClient() *http.Client {
+	return &http.Client{
+		Transport: envdTransport{http.DefaultTransport.(*http.Transport).Clone()}, CheckRedirect: stayInside,
+	}
+}
+
+// stayInside follows redirects within a host's domain only: the sandbox's token is in a header that would go along.
+func stayInside(request *http.Request, before []*http.Request) error {
+	first := before[0].URL
+	_, domain, _ := strings.Cut(first.Hostname(), ".")
+	same := request.URL.Hostname() == first.Hostname() || domain != "" && strings.HasSuffix(request.URL.Hostname(), "."+domain)
+	if !same || request.URL.Scheme != first.Scheme || len(before) > 3 {
+		return http.ErrUseLastResponse
+	}
+	return nil
+}
+
+// envdTransport makes a *cloud.StatusError of an answer with the status of an error. Some are envd's and some E2B's proxy's,
+// and of both, the Connect client would keep only the status.
+type envdTransport struct{ *http.Transport }
+
+const refusalLimit = 16 << 10
+
+func (t envdTransport) RoundTrip(request *http.Request) (*http.Response, error) {
+	response, err := t.Transport.RoundTrip(request)
+	if err != nil || response.StatusCode < 400 {
+		return response, err
+	}
+	defer response.Body.Close()
+	refusal := &cloud.StatusError{Status: response.StatusCode, Header: response.Header}
+	var answer struct {
+		Message string `json:"message"`
+	}
+	body, err := io.ReadAll(io.LimitReader(response.Body, refusalLimit))
+	refusal.JSON = err == nil && json.Unmarshal(body, &answer) == nil && answer.Message != ""
+	refusal.Message = answer.Message
+	return nil, refusal
+}
+
+// envdFailure tells what a call of envd that failed means.
+func (c *cluster) envdFailure(ctx context.Context, s sandbox, err error) error {
+	const doing = "running a script in the sandbox"
+	if err == nil {
+		err = io.ErrUnexpectedEOF
+	}
+	failure := cloud.NoAnswer(ctx, doing, 0, err)
+	if ctx.Err() != nil {
+		return failure
+	}
+	var refusal *cloud.StatusError
 	var wire *connect.Error
-	if said == "" && errors.As(err, &wire) && connect.IsWireError(err) {
-		said = wire.Message()
-	}
-	if said == "" && err != nil && status == 0 {
-		said = transportProblem(err)
-	}
-	said = p.api.presentable(said)
-	if said != "" {
-		said = ": " + said
+	var text string
+	switch {
+	case errors.As(err, &refusal):
+		text = refusal.Message
+		failure = cloud.ReadStatus(refusal)
+		failure.Message = fmt.Sprintf("%s failed: status %d: %s", doing, refusal.Status, c.presentable(text, s))
+	case errors.As(err, &wire) && connect.IsWireError(err):
+		text = wire.Message()
+		failure.Message = fmt.Sprintf("%s failed: %s: %s", doing, wire.Code(), c.presentable(text, s))
+		switch wire.Code() {
+		case connect.CodeUnauthenticated:
+			failure.Code, failure.Retryable = provider.CodeDenied, false
+		case connect.CodeInvalidArgument:
+			failure.Code, failure.Retryable = provider.CodeInvalid, false
+		}
 	}
 	switch {
-	case errors.Is(ctx.Err(), context.Canceled):
-		return &provider.Error{Code: provider.CodeCanceled, Message: doing + ": cancelled", Cause: ctx.Err()}
-	case ctx.Err() != nil:
-		return &provider.Error{Code: provider.CodeTimeout, Retryable: true, Message: doing + ": no answer in time", Cause: ctx.Err()}
-	case answer.noSandbox():
-		return &provider.Error{Code: provider.CodeState, Reason: reasonNoSandbox, Message: doing + ": the sandbox does not run"}
-	case status == http.StatusTooManyRequests:
-		return &provider.Error{
-			Code: provider.CodeExhausted, Reason: provider.ReasonRateLimit, Retryable: true, RetryAfter: retryAfter,
-			Message: doing + ": too many calls" + said,
+	case strings.Contains(text, "invalid username"): // which comes as an authentication that failed
+		failure.Code, failure.Retryable = provider.CodeInvalid, false
+	case strings.Contains(text, "not initialized"): // an envd that was just exchanged, and knows no token yet
+		failure.Code, failure.Retryable = provider.CodeUnreachable, true
+	case refusal != nil && refusal.Status == http.StatusBadGateway && strings.Contains(text, "sandbox was not found"):
+		// The proxy's word for a sandbox that is paused or gone. Trying again does not help: the kit asks which.
+		failure.Code, failure.Retryable = provider.CodeNotFound, false
+	}
+	return failure
+}
+
+// presentable cuts a foreign text, and takes our secrets out of it. Its end is kept: envd's begins with our whole command.
+func (c *cluster) presentable(text string, s sandbox) string {
+	for _, secret := range []string{c.config.APIKey, s.EnvdToken} {
+		if secret != "" {
+			text = strings.ReplaceAll(text, secret, "...")
 		}
-	case status == http.StatusUnauthorized, status == http.StatusForbidden, connect.CodeOf(err) == connect.CodeUnauthenticated:
-		return provider.Errorf(provider.CodeDenied, "%s: the sandbox refuses us%s", doing, said)
-	case connect.CodeOf(err) == connect.CodeInvalidArgument && err != nil:
-		return provider.Errorf(provider.CodeInvalid, "%s: the sandbox refuses it%s", doing, said)
 	}
-	if status != 0 {
-		said = fmt.Sprintf(" (%d%s)", status, said)
+	text = strings.Join(strings.Fields(text), " ")
+	const most = 300
+	if len(text) > most {
+		text = "..." + strings.ToValidUTF8(text[len(text)-most:], "")
 	}
-	return &provider.Error{
-		Code: provider.CodeUnreachable, Retryable: true, Cause: err, Message: doing + ": the sandbox cannot be reached" + said,
-	}
+	return text
 }

@@ -2,117 +2,71 @@ package main
 
 import (
 	"context"
-	"strconv"
-	"strings"
+	"io"
 	"time"
 
+	"github.com/berth-dev/berth/shared/cloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// List gives the owner's sandboxes, running and paused. E2B filters, and what it gives is checked nevertheless.
-func (p *E2B) List(ctx context.Context, req provider.ListRequest) ([]provider.Sandbox, error) {
-	filter := map[string]string{provider.LabelOwner: req.Owner}
-	switch {
-	case req.AllOwners:
-		filter = nil
-	case req.Session != "":
-		filter = map[string]string{labelName: provider.SandboxName(req.Owner, req.Session)}
-	}
-	found, err := p.api.list(ctx, filter)
-	if err != nil {
-		return nil, err
-	}
-	var sandboxes []provider.Sandbox
-	for _, one := range found {
-		sandbox := sandboxOf(one)
-		if req.Matches(sandbox.Owner, sandbox.Session) {
-			sandboxes = append(sandboxes, sandbox)
-		}
-	}
-	return sandboxes, nil
-}
+// What the provider can do beyond the four calls: everything.
+var _ interface {
+	provider.Lister
+	provider.Renewer
+	provider.Suspender
+	provider.Destroyer
+	provider.LogReader
+	io.Closer
+} = (*E2B)(nil)
 
-// Renew moves the end of a running sandbox's life, also nearer. E2B may shorten what the account's plan does not allow,
+// Renew moves the end of a running sandbox's life, also nearer. E2B shortens what the account's plan does not allow,
 // without a word: the end that is returned is E2B's own.
-func (p *E2B) Renew(ctx context.Context, req provider.RenewRequest) (time.Time, error) {
-	sandbox, err := p.owned(ctx, req.SandboxRef)
+func (e *E2B) Renew(ctx context.Context, req provider.RenewRequest) (time.Time, error) {
+	if req.Lifetime <= 0 {
+		return time.Time{}, provider.Errorf(provider.CodeInvalid, "the lifetime is missing")
+	}
+	if _, err := e.running(ctx, req.SandboxRef); err != nil {
+		return time.Time{}, err
+	}
+	renewing := e.cluster.api.setTimeout(ctx, req.SandboxID, req.Lifetime)
+	// It may have been paused meanwhile, which E2B calls not found.
+	s, err := e.running(ctx, req.SandboxRef)
 	if err != nil {
 		return time.Time{}, err
 	}
-	if sandbox.State == statePaused {
-		return time.Time{}, notRunning(sandbox)
-	}
-	renewed := p.api.setTimeout(ctx, req.SandboxID, lifetimeOf(req.Lifetime))
-	sandbox, err = p.owned(ctx, req.SandboxRef)
-	switch {
-	case err != nil:
-		return time.Time{}, err
-	case sandbox.State == statePaused: // which E2B calls not found
-		return time.Time{}, notRunning(sandbox)
-	}
-	return sandbox.EndAt, renewed
+	return s.EndAt, cloud.About(renewing, req.SandboxID)
 }
 
-// Suspend pauses the sandbox, with its memory: the server goes on where it stopped once Attach has woken it.
-func (p *E2B) Suspend(ctx context.Context, ref provider.SandboxRef) error {
-	sandbox, err := p.owned(ctx, ref)
-	if err != nil {
+// running looks a sandbox up that must not be paused.
+func (e *E2B) running(ctx context.Context, ref provider.SandboxRef) (sandbox, error) {
+	s, err := e.Own(ctx, ref)
+	if err == nil && s.State == statePaused {
+		err = cloud.NotRunning(e.cluster.Describe(s))
+	}
+	return s, err
+}
+
+// Suspend pauses a sandbox with its memory: the server goes on where it stopped once Attach has woken it.
+func (e *E2B) Suspend(ctx context.Context, ref provider.SandboxRef) error {
+	s, err := e.Own(ctx, ref)
+	if err != nil || s.State == statePaused {
 		return err
 	}
-	p.endSilence(ref.SandboxID)
-	for deadline := time.Now().Add(p.times.transition); sandbox.State != statePaused; {
-		refused := p.api.pauseSandbox(ctx, ref.SandboxID)
-		switch {
-		case provider.CodeOf(refused) == provider.CodeNotFound:
-			return gone(ref.SandboxID)
-		case provider.CodeOf(refused) != provider.CodeState, time.Now().After(deadline):
-			return refused
-		}
-		// It may be paused already, or on its way.
-		if err := pause(ctx, p.times.pause); err != nil {
-			return err
-		}
-		if sandbox, err = p.owned(ctx, ref); err != nil {
-			return err
-		}
+	e.Forget(ref.SandboxID)
+	refused := e.cluster.api.pause(ctx, ref.SandboxID)
+	if provider.CodeOf(refused) != provider.CodeState {
+		return cloud.About(refused, ref.SandboxID)
 	}
-	return nil
-}
-
-// Destroy kills the sandbox, running or paused.
-func (p *E2B) Destroy(ctx context.Context, ref provider.SandboxRef) error {
-	_, err := p.owned(ctx, ref)
-	if provider.CodeOf(err) == provider.CodeNotFound {
-		return nil
-	}
-	if err != nil {
+	// Somebody else, or the end of its lifetime, may have paused it meanwhile.
+	if s, err = e.Own(ctx, ref); err != nil || s.State == statePaused {
 		return err
 	}
-	p.forget(ref.SandboxID)
-	return p.api.kill(ctx, ref.SandboxID)
+	return cloud.About(refused, ref.SandboxID)
 }
 
-// Logs gives what the present server wrote last. A paused sandbox is not woken for it.
-func (p *E2B) Logs(ctx context.Context, req provider.LogsRequest) ([]string, error) {
-	to, err := p.open(ctx, req.SandboxRef)
-	if err != nil {
-		return nil, err
-	}
-	var lines []string
-	err = persist(ctx, p.times, func() (again bool, err error) {
-		lines, err = p.logs(ctx, to, req.Lines)
-		return true, err
-	})
-	if err != nil {
-		return nil, p.explain(ctx, req.SandboxID, err)
-	}
-	return lines, nil
-}
-
-func (p *E2B) logs(ctx context.Context, to access, lines int) ([]string, error) {
-	output, err := p.script(ctx, to, "reading the server's log", "logs", strconv.Itoa(max(lines, 0)))
-	if err != nil || output == "" {
-		return nil, err
-	}
-	return strings.Split(strings.TrimSuffix(output, "\n"), "\n"), nil
+// Close lets go of idle connections.
+func (e *E2B) Close() error {
+	e.cluster.api.Client.CloseIdleConnections()
+	e.cluster.envd.CloseIdleConnections()
+	return e.Provider.Close()
 }

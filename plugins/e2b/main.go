@@ -1,4 +1,4 @@
-// Command berth-provider-e2b is the provider for E2B: its sandboxes are E2B's, at e2b.app or in a cluster of one's own.
+// Command berth-provider-e2b is the berth plugin for E2B: its sandboxes are E2B's, at e2b.app or in a cluster of one's own.
 package main
 
 import "github.com/berth-dev/berth/shared/provider"

@@ -1,70 +1,60 @@
 package main
 
 import (
-	"context"
-	"net/http"
 	"os"
-	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
-	"github.com/berth-dev/berth/internal/testbin"
 	"github.com/berth-dev/berth/plugins/e2b/sim"
 	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
+	"github.com/berth-dev/berth/shared/cloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-func TestMain(m *testing.M) { os.Exit(cloudtest.Main(m, 6)) }
+func TestMain(m *testing.M) { os.Exit(cloudtest.Main(m, 20)) }
 
-const (
-	owner = "tests"
-	// canary is the API key: it must be nowhere but in one header.
-	canary = "e2b_ca9a47ca9a47ca9a47ca9a47ca9a47ca9a47ca9a"
-)
+// canary is the API key: it must be nowhere but in one header.
+const canary = "e2b_ca9a47ca9a47ca9a47ca9a47ca9a47ca9a47ca9a"
 
-// quick are times for tests: long enough for a busy machine where they are patience, short where they are waited for.
-var quick = times{
-	call: 20 * time.Second, slowCall: 20 * time.Second,
-	pause: 5 * time.Millisecond, longestPause: 20 * time.Millisecond, longestAsked: 2 * time.Second,
-	undo: 10 * time.Second, settle: 100 * time.Millisecond, rivals: time.Second, transition: 5 * time.Second,
-	start: 20 * time.Second, script: 10 * time.Second, secondLook: 3 * time.Second,
-	patience: 50 * time.Millisecond, askServer: 100 * time.Millisecond, askControl: 200 * time.Millisecond,
+// times is a name that a simulated cloud called cloud does not hide.
+type times = cloud.Times
+
+// timesFor are how patient the plugin is.
+func timesFor(p cloudtest.Pace) times {
+	t := p.Times()
+	if p != cloudtest.Normal {
+		t.Rivals, t.Patience, t.LookServer, t.LookCloud = time.Second, 50*time.Millisecond, 100*time.Millisecond, 200*time.Millisecond
+	}
+	return t
 }
 
 // newCloud starts a simulated E2B that finds the action server in its sandboxes.
 func newCloud(t *testing.T, options sim.Options) *sim.Cloud {
 	t.Helper()
-	if err := simcloud.Isolation(); err != nil {
-		t.Skip(err)
-	}
-	options.Key = canary
-	options.PathDirs = append(options.PathDirs, filepath.Dir(testbin.Build(t, "./examples/action-server")))
-	cloud, err := sim.Start(options)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(cloud.Close)
-	return cloud
+	options.Key, options.PathDirs = canary, cloudtest.PathDirs(t)
+	return cloudtest.Simulate(t, sim.Start, options)
 }
 
-func configFor(cloud *sim.Cloud) Config {
-	return Config{
-		APIKey: canary, Domain: "e2b.app", APIURL: cloud.APIURL, SandboxURL: cloud.SandboxURL, Template: "base", OnTimeout: "kill", Internet: true,
-	}
-}
-
-// newProvider gives a provider for the cloud: every one is like a process of its own, it remembers nothing of another.
+// newProvider opens the plugin for a cloud, with changes.
 func newProvider(t *testing.T, cloud *sim.Cloud, changes ...func(*Config, *times)) *E2B {
 	t.Helper()
-	config, times := configFor(cloud), quick
+	return openFor(t, cloud, timesFor(cloudtest.Brisk), hclog.NewNullLogger(), changes...)
+}
+
+func configFor(cloud *sim.Cloud) map[string]any {
+	return map[string]any{"api_key": canary, "api_url": cloud.APIURL, "sandbox_url": cloud.SandboxURL}
+}
+
+func openFor(t *testing.T, cloud *sim.Cloud, times times, log hclog.Logger, changes ...func(*Config, *times)) *E2B {
+	t.Helper()
+	config := cloudtest.Configure[Config](t, configFor(cloud), nil)
 	for _, change := range changes {
 		change(&config, &times)
 	}
-	p := newE2B(config, hclog.NewNullLogger(), times)
+	p := newE2B(config, log, times)
 	t.Cleanup(func() { p.Close() })
 	return p
 }
@@ -75,145 +65,103 @@ func setup(t *testing.T) (*sim.Cloud, *E2B) {
 	return cloud, newProvider(t, cloud)
 }
 
-func actionServer() provider.Server {
-	return provider.Server{
-		Command: []string{"berth-action-server", "--port", "{port}"}, Port: 8000,
-		Env:    map[string]string{"SESSION_API_KEY": "session-secret"},
-		Health: provider.HealthCheck{Paths: []string{"/alive"}, JSONFields: map[string]string{"status": "ok"}, Timeout: 5 * time.Second},
-	}
-}
-
-// shell is a server that is a shell script.
-func shell(script string) provider.Server {
-	server := actionServer()
-	server.Command = []string{"sh", "-c", script}
-	return server
-}
-
-func createRequest(session string) provider.CreateRequest {
-	return provider.CreateRequest{
-		Session: session, Owner: owner, Attempt: "attempt-of-" + session, Server: actionServer(),
-		Labels: map[string]string{"team": "blue & green = 100%"}, Lifetime: time.Hour,
-	}
-}
-
-func attachRequest(session string) provider.AttachRequest {
-	return provider.AttachRequest{Session: session, Owner: owner, Server: actionServer(), Lifetime: time.Hour}
-}
-
-func create(t *testing.T, p *E2B, session string) provider.Sandbox {
+func startWorld(t *testing.T, options cloudtest.Options) *cloudtest.World {
 	t.Helper()
-	sandbox, err := p.Create(t.Context(), createRequest(session))
-	if err != nil {
-		t.Fatalf("Create: %v", err)
-	}
-	return sandbox
-}
-
-func attach(t *testing.T, p *E2B, session string) provider.Sandbox {
-	t.Helper()
-	sandbox, err := p.Attach(t.Context(), attachRequest(session))
-	if err != nil {
-		t.Fatalf("Attach: %v", err)
-	}
-	return sandbox
-}
-
-func startRequest(sandbox provider.Sandbox, server provider.Server) provider.StartServerRequest {
-	return provider.StartServerRequest{Session: sandbox.Session, Owner: owner, SandboxID: sandbox.ID, Server: server}
-}
-
-func start(t *testing.T, p *E2B, sandbox provider.Sandbox, server provider.Server) provider.Endpoints {
-	t.Helper()
-	endpoints, err := p.StartServer(t.Context(), startRequest(sandbox, server))
-	if err != nil {
-		t.Fatalf("StartServer: %v %q", err, provider.AsError(err).LogTail)
-	}
-	return endpoints
-}
-
-func pingRequest(sandbox provider.Sandbox, endpoints provider.Endpoints) provider.PingRequest {
-	return provider.PingRequest{
-		Session: sandbox.Session, Owner: owner, SandboxID: sandbox.ID, Endpoint: endpoints.Server, Health: actionServer().Health,
-	}
-}
-
-func ping(t *testing.T, p *E2B, sandbox provider.Sandbox, endpoints provider.Endpoints) provider.PingResult {
-	t.Helper()
-	result, err := p.Ping(t.Context(), pingRequest(sandbox, endpoints))
-	if err != nil {
-		t.Fatalf("Ping: %v", err)
-	}
-	return result
-}
-
-// awaitPing pings until there is an answer that ends a wait.
-func awaitPing(t *testing.T, p *E2B, sandbox provider.Sandbox, endpoints provider.Endpoints) provider.PingResult {
-	t.Helper()
-	var result provider.PingResult
-	cloudtest.Eventually(t, "a ping says something that ends the wait", func() bool {
-		result = ping(t, p, sandbox, endpoints)
-		return result.Status != provider.PingNotYet
+	cloud := newCloud(t, sim.Options{
+		CreateTime: options.Create, PauseTime: options.Change, ResumeTime: options.Change, ListLag: options.Lag, NoIdempotency: options.Variant == "no idempotency",
 	})
-	return result
+	return &cloudtest.World{
+		Cloud: cloud, Traffic: &cloud.Traffic, Config: configFor(cloud),
+		Env: map[string]string{"E2B_API_KEY": canary, "E2B_API_URL": cloud.APIURL, "E2B_SANDBOX_URL": cloud.SandboxURL},
+		Provider: func(t *testing.T, pace cloudtest.Pace, log hclog.Logger) provider.Provider {
+			t.Helper()
+			return openFor(t, cloud, timesFor(pace), log)
+		},
+		Sandboxes: func() (there []cloudtest.Sandbox) {
+			for _, s := range cloud.Sandboxes() {
+				there = append(there, cloudtest.Sandbox{ID: s.ID, Suspended: s.State == "paused"})
+			}
+			return there
+		},
+		Plant: func(count int, labels map[string]string) error {
+			for range count {
+				if _, err := cloud.Seed(labels); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		Box: cloud.Box, Label: cloud.Label, End: cloud.Kill,
+		Suspend: func(id string) {
+			if err := cloud.Pause(id); err != nil {
+				t.Error(err)
+			}
+		},
+		Hibernate: func(id string) {
+			cloud.SetState(id, "hibernating")
+			cloud.Unroute(id, true)
+		},
+	}
 }
 
-func ref(sandbox provider.Sandbox) provider.SandboxRef {
-	return provider.SandboxRef{Owner: owner, SandboxID: sandbox.ID}
+func TestCloud(t *testing.T) {
+	envd := []string{"port", "envd.Start", "envd.Connect", "envd.List", "envd.SendSignal", "envd.health", "envd.files"}
+	cloudtest.Run(t, cloudtest.Cloud{
+		Plugin: "e2b", Start: startWorld, Secret: canary, SecretHeader: "X-Api-Key",
+		Open: cloudtest.Opener(map[string]any{"api_key": "e2b_x"}, open),
+		Configurations: map[string]string{
+			`{}`:                                      "",
+			`{"api_key":"e2b_x\n"}`:                   "api_key",
+			`{"domain":"https://e2b.app"}`:            "domain",
+			`{"api_url":"api.e2b.app"}`:               "api_url",
+			`{"sandbox_url":"https://u:p@x.example"}`: "sandbox_url",
+		},
+		LookUp: "list", Create: "create", List: "list", Port: "port", Keyless: envd, Inside: envd,
+		Scenes: []cloudtest.Scene{
+			{Operation: "list"},
+			{Operation: "list", Skip: 1, Variant: "before a create"},
+			{Operation: "list", Skip: 2, Variant: "after a create"},
+			{Operation: "create"},
+			{Operation: "create", Variant: "no idempotency"},
+			{Operation: "connect", Found: true},
+			{Operation: "envd.Start"},
+			{Operation: "port"},
+			{Operation: "get", Found: true, Do: cloudtest.Destroy},
+			{Operation: "kill", Found: true, Do: cloudtest.Destroy},
+			{Operation: "pause", Found: true, Do: cloudtest.Suspend},
+			{Operation: "timeout", Found: true, Do: cloudtest.Renew},
+			{Operation: "envd.Start", Found: true, Do: cloudtest.Logs},
+			{Operation: "list", Found: true, Do: cloudtest.Listing},
+		},
+		Errors: []cloudtest.ErrorCase{
+			cloudtest.Answered("create", 400, "validation error: x", provider.Error{Code: provider.CodeInvalid}),
+			cloudtest.Answered("list", 401, "authorization header is missing", provider.Error{Code: provider.CodeDenied}),
+			cloudtest.Answered("list", 403, "team is blocked", provider.Error{Code: provider.CodeDenied}),
+			cloudtest.Answered("list", 404, "validation error: no matching operation was found", provider.Error{Code: provider.CodeUnreachable}),
+			cloudtest.Answered("list", 429, "Rate limit exceeded", provider.Error{Code: provider.CodeExhausted, Reason: provider.ReasonRateLimit, Retryable: true}),
+			cloudtest.Answered("create", 429, "you have reached the maximum number of concurrent E2B sandboxes (20)", provider.Error{
+				Code: provider.CodeExhausted, Reason: provider.ReasonQuota,
+			}),
+			cloudtest.Answered("list", 500, "internal", provider.Error{Code: provider.CodeUnreachable, Retryable: true}),
+			{Fault: simcloud.Fault{Operation: "create", Status: 503, Body: `{"code":503,"message":"no","error_code":"sandbox_capacity_unavailable"}`},
+				Want: provider.Error{Code: provider.CodeUnreachable, Reason: "SANDBOX_CAPACITY_UNAVAILABLE", Retryable: true}},
+			{Fault: simcloud.Fault{Operation: "list", Status: 404, Body: "<html>not found</html>"}, Want: provider.Error{Code: provider.CodeUnreachable}},
+			{Fault: simcloud.Fault{Operation: "list", Status: 502, Body: "<html>502</html>"}, Want: provider.Error{Code: provider.CodeUnreachable, Retryable: true}},
+			{Fault: simcloud.Fault{Operation: "list", Status: 200}, Want: provider.Error{Code: provider.CodeUnreachable, Retryable: true}},
+			{Fault: simcloud.Fault{Operation: "list", Status: 200, Body: `{"hello":"world"}`}, Want: provider.Error{Code: provider.CodeUnreachable, Retryable: true}},
+		},
+		Silences: map[string]func(*cloudtest.World, string){
+			"TheWayThereIsBroken": func(w *cloudtest.World, id string) { w.Cloud.(*sim.Cloud).Unroute(id, true) },
+			"TheProxyDeniesThatThereIsASandbox": func(w *cloudtest.World, id string) {
+				fault := cloudtest.Answer(502, "The sandbox was not found")
+				fault.Operation, fault.Body = "port", `{"sandboxId":"`+id+`","message":"The sandbox was not found","code":502}`
+				w.Traffic.Fail(fault)
+			},
+		},
+	})
 }
 
-// up creates a session's sandbox with a healthy server.
-func up(t *testing.T, p *E2B, session string) (provider.Sandbox, provider.Endpoints) {
-	t.Helper()
-	sandbox := create(t, p, session)
-	endpoints := start(t, p, sandbox, actionServer())
-	if result := awaitPing(t, p, sandbox, endpoints); result.Status != provider.PingAlive {
-		t.Fatalf("Ping: %+v", result)
-	}
-	return sandbox, endpoints
-}
-
-// get asks an endpoint for a path, with its headers changed.
-func get(t *testing.T, endpoint provider.Endpoint, path string, change func(http.Header)) *http.Response {
-	t.Helper()
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, endpoint.URL+path, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, value := range endpoint.Headers {
-		request.Header.Set(name, value)
-	}
-	change(request.Header)
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	response, err := client.Do(request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { response.Body.Close() })
-	return response
-}
-
-// inside runs a shell command in a sandbox and gives what it printed.
-func inside(t *testing.T, cloud *sim.Cloud, id, command string) string {
-	t.Helper()
-	_, output, err := cloud.Box(id).Run(t.Context(), "sh", "-c", command)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.TrimSpace(string(output.Bytes(simcloud.Both)))
-}
-
-func wantCode(t *testing.T, err error, code provider.Code) *provider.Error {
-	t.Helper()
-	if provider.CodeOf(err) != code {
-		t.Fatalf("error: %v (%q), want %q", err, provider.CodeOf(err), code)
-	}
-	return provider.AsError(err)
-}
-
-func background(t *testing.T, d time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), d)
-	t.Cleanup(cancel)
-	return ctx
+func TestTheDocumentationHasEveryAttribute(t *testing.T) {
+	t.Parallel()
+	cloudtest.CheckAttributes(t, "e2b", provider.Attributes[Config]())
 }

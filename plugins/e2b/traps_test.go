@@ -3,14 +3,15 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/hashicorp/go-hclog"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/berth-dev/berth/plugins/e2b/envd"
@@ -25,21 +26,21 @@ import (
 func TestTrapTheDeadlineOfTheStartStreamKillsTheServer(t *testing.T) {
 	t.Parallel()
 	cloud, p := setup(t)
-	sandbox := create(t, p, "s1")
+	sandbox := cloudtest.Create(t, p, "s1")
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
-	endpoints, err := p.StartServer(ctx, startRequest(sandbox, actionServer()))
+	endpoints, err := p.StartServer(ctx, cloudtest.StartRequest(sandbox, cloudtest.ActionServer()))
 	if err != nil {
 		t.Fatalf("StartServer: %v", err)
 	}
-	awaitPing(t, p, sandbox, endpoints)
+	cloudtest.AwaitPing(t, p, sandbox, endpoints)
 	for _, call := range cloud.Traffic.Calls("envd.Start") {
 		if timeout := call.Headers["Connect-Timeout-Ms"]; timeout != nil {
 			t.Errorf("the start carries Connect-Timeout-Ms: %v", timeout)
 		}
 	}
 	<-ctx.Done() // the deadline of the call has passed, and its stream is long closed
-	if result := ping(t, p, sandbox, endpoints); result.Status != provider.PingAlive {
+	if result := cloudtest.Ping(t, p, sandbox, endpoints); result.Status != provider.PingAlive {
 		t.Errorf("after the deadline of the start: %+v", result)
 	}
 }
@@ -47,7 +48,7 @@ func TestTrapTheDeadlineOfTheStartStreamKillsTheServer(t *testing.T) {
 func TestTrapTheSimulatorDoesKillAtThatDeadline(t *testing.T) {
 	t.Parallel()
 	cloud, p := setup(t)
-	sandbox := create(t, p, "s1")
+	sandbox := cloudtest.Create(t, p, "s1")
 	opened, _, err := p.api.connect(t.Context(), sandbox.ID, time.Hour)
 	if err != nil {
 		t.Fatal(err)
@@ -81,7 +82,7 @@ func startRaw(ctx context.Context, t *testing.T, p *E2B, to access, tag, command
 func TestTrapAProcessIsNotFoundByItsTagOnceThereIsAnother(t *testing.T) {
 	t.Parallel()
 	cloud, p := setup(t)
-	sandbox := create(t, p, "s1")
+	sandbox := cloudtest.Create(t, p, "s1")
 	opened, _, err := p.api.connect(t.Context(), sandbox.ID, time.Hour)
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +91,7 @@ func TestTrapAProcessIsNotFoundByItsTagOnceThereIsAnother(t *testing.T) {
 	defer cancel()
 	startRaw(ctx, t, p, opened, "somebody-else", "exec sleep 1000")
 	for range 2 {
-		start(t, newProvider(t, cloud), sandbox, actionServer())
+		cloudtest.Start(t, newProvider(t, cloud), sandbox, cloudtest.ActionServer())
 	}
 	if n := servers(t, cloud, sandbox.ID); n != 1 {
 		t.Errorf("%d servers run", n)
@@ -100,8 +101,8 @@ func TestTrapAProcessIsNotFoundByItsTagOnceThereIsAnother(t *testing.T) {
 func TestTrapTheServerIsNotListedAfterAPauseAlthoughItRuns(t *testing.T) {
 	t.Parallel()
 	cloud, p := setup(t)
-	sandbox, _ := up(t, p, "s1")
-	start(t, newProvider(t, cloud), sandbox, actionServer())
+	sandbox, _ := cloudtest.Up(t, p, "s1")
+	cloudtest.Start(t, newProvider(t, cloud), sandbox, cloudtest.ActionServer())
 	if n := servers(t, cloud, sandbox.ID); n != 1 {
 		t.Errorf("%d servers run", n)
 	}
@@ -113,8 +114,8 @@ func TestTrapTheServerIsNotListedAfterAPauseAlthoughItRuns(t *testing.T) {
 func TestTrapTheKeepaliveIntervalIsNeverZeroWhichCrashesEnvd(t *testing.T) {
 	t.Parallel()
 	cloud, p := setup(t)
-	sandbox, _ := up(t, p, "s1")
-	if _, err := p.Logs(t.Context(), provider.LogsRequest{SandboxRef: ref(sandbox), Lines: 5}); err != nil {
+	sandbox, _ := cloudtest.Up(t, p, "s1")
+	if _, err := p.Logs(t.Context(), provider.LogsRequest{SandboxRef: cloudtest.Ref(sandbox), Lines: 5}); err != nil {
 		t.Fatal(err)
 	}
 	for _, call := range cloud.Traffic.Calls("envd.Start") {
@@ -124,29 +125,19 @@ func TestTrapTheKeepaliveIntervalIsNeverZeroWhichCrashesEnvd(t *testing.T) {
 	}
 }
 
-func TestTrapAnExitCodeOfZeroIsLeftOutOnTheWire(t *testing.T) {
-	t.Parallel()
-	_, p := setup(t)
-	sandbox := create(t, p, "s1")
-	e := wantCode(t, second(p.StartServer(t.Context(), startRequest(sandbox, shell("echo done")))), provider.CodeFailed)
-	if e.Reason != provider.ReasonServerExited || e.ExitCode == nil || *e.ExitCode != 0 {
-		t.Errorf("%+v", e)
-	}
-}
-
 func TestTrapAnAPIWithoutTheSecondGenerationIsUsedThroughTheFirstAndSecured(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{OnlyV1: true})
 	p := newProvider(t, cloud)
-	sandbox, _ := up(t, p, "s1")
+	sandbox, _ := cloudtest.Up(t, p, "s1")
 	if all := cloud.Sandboxes(); len(all) != 1 || !all[0].Secure || !all[0].Private {
 		t.Errorf("not secured: %+v", all)
 	}
-	if found := attach(t, newProvider(t, cloud), "s1"); found.ID != sandbox.ID {
+	if found := cloudtest.Attach(t, newProvider(t, cloud), "s1"); found.ID != sandbox.ID {
 		t.Errorf("%+v", found)
 	}
-	wantCode(t, second(newProvider(t, cloud, func(c *Config, _ *times) { c.Template = "missing" }).Create(t.Context(), createRequest("s2"))), provider.CodeInvalid)
-	create(t, p, "s3")
+	cloudtest.WantCode(t, cloudtest.Err(newProvider(t, cloud, func(c *Config, _ *times) { c.Template = "missing" }).Create(t.Context(), cloudtest.CreateRequest("s2"))), provider.CodeInvalid)
+	cloudtest.Create(t, p, "s3")
 	attempts := 0
 	for _, call := range cloud.Traffic.Calls("create") {
 		if strings.HasPrefix(call.Path, "/v2/") {
@@ -161,8 +152,8 @@ func TestTrapAnAPIWithoutTheSecondGenerationIsUsedThroughTheFirstAndSecured(t *t
 func TestTrapTheSecondGenerationIsUsedWhereItIs(t *testing.T) {
 	t.Parallel()
 	cloud, p := setup(t)
-	create(t, p, "s1")
-	attach(t, p, "s1")
+	cloudtest.Create(t, p, "s1")
+	cloudtest.Attach(t, p, "s1")
 	for _, call := range cloud.Traffic.Calls("create", "connect") {
 		if !strings.HasPrefix(call.Path, "/v2/") {
 			t.Errorf("%s %s is deprecated", call.Method, call.Path)
@@ -173,14 +164,14 @@ func TestTrapTheSecondGenerationIsUsedWhereItIs(t *testing.T) {
 func TestTrapTheTrafficTokenComesOnlyFromConnect(t *testing.T) {
 	t.Parallel()
 	cloud, p := setup(t)
-	sandbox, endpoints := up(t, p, "s1")
+	sandbox, endpoints := cloudtest.Up(t, p, "s1")
 	token := endpoints.Server.Headers["e2b-traffic-access-token"]
-	if found := attach(t, newProvider(t, cloud), "s1"); found.Endpoints.Server.Headers["e2b-traffic-access-token"] != token || token == "" {
+	if found := cloudtest.Attach(t, newProvider(t, cloud), "s1"); found.Endpoints.Server.Headers["e2b-traffic-access-token"] != token || token == "" {
 		t.Errorf("attached without the token: %+v", found.Endpoints)
 	}
 	// A process that neither created nor attached has to ask for it too, and does not change the lifetime.
 	before := cloud.Sandboxes()[0].EndAt
-	if again := start(t, newProvider(t, cloud), sandbox, actionServer()); again.Server.Headers["e2b-traffic-access-token"] != token {
+	if again := cloudtest.Start(t, newProvider(t, cloud), sandbox, cloudtest.ActionServer()); again.Server.Headers["e2b-traffic-access-token"] != token {
 		t.Errorf("started without the token: %+v", again)
 	}
 	if after := cloud.Sandboxes()[0].EndAt; !after.Equal(before) {
@@ -191,11 +182,11 @@ func TestTrapTheTrafficTokenComesOnlyFromConnect(t *testing.T) {
 func TestTrapConnectSetsTheLifetimeBackToFiveMinutesUnlessToldOtherwise(t *testing.T) {
 	t.Parallel()
 	cloud, p := setup(t)
-	sandbox := create(t, p, "s1")
+	sandbox := cloudtest.Create(t, p, "s1")
 	if err := cloud.Pause(sandbox.ID); err != nil {
 		t.Fatal(err)
 	}
-	request := attachRequest("s1")
+	request := cloudtest.AttachRequest("s1")
 	request.Lifetime = 2 * time.Hour
 	found, err := p.Attach(t.Context(), request)
 	if err != nil || time.Until(found.ExpiresAt) < 110*time.Minute {
@@ -222,7 +213,7 @@ func TestTrapMetadataFiltersAreEncodedThreeTimes(t *testing.T) {
 	t.Parallel()
 	_, p := setup(t)
 	const strange = "a&b=c 1+1 100% ü"
-	request := createRequest("s1")
+	request := cloudtest.CreateRequest("s1")
 	request.Owner = strange
 	made, err := p.Create(t.Context(), request)
 	if err != nil {
@@ -239,40 +230,20 @@ func TestTrapMetadataFiltersAreEncodedThreeTimes(t *testing.T) {
 func TestTrapTheProxyAnswers502ForAClosedPortAPausedAndAKilledSandbox(t *testing.T) {
 	t.Parallel()
 	cloud, p := setup(t)
-	sandbox := create(t, p, "s1")
+	sandbox := cloudtest.Create(t, p, "s1")
 	endpoints := *sandbox.Endpoints
-	if result := ping(t, p, sandbox, endpoints); result.Status != provider.PingNotYet || !strings.Contains(result.Reason, "port is not open") {
+	if result := cloudtest.Ping(t, p, sandbox, endpoints); result.Status != provider.PingNotYet || !strings.Contains(result.Reason, "port is not open") {
 		t.Errorf("closed port: %+v", result)
 	}
 	if err := cloud.Pause(sandbox.ID); err != nil {
 		t.Fatal(err)
 	}
-	if result := ping(t, newProvider(t, cloud), sandbox, endpoints); result.Status != provider.PingStopped {
+	if result := cloudtest.Ping(t, newProvider(t, cloud), sandbox, endpoints); result.Status != provider.PingStopped {
 		t.Errorf("paused: %+v", result)
 	}
 	cloud.Kill(sandbox.ID)
-	if result := ping(t, newProvider(t, cloud), sandbox, endpoints); result.Status != provider.PingGone {
+	if result := cloudtest.Ping(t, newProvider(t, cloud), sandbox, endpoints); result.Status != provider.PingGone {
 		t.Errorf("killed: %+v", result)
-	}
-}
-
-func TestTrapAStartInASandboxThatIsPausedOrGoneIsNotTakenForAnUnreachableOne(t *testing.T) {
-	t.Parallel()
-	cloud, p := setup(t)
-	sandbox := create(t, p, "s1")
-	if err := cloud.Pause(sandbox.ID); err != nil {
-		t.Fatal(err)
-	}
-	for _, one := range []*E2B{p, newProvider(t, cloud)} { // one remembers it running
-		wantCode(t, second(one.StartServer(t.Context(), startRequest(sandbox, actionServer()))), provider.CodeState)
-	}
-	if state := cloud.Sandboxes()[0].State; state != "paused" {
-		t.Errorf("a start woke the sandbox: it is %s", state)
-	}
-	attach(t, p, "s1")
-	cloud.Kill(sandbox.ID)
-	for _, one := range []*E2B{p, newProvider(t, cloud)} {
-		wantCode(t, second(one.StartServer(t.Context(), startRequest(sandbox, actionServer()))), provider.CodeNotFound)
 	}
 }
 
@@ -280,30 +251,13 @@ func TestTrapASandboxInTransitionIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{})
 	p := newProvider(t, cloud)
-	sandbox := create(t, p, "s1")
+	sandbox := cloudtest.Create(t, p, "s1")
 	fault := cloud.Traffic.Fail(simcloud.Fault{
 		Operation: "connect", Count: 2, Status: http.StatusConflict, Body: `{"code":409,"message":"Sandbox is in transition"}`,
 		Headers: map[string]string{"Content-Type": "application/json"},
 	})
-	if found := attach(t, p, "s1"); found.ID != sandbox.ID || fault.Fired() != 2 {
+	if found := cloudtest.Attach(t, p, "s1"); found.ID != sandbox.ID || fault.Fired() != 2 {
 		t.Errorf("%+v after %d refusals", found, fault.Fired())
-	}
-}
-
-func TestTrapARedirectDoesNotCarryTheAPIKeyAway(t *testing.T) {
-	t.Parallel()
-	var stolen atomic.Int32
-	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { stolen.Add(1) }))
-	defer elsewhere.Close()
-	edge := httptest.NewServer(http.RedirectHandler(elsewhere.URL, http.StatusTemporaryRedirect))
-	defer edge.Close()
-	config := Config{APIKey: canary, Domain: "e2b.app", APIURL: edge.URL, Template: "base"}
-	p := newE2B(config, discard, quick)
-	defer p.Close()
-	wantCode(t, second(p.Attach(t.Context(), attachRequest("s1"))), provider.CodeUnreachable)
-	wantCode(t, second(p.Create(t.Context(), createRequest("s1"))), provider.CodeUnreachable)
-	if n := stolen.Load(); n > 0 {
-		t.Errorf("%d requests were redirected", n)
 	}
 }
 
@@ -325,7 +279,7 @@ func TestTrapADomainInTheAnswerWinsOverTheConfiguration(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{Domain: "eu.example.dev"})
 	p := newProvider(t, cloud, func(c *Config, _ *times) { c.SandboxURL = "" })
-	sandbox := create(t, p, "s1")
+	sandbox := cloudtest.Create(t, p, "s1")
 	if want := "https://8000-" + sandbox.ID + ".eu.example.dev"; sandbox.Endpoints.Server.URL != want {
 		t.Errorf("URL %s, want %s", sandbox.Endpoints.Server.URL, want)
 	}
@@ -336,7 +290,7 @@ func TestTrapADomainInTheAnswerWinsOverTheConfiguration(t *testing.T) {
 
 func TestTrapAnOldEnvdNeedsToBeToldTheUser(t *testing.T) {
 	t.Parallel()
-	p := newE2B(Config{Domain: "e2b.app"}, discard, quick)
+	p := newE2B(Config{Domain: "e2b.app"}, hclog.NewNullLogger(), paces(cloudtest.Brisk))
 	defer p.Close()
 	for version, want := range map[string]string{"0.3.9": "Basic dXNlcjo=", "v0.4.0": "", "0.6.13": "", "": ""} {
 		header := http.Header{}
@@ -351,34 +305,15 @@ func TestTrapAUserThatIsNotThereIsADenial(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{})
 	p := newProvider(t, cloud, func(c *Config, _ *times) { c.User = "nobody-here" })
-	sandbox := create(t, p, "s1")
-	wantCode(t, second(p.StartServer(t.Context(), startRequest(sandbox, actionServer()))), provider.CodeDenied)
-}
-
-func TestTrapOnlyTheNewestSandboxesAreOnTheFirstPage(t *testing.T) {
-	t.Parallel()
-	cloud, p := setup(t)
-	first := create(t, p, "s1")
-	labels := createRequest("other").AllLabels()
-	for range 120 { // of the same owner, so that the owner's filter does not help
-		if _, err := cloud.Seed(labels); err != nil {
-			t.Fatal(err)
-		}
-	}
-	listed, err := p.List(t.Context(), provider.ListRequest{Owner: owner})
-	if err != nil || len(listed) != 121 {
-		t.Errorf("%d listed, %v", len(listed), err)
-	}
-	if found := attach(t, newProvider(t, cloud), "s1"); found.ID != first.ID {
-		t.Errorf("%+v", found)
-	}
+	sandbox := cloudtest.Create(t, p, "s1")
+	cloudtest.WantCode(t, cloudtest.Err(p.StartServer(t.Context(), cloudtest.StartRequest(sandbox, cloudtest.ActionServer()))), provider.CodeDenied)
 }
 
 func TestTrapACreateWhoseAnswerIsLostAndIsListedLateDoesNotMakeASecondSandbox(t *testing.T) {
 	t.Parallel()
-	cloud := newCloud(t, sim.Options{ListLag: 400 * time.Millisecond}) // longer than the plugin looks
+	cloud := newCloud(t, sim.Options{ListLag: 2 * time.Second}) // longer than the plugin looks
 	cloud.Traffic.Fail(simcloud.Fault{Operation: "create", Count: 1, Drop: true, After: true})
-	sandbox := create(t, newProvider(t, cloud), "s1")
+	sandbox := cloudtest.Create(t, newProvider(t, cloud), "s1")
 	if left := cloud.Sandboxes(); len(left) != 1 || left[0].ID != sandbox.ID || cloud.Traffic.Count("create") != 2 {
 		t.Errorf("left %+v after %d creates", left, cloud.Traffic.Count("create"))
 	}
@@ -388,7 +323,7 @@ func TestTrapTheWireNamesOfACreateAreE2Bs(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{})
 	p := newProvider(t, cloud, func(c *Config, _ *times) { c.Internet = false })
-	create(t, p, "s1")
+	cloudtest.Create(t, p, "s1")
 	var body map[string]any
 	if err := json.Unmarshal([]byte(cloud.Traffic.Calls("create")[0].Body), &body); err != nil {
 		t.Fatal(err)
@@ -402,36 +337,193 @@ func TestTrapTheWireNamesOfACreateAreE2Bs(t *testing.T) {
 	}
 }
 
-func TestAListingOfAllOwnersShowsThoseOfOthers(t *testing.T) {
-	t.Parallel()
-	cloud, p := setup(t)
-	cloudtest.CheckOwners(t, p, owner, func(labels map[string]string) error {
-		_, err := cloud.Seed(labels)
-		return err
-	})
+// servers counts the action servers in a sandbox.
+func servers(t *testing.T, cloud *sim.Cloud, id string) int {
+	t.Helper()
+	return strings.Count(inside(t, cloud, id, "cat /proc/[0-9]*/comm"), "berth-action-s")
 }
 
-func TestASandboxKnownByItsIDIsAttachedBeforeTheListingShowsIt(t *testing.T) {
-	t.Parallel()
-	cloud := newCloud(t, sim.Options{ListLag: time.Hour})
-	sandbox := create(t, newProvider(t, cloud), "s1")
-	p := newProvider(t, cloud)
-	_, err := p.Attach(t.Context(), attachRequest("s1"))
-	wantCode(t, err, provider.CodeNotFound)
-	request := attachRequest("s1")
-	request.SandboxID = sandbox.ID
-	found, err := p.Attach(t.Context(), request)
-	if err != nil || found.ID != sandbox.ID || found.Origin != provider.OriginAttached {
-		t.Errorf("%+v, %v", found, err)
+// inside runs a shell command in a sandbox and gives what it printed.
+func inside(t *testing.T, cloud *sim.Cloud, id, command string) string {
+	t.Helper()
+	_, output, err := cloud.Box(id).Run(t.Context(), "sh", "-c", command)
+	if err != nil {
+		t.Fatal(err)
 	}
-	request.Session = "s2"
-	_, err = p.Attach(t.Context(), request)
-	wantCode(t, err, provider.CodeConflict)
-	request.Session, request.Owner = "s1", "somebody else"
-	_, err = p.Attach(t.Context(), request)
-	wantCode(t, err, provider.CodeConflict)
-	request = attachRequest("s1")
-	request.SandboxID = "nosuch"
-	_, err = p.Attach(t.Context(), request)
-	wantCode(t, err, provider.CodeNotFound)
+	return strings.TrimSpace(string(output.Bytes(simcloud.Both)))
+}
+
+func TestAPublicSandboxHasNoToken(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{})
+	_, open := cloudtest.Up(t, newProvider(t, cloud, func(c *Config, _ *times) { c.Public = true }), "public")
+	if status, _ := cloudtest.Get(t, open.Server, "/alive"); status != http.StatusOK {
+		t.Errorf("it answers %d", status)
+	}
+	if _, has := open.Server.Headers["e2b-traffic-access-token"]; has {
+		t.Error("it has a token")
+	}
+}
+
+func TestASandboxThatTurnsOutPublicIsRefusedAndRemoved(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{NoTrafficTokens: true})
+	_, err := newProvider(t, cloud).Create(t.Context(), cloudtest.CreateRequest("s1"))
+	cloudtest.WantCode(t, err, provider.CodeFailed)
+	if left := cloud.Sandboxes(); len(left) > 0 {
+		t.Errorf("left: %+v", left)
+	}
+}
+
+func TestAWorkingDirectoryThatIsNotThereIsAnInvalidRequest(t *testing.T) {
+	t.Parallel()
+	_, p := setup(t)
+	sandbox := cloudtest.Create(t, p, "s1")
+	server := cloudtest.ActionServer()
+	server.Workdir = "/nowhere"
+	e := cloudtest.WantCode(t, cloudtest.Err(p.StartServer(t.Context(), cloudtest.StartRequest(sandbox, server))), provider.CodeInvalid)
+	if !strings.Contains(e.Message, "/nowhere") {
+		t.Errorf("the message does not name it: %v", e)
+	}
+}
+
+func TestRenewMovesTheEndAndSaysWhatE2BMadeOfIt(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{MaxLifetime: 2 * time.Hour})
+	p := newProvider(t, cloud)
+	sandbox := cloudtest.Create(t, p, "s1")
+	for asked, want := range map[time.Duration]time.Duration{10 * time.Minute: 10 * time.Minute, 5 * time.Hour: 2 * time.Hour} {
+		end, err := p.Renew(t.Context(), provider.RenewRequest{SandboxRef: cloudtest.Ref(sandbox), Lifetime: asked})
+		if err != nil || time.Until(end) > want || time.Until(end) < want-time.Minute {
+			t.Errorf("Renew by %s: ends in %s, %v", asked, time.Until(end), err)
+		}
+	}
+	if err := p.Suspend(t.Context(), cloudtest.Ref(sandbox)); err != nil {
+		t.Fatal(err)
+	}
+	cloudtest.WantCode(t, cloudtest.Err(p.Renew(t.Context(), provider.RenewRequest{SandboxRef: cloudtest.Ref(sandbox), Lifetime: time.Hour})), provider.CodeState)
+}
+
+func TestALifetimeEndsTheSandboxOrPausesIt(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{})
+	kill, pause := newProvider(t, cloud), newProvider(t, cloud, func(c *Config, _ *times) { c.OnTimeout = "pause" })
+	for session, p := range map[string]*E2B{"ends": kill, "pauses": pause} {
+		request := cloudtest.CreateRequest(session)
+		request.Lifetime = time.Second
+		if _, err := p.Create(t.Context(), request); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cloudtest.Eventually(t, "one is gone and the other paused", func() bool {
+		left := cloud.Sandboxes()
+		return len(left) == 1 && left[0].State == "paused" && left[0].Metadata[provider.LabelSession] == "pauses"
+	})
+	cloudtest.WantCode(t, cloudtest.Err(kill.Attach(t.Context(), cloudtest.AttachRequest("ends"))), provider.CodeNotFound)
+	if sandbox := cloudtest.Attach(t, pause, "pauses"); sandbox.Origin != provider.OriginWoken {
+		t.Errorf("%+v", sandbox)
+	}
+}
+
+func TestAQuotaAndAMissingTemplateAreToldApartAndLeaveNothing(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{MaxRunning: 1})
+	p := newProvider(t, cloud)
+	sandbox := cloudtest.Create(t, p, "s1")
+	if e := cloudtest.WantCode(t, cloudtest.Err(p.Create(t.Context(), cloudtest.CreateRequest("s2"))), provider.CodeExhausted); e.Reason != provider.ReasonQuota {
+		t.Errorf("reason %q", e.Reason)
+	}
+	missing := newProvider(t, cloud, func(c *Config, _ *times) { c.Template = "missing-template" })
+	e := cloudtest.WantCode(t, cloudtest.Err(missing.Create(t.Context(), cloudtest.CreateRequest("s3"))), provider.CodeInvalid)
+	if !strings.Contains(e.Message, "missing-template") {
+		t.Errorf("message: %v", e)
+	}
+	if left := cloud.Sandboxes(); len(left) != 1 || left[0].ID != sandbox.ID {
+		t.Errorf("left: %+v", left)
+	}
+}
+
+func TestAnEnvdThatIsTooOldIsRefusedAndItsSandboxRemoved(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{EnvdVersion: "v0.0.9"})
+	cloudtest.WantCode(t, cloudtest.Err(newProvider(t, cloud).Create(t.Context(), cloudtest.CreateRequest("s1"))), provider.CodeFailed)
+	if left := cloud.Sandboxes(); len(left) > 0 {
+		t.Errorf("left: %+v", left)
+	}
+}
+
+func TestTheSecondLookEndsWhenTheServerListens(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{})
+	p := newProvider(t, cloud, func(_ *Config, t *times) { t.secondLook = time.Hour })
+	cloudtest.Up(t, p, "s1")
+}
+
+// answering gives a provider whose control API always answers this.
+func answering(t *testing.T, handler http.HandlerFunc, changes ...func(*times)) *E2B {
+	t.Helper()
+	server := httptest.NewServer(handler)
+	t.Cleanup(server.Close)
+	times := paces(cloudtest.Brisk)
+	for _, change := range changes {
+		change(&times)
+	}
+	p := newE2B(Config{APIKey: canary, Domain: "e2b.app", APIURL: server.URL, Template: "base"}, hclog.NewNullLogger(), times)
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
+func TestACallEndsWithItsContextAndSaysWhy(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	hang := func(_ http.ResponseWriter, r *http.Request) {
+		select {
+		case <-r.Context().Done():
+		case <-release:
+		}
+	}
+	defer close(release)
+	p := answering(t, hang)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	cloudtest.WantCode(t, cloudtest.Err(p.api.get(ctx, "i1")), provider.CodeTimeout)
+	ctx, cancel = context.WithCancel(t.Context())
+	time.AfterFunc(20*time.Millisecond, cancel)
+	cloudtest.WantCode(t, cloudtest.Err(p.api.get(ctx, "i1")), provider.CodeCanceled)
+
+	impatient := answering(t, hang, func(t *times) { t.call = 20 * time.Millisecond })
+	if e := cloudtest.WantCode(t, cloudtest.Err(impatient.api.get(t.Context(), "i1")), provider.CodeUnreachable); !strings.Contains(e.Message, "did not answer within 20ms") {
+		t.Errorf("message: %v", e)
+	}
+}
+
+func TestAnUnreachableAPIIsNotTakenForAMissingSandbox(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(nil)
+	server.Close()
+	p := newE2B(Config{APIKey: canary, Domain: "e2b.app", APIURL: server.URL, Template: "base"}, hclog.NewNullLogger(), paces(cloudtest.Brisk))
+	defer p.Close()
+	cloudtest.WantCode(t, cloudtest.Err(p.Attach(t.Context(), cloudtest.AttachRequest("s1"))), provider.CodeUnreachable)
+	cloudtest.WantCode(t, p.Destroy(t.Context(), provider.SandboxRef{Owner: cloudtest.Owner, SandboxID: "i1"}), provider.CodeUnreachable)
+}
+
+func TestAListingThatDoesNotEndIsGivenUp(t *testing.T) {
+	t.Parallel()
+	p := answering(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Next-Token", "again")
+		fmt.Fprint(w, "[]")
+	})
+	_, err := p.List(t.Context(), provider.ListRequest{Owner: cloudtest.Owner})
+	cloudtest.WantCode(t, err, provider.CodeUnreachable)
+}
+
+func TestWhatIsNoSandboxIDIsNotSentAnywhere(t *testing.T) {
+	t.Parallel()
+	p := answering(t, func(_ http.ResponseWriter, r *http.Request) { t.Errorf("%s %s", r.Method, r.URL) })
+	for _, id := range []string{"", "../teams", "I1", "i1.evil.example", "i1/x"} {
+		bad := provider.SandboxRef{Owner: cloudtest.Owner, SandboxID: id}
+		cloudtest.WantCode(t, p.Destroy(t.Context(), bad), provider.CodeInvalid)
+		cloudtest.WantCode(t, cloudtest.Err(p.StartServer(t.Context(), provider.StartServerRequest{Owner: cloudtest.Owner, SandboxID: id})), provider.CodeInvalid)
+		cloudtest.WantCode(t, cloudtest.Err(p.Ping(t.Context(), provider.PingRequest{Owner: cloudtest.Owner, SandboxID: id})), provider.CodeInvalid)
+	}
 }

@@ -223,7 +223,7 @@ func (a *api) get(ctx context.Context, id string) (sandbox, error) {
 func (a *api) result(ctx context.Context, id string) (*pb.GenericResult, error) {
 	return again(ctx, a, a.times.call, "asking for the sandbox's state", func(ctx context.Context) (*pb.GenericResult, error) {
 		var seen details
-		code, err := a.handle(id).Poll(context.WithValue(ctx, detailsKey{}, &seen), nil)
+		code, err := a.handle(ctx, id).Poll(context.WithValue(ctx, detailsKey{}, &seen), nil)
 		if err != nil || code == nil {
 			return nil, err
 		}
@@ -234,14 +234,14 @@ func (a *api) result(ctx context.Context, id string) (*pb.GenericResult, error) 
 // tags returns a sandbox's tags. They are asked for once.
 func (a *api) tags(ctx context.Context, id string) (map[string]string, error) {
 	a.mutex.Lock()
-	k := a.entry(id)
+	k := a.entry(ctx, id)
 	tags := k.tags
 	a.mutex.Unlock()
 	if tags != nil {
 		return tags, nil
 	}
 	tags, err := again(ctx, a, a.times.call, "reading the sandbox's tags", func(ctx context.Context) (map[string]string, error) {
-		return a.handle(id).GetTags(ctx, nil)
+		return a.handle(ctx, id).GetTags(ctx, nil)
 	})
 	if err == nil {
 		a.mutex.Lock()
@@ -300,7 +300,7 @@ func listed(info *pb.SandboxInfo) sandbox {
 // token makes a token that opens one port, and returns the port's URL with it.
 func (a *api) token(ctx context.Context, id string, port int) (*modal.SandboxCreateConnectCredentials, error) {
 	return again(ctx, a, a.times.call, "making a token for the server's port", func(ctx context.Context) (*modal.SandboxCreateConnectCredentials, error) {
-		return a.handle(id).CreateConnectToken(ctx, &modal.SandboxCreateConnectTokenParams{Port: port})
+		return a.handle(ctx, id).CreateConnectToken(ctx, &modal.SandboxCreateConnectTokenParams{Port: port})
 	})
 }
 
@@ -342,7 +342,7 @@ const outputLimit = 4 << 20
 // run runs a script in a sandbox and returns what it prints.
 func (a *api) run(ctx context.Context, id string, script cloud.Script) (string, error) {
 	const doing = "running a script in the sandbox"
-	process, err := a.handle(id).Exec(ctx, script.Argv(), &modal.SandboxExecParams{Env: script.Env, Stdout: modal.Pipe, Stderr: modal.Ignore})
+	process, err := a.handle(ctx, id).Exec(ctx, script.Argv(), &modal.SandboxExecParams{Env: script.Env, Stdout: modal.Pipe, Stderr: modal.Ignore})
 	if err != nil {
 		return "", failure(ctx, doing, err)
 	}
@@ -368,13 +368,13 @@ func (a *api) run(ctx context.Context, id string, script cloud.Script) (string, 
 func (a *api) terminate(ctx context.Context, id string) error {
 	defer a.forget(id)
 	_, err := again(ctx, a, a.times.call, "terminating the sandbox", func(ctx context.Context) (int, error) {
-		return a.handle(id).Terminate(ctx, nil)
+		return a.handle(ctx, id).Terminate(ctx, nil)
 	})
 	if err != nil {
 		return err
 	}
 	_, err = once(ctx, a.times.ending, "waiting for the sandbox's end", func(ctx context.Context) (int, error) {
-		return a.handle(id).Wait(ctx, nil)
+		return a.handle(ctx, id).Wait(ctx, nil)
 	})
 	if ctx.Err() == nil {
 		return nil
@@ -383,18 +383,18 @@ func (a *api) terminate(ctx context.Context, id string) error {
 }
 
 // handle returns the SDK's handle of a sandbox.
-func (a *api) handle(id string) *modal.Sandbox {
+func (a *api) handle(ctx context.Context, id string) *modal.Sandbox {
 	a.mutex.Lock()
 	defer a.mutex.Unlock()
-	return a.entry(id).handle
+	return a.entry(ctx, id).handle
 }
 
 // entry returns what is remembered of a sandbox, with a.mutex held. The SDK makes a handle of any id and asks nobody.
-func (a *api) entry(id string) *known {
+func (a *api) entry(ctx context.Context, id string) *known {
 	if k := a.known[id]; k != nil {
 		return k
 	}
-	handle, _ := a.client.Sandboxes.FromID(context.Background(), id, nil)
+	handle, _ := a.client.Sandboxes.FromID(ctx, id, nil)
 	k := &known{handle: handle}
 	a.remember(k)
 	return k

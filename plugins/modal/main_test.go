@@ -1,23 +1,21 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
-	"io"
-	"net/http"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	pb "github.com/modal-labs/modal-client/go/proto/modal_proto"
 	"go.uber.org/goleak"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 
-	"github.com/berth-dev/berth/internal/testbin"
 	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 	"github.com/berth-dev/berth/plugins/modal/sim"
-	cloudkit "github.com/berth-dev/berth/shared/cloud"
+	"github.com/berth-dev/berth/shared/cloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -29,7 +27,7 @@ func TestMain(m *testing.M) {
 	}
 	// The SDK detaches the refreshing of its token from whoever needs it, and gives it up after a time of its own.
 	refresh := goleak.IgnoreAnyFunction("golang.org/x/sync/singleflight.(*Group).doCall")
-	code := cloudtest.Main(m, 12, refresh)
+	code := cloudtest.Main(m, 24, refresh)
 	os.Remove(trusted)
 	os.Exit(code)
 }
@@ -50,56 +48,52 @@ func trustTunnels() (string, error) {
 }
 
 const (
-	owner = "tests"
 	// canary is the token's secret: it may be nowhere but in one header.
 	canary  = "as-canary-0123456789"
 	tokenID = "ak-tests"
 )
 
-// testTimes are normalTimes for a cloud without delays.
-var testTimes = times{
-	Times: cloudkit.Times{
-		Retry: cloudkit.Retry{Tries: 3, First: 5 * time.Millisecond, Most: time.Second, Longest: 5 * time.Second},
-		Taken: 10 * time.Second, Lost: 100 * time.Millisecond, Patience: 100 * time.Millisecond,
-	},
-	call: 20 * time.Second, create: 20 * time.Second, list: 20 * time.Second, ending: 20 * time.Second, throttle: 5 * time.Second,
+// timesFor are how patient the plugin is.
+func timesFor(p cloudtest.Pace) times {
+	if p == cloudtest.Normal {
+		return normalTimes
+	}
+	brisk := times{
+		Times: p.Times(), throttle: 5 * time.Second,
+		call: 20 * time.Second, create: 20 * time.Second, list: 20 * time.Second, ending: 20 * time.Second,
+	}
+	brisk.Retry = cloud.Retry{Tries: 3, First: 5 * time.Millisecond, Most: time.Second, Longest: 5 * time.Second}
+	if p == cloudtest.Curt {
+		brisk.throttle = time.Second
+		brisk.call, brisk.create, brisk.list, brisk.ending = 2*time.Second, 2*time.Second, 2*time.Second, 2*time.Second
+	}
+	return brisk
 }
 
 // newCloud makes a cloud whose sandboxes have the action server, with nothing left in it at the end of the test.
 func newCloud(t *testing.T, options sim.Options) *sim.Cloud {
 	t.Helper()
-	if err := simcloud.Isolation(); err != nil {
-		t.Skip(err)
-	}
-	options.TokenID, options.TokenSecret = tokenID, canary
-	cloud, err := sim.New(options)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(cloud.Close)
-	return cloud
+	options.TokenID, options.TokenSecret, options.PathDirs = tokenID, canary, cloudtest.PathDirs(t)
+	return cloudtest.Simulate(t, sim.New, options)
 }
 
-// newProvider gives a provider for the cloud. change, which may be nil, changes its configuration.
+// newProvider opens the plugin for a cloud. change, which may be nil, changes its configuration.
 func newProvider(t *testing.T, cloud *sim.Cloud, change func(*Config)) *Modal {
 	t.Helper()
-	return newTimedProvider(t, cloud, testTimes, change)
+	return openFor(t, cloud, timesFor(cloudtest.Brisk), hclog.NewNullLogger(), change)
 }
 
-func newTimedProvider(t *testing.T, cloud *sim.Cloud, times times, change func(*Config)) *Modal {
+func configFor(cloud *sim.Cloud) map[string]any {
+	return map[string]any{"token_id": tokenID, "token_secret": canary, "server_url": cloud.URL()}
+}
+
+func openFor(t *testing.T, cloud *sim.Cloud, times times, log hclog.Logger, change func(*Config)) *Modal {
 	t.Helper()
-	values, _ := json.Marshal(map[string]string{"token_id": tokenID, "token_secret": canary, "server_url": cloud.URL()})
-	config, err := provider.DecodeConfig[Config](values)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if change != nil {
-		change(&config)
-	}
+	config := cloudtest.Configure(t, configFor(cloud), change)
 	if err := config.check(); err != nil {
 		t.Fatal(err)
 	}
-	d, err := newModal(config, hclog.NewNullLogger(), times)
+	d, err := newModal(config, log, times)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,121 +101,137 @@ func newTimedProvider(t *testing.T, cloud *sim.Cloud, times times, change func(*
 	return d
 }
 
-func createRequest(session string) provider.CreateRequest {
-	return provider.CreateRequest{
-		Session: session, Owner: owner, Attempt: "attempt-of-" + session, Server: pythonServer(),
-		Labels: map[string]string{"team": "blue"}, Lifetime: time.Hour,
+func startWorld(t *testing.T, options cloudtest.Options) *cloudtest.World {
+	t.Helper()
+	cloud := newCloud(t, sim.Options{Create: options.Create, Build: max(options.Change, time.Millisecond)})
+	return &cloudtest.World{
+		Cloud: cloud, Traffic: &cloud.Traffic, Env: cloud.Environment(),
+		Config: configFor(cloud),
+		Inject: func(fault simcloud.Fault) *simcloud.Injected { return inject(cloud, fault) },
+		Provider: func(t *testing.T, pace cloudtest.Pace, log hclog.Logger) provider.Provider {
+			t.Helper()
+			return openFor(t, cloud, timesFor(pace), log, func(c *Config) { c.Public = options.Variant == "public" })
+		},
+		Sandboxes: func() (there []cloudtest.Sandbox) {
+			for _, s := range cloud.Sandboxes() {
+				there = append(there, cloudtest.Sandbox{ID: s.ID})
+			}
+			return there
+		},
+		Box: cloud.Box, Label: cloud.Label,
+		Plant: func(count int, labels map[string]string) error { return cloud.Plant("berth", count, labels) },
+		End:   func(id string) { cloud.End(id, pb.GenericResult_GENERIC_STATUS_TERMINATED, 137) },
 	}
 }
 
-func attachRequest(session string) provider.AttachRequest {
-	return provider.AttachRequest{Session: session, Owner: owner, Server: pythonServer(), Lifetime: time.Hour}
-}
-
-func create(t *testing.T, d *Modal, session string) provider.Sandbox {
-	t.Helper()
-	sandbox, err := d.Create(t.Context(), createRequest(session))
-	if err != nil {
-		t.Fatalf("Create: %v", err)
+// inject injects a fault that is worded in HTTP, as gRPC has it. What cannot be gRPC's goes below it.
+func inject(cloud *sim.Cloud, fault simcloud.Fault) *simcloud.Injected {
+	named := map[int]codes.Code{
+		401: codes.Unauthenticated, 403: codes.PermissionDenied, 429: codes.ResourceExhausted, 500: codes.Internal, 503: codes.Unavailable,
 	}
-	return sandbox
-}
-
-func attach(t *testing.T, d *Modal, session string) provider.Sandbox {
-	t.Helper()
-	sandbox, err := d.Attach(t.Context(), attachRequest(session))
-	if err != nil {
-		t.Fatalf("Attach: %v", err)
+	switch code, known := named[fault.Status]; {
+	case fault.Operation == "connect", fault.Status == 0:
+		return cloud.Traffic.Fail(fault)
+	case !known:
+		return cloud.Wire.Fail(fault)
+	default:
+		fault.Code, fault.Message = code, fault.Body
 	}
-	return sandbox
-}
-
-func startRequest(sandbox provider.Sandbox, server provider.Server) provider.StartServerRequest {
-	return provider.StartServerRequest{Session: sandbox.Session, Owner: sandbox.Owner, SandboxID: sandbox.ID, Server: server}
-}
-
-func start(t *testing.T, d *Modal, sandbox provider.Sandbox, server provider.Server) provider.Endpoints {
-	t.Helper()
-	endpoints, err := d.StartServer(t.Context(), startRequest(sandbox, server))
-	if err != nil {
-		t.Fatalf("StartServer: %v", err)
+	if wait, err := time.ParseDuration(fault.Headers["Retry-After"] + "s"); err == nil {
+		fault.Message = "slow down"
+		fault.Details = []proto.Message{pb.RPCRetryPolicy_builder{RetryAfterSecs: float32(wait.Seconds())}.Build()}
 	}
-	return endpoints
+	fault.Status = 0
+	return cloud.Traffic.Fail(fault)
 }
 
-func ping(t *testing.T, d *Modal, sandbox provider.Sandbox, endpoints provider.Endpoints) provider.PingResult {
-	t.Helper()
-	result, err := d.Ping(t.Context(), provider.PingRequest{
-		Session: sandbox.Session, Owner: sandbox.Owner, SandboxID: sandbox.ID, Endpoint: endpoints.Server,
-		Health: provider.HealthCheck{Paths: []string{"/"}},
-	})
-	if err != nil {
-		t.Fatalf("Ping: %v", err)
+// end is an ending of a sandbox that has a status of its own.
+func end(status pb.GenericResult_GenericStatus, reason string) cloudtest.Ending {
+	happen := func(w *cloudtest.World, id string) { w.Cloud.(*sim.Cloud).End(id, status, 0) }
+	return cloudtest.Ending{Happen: happen, Status: provider.PingGone, Reason: reason}
+}
+
+func TestCloud(t *testing.T) {
+	// Calls that a look-up makes first are those of a find, all others of a sandbox that is there.
+	var scenes []cloudtest.Scene
+	for _, operation := range []string{
+		"AuthTokenGet", "SandboxGetFromNameV2", "SandboxGetFromName", "AppGetOrCreate", "EnvironmentGetOrCreate", "ImageGetOrCreate",
+		"ImageJoinStreaming", "SandboxCreateV2", "TaskExecStart", "TaskExecStdioRead", "SandboxCreateConnectTokenV2", "connect",
+	} {
+		scenes = append(scenes, cloudtest.Scene{Operation: operation})
 	}
-	return result
-}
-
-func awaitAlive(t *testing.T, d *Modal, sandbox provider.Sandbox, endpoints provider.Endpoints) {
-	t.Helper()
-	var last provider.PingResult
-	cloudtest.Eventually(t, "the server is alive", func() bool {
-		last = ping(t, d, sandbox, endpoints)
-		if last.Status != provider.PingAlive && last.Status != provider.PingNotYet {
-			t.Fatalf("%+v", last)
+	for _, operation := range []string{"SandboxWaitV2", "SandboxTagsGetV2", "SandboxGetTaskIdV2", "SandboxGetCommandRouterAccess"} {
+		scenes = append(scenes, cloudtest.Scene{Operation: operation, Found: true})
+	}
+	failure := func(code codes.Code, message string, want provider.Error, details ...proto.Message) cloudtest.ErrorCase {
+		want.Message = message
+		return cloudtest.ErrorCase{
+			Fault: simcloud.Fault{Operation: "SandboxGetFromNameV2", Code: code, Message: message, Details: details}, Want: want,
 		}
-		return last.Status == provider.PingAlive
+	}
+	cloudtest.Run(t, cloudtest.Cloud{
+		Plugin: "modal", Start: startWorld, Secret: canary, SecretHeader: "X-Modal-Token-Secret", Echoes: true,
+		Open: cloudtest.Opener(map[string]any{"token_id": "ak-x", "token_secret": "as-x"}, open),
+		Configurations: map[string]string{
+			`{"server_url":"api.modal.com"}`:                        "server_url",
+			`{"server_url":"https://u:p@h"}`:                        "server_url",
+			`{"server_url":"http://api.modal.com"}`:                 "server_url",
+			`{"server_url":"http://127.0.0.1:1/"}`:                  "",
+			`{"server_url":"http://[::1]:1"}`:                       "",
+			`{"token_id":"","token_secret":""}`:                     "token_id token_secret",
+			`{"token_secret":"x\n"}`:                                "token_secret",
+			`{"token_secret":"  "}`:                                 "token_secret",
+			`{"app":"my app"}`:                                      "app",
+			`{"image":"b\nRUN evil"}`:                               "image",
+			`{"setup":["RUN a\nFROM b"]}`:                           "setup",
+			`{"setup":["copy . /x"]}`:                               "setup",
+			`{"setup":["RUN a","COPY --from=other /a /b"]}`:         "",
+			`{"cpu":-1}`:                                            "cpu",
+			`{"memory":-1}`:                                         "memory",
+			`{"idle_after":"1500ms"}`:                               "idle_after",
+			`{"port":70000}`:                                        "port",
+			`{"allow_networks":["everywhere"]}`:                     "allow_networks",
+			`{"allow_networks":["208.80.154.232/32"]}`:              "",
+			`{"block_network":true,"allow_networks":["1.2.3.0/8"]}`: "allow_networks",
+			`{"block_network":true,"public":true}`:                  "public",
+		},
+		LookUp: "SandboxGetFromNameV2", Create: "SandboxCreateV2", List: "SandboxListV2", Port: "connect",
+		Keyless: []string{"connect", "TaskExecStart", "TaskExecStdioRead", "TaskExecWait"},
+		Inside:  []string{"connect", "TaskExecStart", "TaskExecStdioRead", "TaskExecWait", "AuthTokenGet"},
+		Scenes: append(scenes,
+			cloudtest.Scene{Operation: "SandboxGetTunnelsV2", Variant: "public"},
+			cloudtest.Scene{Operation: "SandboxTerminateV2", Found: true, Do: cloudtest.Destroy},
+			cloudtest.Scene{Operation: "SandboxListV2", Found: true, Do: cloudtest.Listing},
+		),
+		Errors: []cloudtest.ErrorCase{
+			failure(codes.Unauthenticated, "who?", provider.Error{Code: provider.CodeDenied}),
+			failure(codes.PermissionDenied, "no", provider.Error{Code: provider.CodeDenied}),
+			failure(codes.InvalidArgument, "bad", provider.Error{Code: provider.CodeInvalid}),
+			failure(codes.Internal, "oops", provider.Error{Code: provider.CodeUnreachable, Retryable: true}),
+			failure(codes.Unavailable, "oops", provider.Error{Code: provider.CodeUnreachable, Retryable: true}),
+			failure(codes.Unknown, "unexpected content-type", provider.Error{Code: provider.CodeUnreachable, Retryable: true}),
+			failure(codes.DeadlineExceeded, "", provider.Error{Code: provider.CodeTimeout, Retryable: true}),
+			failure(codes.ResourceExhausted, "Sandbox creation rate limit (5/s) exceeded", provider.Error{
+				Code: provider.CodeExhausted, Reason: provider.ReasonRateLimit, Retryable: true,
+			}),
+			failure(codes.ResourceExhausted, "workspace limit of 100 containers", provider.Error{Code: provider.CodeExhausted, Reason: provider.ReasonQuota}),
+		},
+		Endings: map[string]cloudtest.Ending{
+			"ItsLifetimeIsOver":             end(pb.GenericResult_GENERIC_STATUS_TIMEOUT, "its lifetime was over"),
+			"ItIsIdleWhichHasAnExitCodeOf0": end(pb.GenericResult_GENERIC_STATUS_IDLE_TIMEOUT, "idle for too long"),
+			"ItIsEvicted":                   end(pb.GenericResult_GENERIC_STATUS_MEMORY_MANAGER_EVICTION, "evicted"),
+			"ItEndsInAWayThatIsNew":         end(42, "the sandbox has ended: 42"),
+			"ItIsForgotten": {
+				Happen: func(w *cloudtest.World, id string) { w.Cloud.(*sim.Cloud).Forget(id) }, Status: provider.PingGone, Reason: "no longer exists",
+			},
+		},
+		Silences: map[string]func(*cloudtest.World, string){
+			"TheWorkerIsSilent": func(w *cloudtest.World, id string) { w.Cloud.(*sim.Cloud).Break(id) },
+		},
 	})
 }
 
-func ref(sandbox provider.Sandbox) provider.SandboxRef {
-	return provider.SandboxRef{Owner: sandbox.Owner, SandboxID: sandbox.ID}
-}
-
-// pythonServer is a small web server, which answers its process number.
-func pythonServer() provider.Server {
-	const script = `
-import os, socket, sys
-s = socket.create_server(("", int(sys.argv[1])))
-print("listening", flush=True)
-while True:
-    c, _ = s.accept()
-    c.recv(65536)
-    c.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + str(os.getpid()).encode())
-    c.close()
-`
-	return provider.Server{Command: []string{"python3", "-IS", "-c", script, "{port}"}, Port: 8000}
-}
-
-func shellServer(script string) provider.Server {
-	return provider.Server{Command: []string{"sh", "-c", script}, Port: 8000}
-}
-
-// withActionServer is the directory in which the action server is.
-func withActionServer(t *testing.T) []string {
-	t.Helper()
-	return []string{filepath.Dir(testbin.Build(t, "./examples/action-server"))}
-}
-
-// get asks a URL and does not follow redirects.
-func get(t *testing.T, url string, headers map[string]string) (status int, body string) {
-	t.Helper()
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, value := range headers {
-		request.Header.Set(name, value)
-	}
-	client := provider.NewProbeClient()
-	defer client.CloseIdleConnections()
-	response, err := client.Do(request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer response.Body.Close()
-	text, err := io.ReadAll(response.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return response.StatusCode, string(text)
+func TestTheDocumentationHasEveryAttribute(t *testing.T) {
+	t.Parallel()
+	cloudtest.CheckAttributes(t, "modal", provider.Attributes[Config]())
 }

@@ -195,41 +195,26 @@ func (b devbox) detail() string {
 
 // waking reports whether the devbox is on its way out of a suspend.
 func (b devbox) waking() bool {
-	return b.Status != running && slices.ContainsFunc(b.StateTransitions, func(t transition) bool { return t.Status == suspended || t.Status == resuming })
+	return b.Status != running && slices.ContainsFunc(b.StateTransitions, func(t transition) bool {
+		return t.Status == suspended || t.Status == resuming
+	})
 }
 
 // labelRenewed is a label of the plugin's own: when the devbox's life was last renewed.
 const labelRenewed = "berth-renewed-ms"
 
-// renewed is the devbox with its life counted from now on.
-func (b devbox) renewed(now time.Time) devbox {
-	b.Metadata = maps.Clone(b.Metadata)
-	b.Metadata[labelRenewed] = strconv.FormatInt(now.UnixMilli(), 10)
-	return b
-}
-
-// life is how long the devbox lives without use. It reports false if nothing ends it.
-func (b devbox) life() (time.Duration, bool) {
+// expires is the earliest time at which the devbox ends by itself; zero if nothing ends it. The clock runs since it last came
+// up or was renewed, and stands still while it is suspended.
+func (b devbox) expires() time.Time {
+	life := cmp.Or(b.LaunchParameters.KeepAlive, 3600) // an hour is what the API does when it is not told
 	idle := b.LaunchParameters.AfterIdle
 	if l := b.LaunchParameters.Lifecycle; l != nil && l.AfterIdle != nil {
 		idle = l.AfterIdle
 	}
-	switch {
-	case idle != nil && idle.OnIdle != "shutdown":
-		return 0, false
-	case idle != nil:
-		return time.Duration(idle.Seconds) * time.Second, true
-	case b.LaunchParameters.KeepAlive > 0:
-		return time.Duration(b.LaunchParameters.KeepAlive) * time.Second, true
+	if idle != nil {
+		life = idle.Seconds
 	}
-	return time.Hour, true // what the API does when it is not told
-}
-
-// expires is the earliest time at which the devbox ends by itself. The clock runs since it last came up or was renewed,
-// and stands still while it is suspended.
-func (b devbox) expires() time.Time {
-	life, ends := b.life()
-	if !ends || b.Status == suspending || b.Status == suspended {
+	if idle != nil && idle.OnIdle != "shutdown" || b.Status == suspending || b.Status == suspended {
 		return time.Time{}
 	}
 	since := b.CreateTimeMS
@@ -241,7 +226,7 @@ func (b devbox) expires() time.Time {
 	if renewed, err := strconv.ParseInt(b.Metadata[labelRenewed], 10, 64); err == nil {
 		since = max(since, renewed)
 	}
-	return time.UnixMilli(since).Add(life)
+	return time.UnixMilli(since).Add(time.Duration(life) * time.Second)
 }
 
 // create makes a devbox. It is not repeated here: the kit looks first. All tries of one attempt carry the same x-request-id,
@@ -333,10 +318,15 @@ func (a *api) shutdown(ctx context.Context, id string) (devbox, error) {
 	return post[devbox](ctx, a, cloud.Always, "shutting the devbox down", id, "shutdown", nil)
 }
 
-// keepAlive starts the clock of the life of a running devbox anew.
-func (a *api) keepAlive(ctx context.Context, id string, again cloud.Again) error {
-	_, err := post[struct{}](ctx, a, again, "keeping the devbox alive", id, "keep_alive", nil)
-	return err
+// keepAlive starts the clock of the life of a running devbox anew, and returns the devbox as one that was renewed now.
+func (a *api) keepAlive(ctx context.Context, box devbox, again cloud.Again) (devbox, error) {
+	now := time.Now() // before the call: rather too early an end than too late a one
+	if _, err := post[struct{}](ctx, a, again, "keeping the devbox alive", box.ID, "keep_alive", nil); err != nil {
+		return box, err
+	}
+	box.Metadata = maps.Clone(box.Metadata)
+	box.Metadata[labelRenewed] = strconv.FormatInt(now.UnixMilli(), 10)
+	return box, nil
 }
 
 // setMetadata sets all of a devbox's metadata: the API once replaced what was left out.
@@ -364,10 +354,8 @@ func (a *api) writeFile(ctx context.Context, id, file, contents string) error {
 	return err
 }
 
-const (
-	executeHold = 10 // seconds that the API may wait for a command's end; at most 25
-	manyLines   = 100_000
-)
+// executeHold is for how many seconds the API may wait for a command's end; at most 25.
+const executeHold = 10
 
 // execute runs a command that ends soon in a shell of its own, and returns what it printed. It is not repeated here. What the
 // command leaves in the background goes on.
@@ -388,7 +376,7 @@ func (a *api) execute(ctx context.Context, id, command string) (execution, error
 		case result.Status != "completed": // it is slow
 			cloud.Pause(ctx, 200*time.Millisecond)
 		case result.Truncated && operation == "execute": // the API returns 100 lines unless it is told
-			operation = "execute?last_n=" + strconv.Itoa(manyLines)
+			operation = "execute?last_n=100000"
 		default:
 			return result, nil
 		}

@@ -34,11 +34,9 @@ func (r *Runloop) Renew(ctx context.Context, req provider.RenewRequest) (time.Ti
 	default:
 		return time.Time{}, cloud.NotRunning(s)
 	}
-	now := time.Now() // before the call: rather too early an end than too late a one
-	if err := r.boxes.api.keepAlive(ctx, box.ID, cloud.Always); err != nil {
+	if box, err = r.boxes.api.keepAlive(ctx, box, cloud.Always); err != nil {
 		return time.Time{}, cloud.About(err, box.ID)
 	}
-	box = box.renewed(now)
 	// Without this note, other processes see an earlier end.
 	if err := r.boxes.api.setMetadata(ctx, box.ID, box.Metadata); err != nil {
 		r.boxes.log.Debug("the renewal was not noted in the devbox's metadata", "devbox", box.ID, "error", err)

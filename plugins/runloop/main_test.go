@@ -1,220 +1,200 @@
 package main
 
 import (
-	"bytes"
+	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
-	"github.com/berth-dev/berth/internal/testbin"
 	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 	"github.com/berth-dev/berth/plugins/runloop/sim"
-	"github.com/berth-dev/berth/shared/cloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-func TestMain(m *testing.M) { os.Exit(cloudtest.Main(m, 16)) }
+func TestMain(m *testing.M) { os.Exit(cloudtest.Main(m, 24)) }
 
-const (
-	owner = "tests"
-	// canary is the API key: it may be nowhere but in the one header it belongs in.
-	canary = "ak_canary_5f0d"
-)
+// canary is the API key: it may be nowhere but in the one header it belongs in.
+const canary = "ak_canary_5f0d"
 
-// brisk are times for tests: short, but not too short for a slow machine.
-var brisk = cloud.Times{
-	Retry: cloud.Retry{Tries: 3, First: 20 * time.Millisecond, Most: 40 * time.Millisecond, Longest: 10 * time.Second},
-	Lost:  200 * time.Millisecond, Rivals: time.Second, FirstLook: 200 * time.Millisecond, Patience: 100 * time.Millisecond,
-	LookServer: 300 * time.Millisecond, LookCloud: 300 * time.Millisecond, Script: 4 * time.Second,
+// hurry makes the plugin as patient as a pace says.
+func hurry(r *Runloop, pace cloudtest.Pace) {
+	if pace == cloudtest.Normal {
+		return
+	}
+	r.timing = timing{
+		call: 2 * time.Second, hold: 500 * time.Millisecond, settle: 20 * time.Millisecond, look: 300 * time.Millisecond,
+		second: 300 * time.Millisecond, undo: 10 * time.Second,
+	}
+	if pace == cloudtest.Curt {
+		r.timing.call = time.Second
+	}
+	r.api.client.HTTPClient.Timeout = r.timing.call
+	r.api.client.RetryWaitMin, r.api.client.RetryWaitMax = r.timing.settle, 2*r.timing.settle
 }
 
 // newCloud starts a simulated Runloop for one test.
 func newCloud(t *testing.T, options sim.Options) *sim.Cloud {
 	t.Helper()
-	if err := simcloud.Isolation(); err != nil {
-		t.Skip(err)
-	}
-	if options.APIKey == "" {
-		options.APIKey = canary
-	}
-	options.PathDirs = append(options.PathDirs, filepath.Dir(testbin.Build(t, "./examples/action-server")))
-	simulated, err := sim.Start(options)
+	options.APIKey, options.PathDirs = canary, cloudtest.PathDirs(t)
+	return cloudtest.Simulate(t, sim.Start, options)
+}
+
+// newRunloop opens the plugin for a cloud; change, which may be nil, changes its configuration.
+func newRunloop(t *testing.T, cloud *sim.Cloud, change func(*Config)) *Runloop {
+	t.Helper()
+	return openFor(t, cloud, cloudtest.Brisk, hclog.NewNullLogger(), change)
+}
+
+func configFor(cloud *sim.Cloud) map[string]any {
+	environment := cloud.Environment()
+	return map[string]any{"api_key": canary, "base_url": environment["RUNLOOP_BASE_URL"], "tunnel_url": environment["RUNLOOP_TUNNEL_URL"]}
+}
+
+func openFor(t *testing.T, cloud *sim.Cloud, pace cloudtest.Pace, log hclog.Logger, change func(*Config)) *Runloop {
+	t.Helper()
+	config := cloudtest.Configure(t, configFor(cloud), change)
+	r, err := open(t.Context(), config, log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(simulated.Close)
-	return simulated
-}
-
-// newRunloop returns a provider for a cloud; change, which may be nil, changes its configuration.
-func newRunloop(t *testing.T, simulated *sim.Cloud, change func(*Config)) *Runloop {
-	t.Helper()
-	return newRunloopWith(t, simulated, change, brisk)
-}
-
-// newRunloopWith is newRunloop with other times than brisk ones.
-func newRunloopWith(t *testing.T, simulated *sim.Cloud, change func(*Config), times cloud.Times) *Runloop {
-	t.Helper()
-	config, err := configFor(simulated, change).checked()
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := newProvider(config, testLog(t), times)
-	r.boxes.hold, r.boxes.api.Limit, r.boxes.api.Retry = 500*time.Millisecond, 2*time.Second, brisk.Retry
+	hurry(r, pace)
 	t.Cleanup(func() { r.Close() })
 	return r
 }
 
-func configFor(simulated *sim.Cloud, change func(*Config)) Config {
-	environment := simulated.Environment()
-	config := Config{
-		APIKey: environment["RUNLOOP_API_KEY"], BaseURL: environment["RUNLOOP_BASE_URL"], TunnelURL: environment["RUNLOOP_TUNNEL_URL"],
-		Tunnel: "authenticated", KeepAlive: true, OnIdle: "suspend",
-	}
-	if change != nil {
-		change(&config)
-	}
-	return config
-}
-
-// testLog fails the test if the canary is logged.
-func testLog(t *testing.T) hclog.Logger {
-	log := &logBuffer{}
-	t.Cleanup(func() {
-		if text := log.String(); strings.Contains(text, canary) {
-			t.Errorf("the API key was logged:\n%s", text)
-		}
-	})
-	return hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: log})
-}
-
-type logBuffer struct {
-	mutex sync.Mutex
-	text  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mutex.Lock()
-	defer l.mutex.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mutex.Lock()
-	defer l.mutex.Unlock()
-	return l.text.String()
-}
-
-func createRequest(session string) provider.CreateRequest {
-	return provider.CreateRequest{
-		Session: session, Owner: owner, Attempt: "attempt-of-" + session, Server: actionServer(),
-		Labels: map[string]string{"team": "blue"}, Lifetime: time.Hour,
-	}
-}
-
-func create(t *testing.T, r *Runloop, session string) provider.Sandbox {
+func startWorld(t *testing.T, options cloudtest.Options) *cloudtest.World {
 	t.Helper()
-	sandbox, err := r.Create(t.Context(), createRequest(session))
-	if err != nil {
-		t.Fatalf("Create: %v", err)
-	}
-	return sandbox
-}
-
-// attach attaches to the session s1.
-func attach(t *testing.T, r *Runloop) provider.Sandbox {
-	t.Helper()
-	sandbox, err := r.Attach(t.Context(), provider.AttachRequest{Session: "s1", Owner: owner, Server: actionServer()})
-	if err != nil {
-		t.Fatalf("Attach: %v", err)
-	}
-	return sandbox
-}
-
-// actionServer is the example server, without a key.
-func actionServer() provider.Server {
-	return provider.Server{
-		Command: []string{"berth-action-server", "--port", "{port}"}, Port: 8000,
-		Health: provider.HealthCheck{Paths: []string{"/alive"}, JSONFields: map[string]string{"status": "ok"}},
-	}
-}
-
-// shell is a server that is a shell script.
-func shell(script string) provider.Server {
-	server := actionServer()
-	server.Command = []string{"sh", "-c", script}
-	return server
-}
-
-func startRequest(sandbox provider.Sandbox, server provider.Server) provider.StartServerRequest {
-	return provider.StartServerRequest{Session: sandbox.Session, Owner: sandbox.Owner, SandboxID: sandbox.ID, Server: server}
-}
-
-func start(t *testing.T, r *Runloop, sandbox provider.Sandbox, server provider.Server) provider.Endpoints {
-	t.Helper()
-	endpoints, err := r.StartServer(t.Context(), startRequest(sandbox, server))
-	if err != nil {
-		t.Fatalf("StartServer: %v", err)
-	}
-	return endpoints
-}
-
-func pingRequest(sandbox provider.Sandbox, endpoints provider.Endpoints) provider.PingRequest {
-	return provider.PingRequest{
-		Session: sandbox.Session, Owner: sandbox.Owner, SandboxID: sandbox.ID, Endpoint: endpoints.Server, Health: actionServer().Health,
-	}
-}
-
-func ping(t *testing.T, r *Runloop, sandbox provider.Sandbox, endpoints provider.Endpoints) provider.PingResult {
-	t.Helper()
-	result, err := r.Ping(t.Context(), pingRequest(sandbox, endpoints))
-	if err != nil {
-		t.Fatalf("Ping: %v", err)
-	}
-	return result
-}
-
-// pingUntil pings until an answer satisfies the condition, and gives it.
-func pingUntil(t *testing.T, r *Runloop, sandbox provider.Sandbox, endpoints provider.Endpoints, what string, condition func(provider.PingResult) bool) provider.PingResult {
-	t.Helper()
-	var result provider.PingResult
-	cloudtest.Eventually(t, what, func() bool {
-		result = ping(t, r, sandbox, endpoints)
-		return condition(result)
-	})
-	return result
-}
-
-func alive(result provider.PingResult) bool { return result.Status == provider.PingAlive }
-
-func ref(sandbox provider.Sandbox) provider.SandboxRef {
-	return provider.SandboxRef{Owner: sandbox.Owner, SandboxID: sandbox.ID}
-}
-
-// box reads the one devbox of a sandbox.
-func box(t *testing.T, cloud *sim.Cloud, sandbox provider.Sandbox) sim.View {
-	t.Helper()
-	for _, view := range cloud.Devboxes() {
-		if view.ID == sandbox.ID {
-			return view
+	cloud := newCloud(t, sim.Options{Provision: options.Create, Suspend: options.Change, Resume: options.Change, LazyStatus: options.Change / 2})
+	force := func(status, reason string) func(string) {
+		return func(id string) {
+			if err := cloud.Force(id, status, reason); err != nil {
+				t.Error(err)
+			}
 		}
 	}
-	t.Fatalf("there is no devbox %s", sandbox.ID)
-	return sim.View{}
+	return &cloudtest.World{
+		Cloud: cloud, Traffic: &cloud.Traffic, Config: configFor(cloud), Env: cloud.Environment(),
+		Provider: func(t *testing.T, pace cloudtest.Pace, log hclog.Logger) provider.Provider {
+			t.Helper()
+			return openFor(t, cloud, pace, log, nil)
+		},
+		Sandboxes: func() (there []cloudtest.Sandbox) {
+			for _, view := range cloud.Live() {
+				there = append(there, cloudtest.Sandbox{ID: view.ID, Suspended: view.Status == "suspended"})
+			}
+			return there
+		},
+		Plant: func(count int, labels map[string]string) error {
+			cloud.Seed(count, "running", labels)
+			return nil
+		},
+		Box: cloud.Box, Label: cloud.Label,
+		End: force("shutdown", "api_shutdown"), Suspend: force("suspended", ""), Hibernate: force("hibernating", ""),
+	}
 }
 
-// run runs a command in a devbox and returns what it printed.
-func run(t *testing.T, r *Runloop, sandbox provider.Sandbox, command string) string {
+// post asks the API for something that happens to a devbox.
+func post(t *testing.T, cloud *sim.Cloud, id, action, body string) {
 	t.Helper()
-	result, err := r.boxes.api.execute(t.Context(), sandbox.ID, command)
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, cloud.Environment()["RUNLOOP_BASE_URL"]+"/v1/devboxes/"+id+action, strings.NewReader(body))
 	if err != nil {
-		t.Fatalf("%s: %v", command, err)
+		t.Fatal(err)
 	}
-	return strings.TrimRight(result.Stdout, "\n")
+	request.Header.Set("Authorization", "Bearer "+canary)
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	response, err := client.Do(request)
+	if err != nil || response.StatusCode != http.StatusOK {
+		t.Fatalf("%+v, %v", response, err)
+	}
+	response.Body.Close()
+}
+
+// reopened gives a devbox another tunnel, or none.
+func reopened(tunnel string) func(*testing.T, *cloudtest.World, provider.Provider, provider.Sandbox) {
+	return func(t *testing.T, w *cloudtest.World, _ provider.Provider, sandbox provider.Sandbox) {
+		t.Helper()
+		post(t, w.Cloud.(*sim.Cloud), sandbox.ID, "/remove_tunnel", "")
+		if tunnel != "" {
+			post(t, w.Cloud.(*sim.Cloud), sandbox.ID, "/enable_tunnel", tunnel)
+		}
+	}
+}
+
+// ending is a status that a devbox takes.
+func ending(status, reason string, want provider.PingStatus) cloudtest.Ending {
+	happen := func(w *cloudtest.World, id string) { _ = w.Cloud.(*sim.Cloud).Force(id, status, reason) }
+	return cloudtest.Ending{Happen: happen, Status: want, Reason: reason}
+}
+
+// failing has the look at a server's process fail.
+func failing(status int) func(*cloudtest.World, string) {
+	return func(w *cloudtest.World, _ string) {
+		w.Traffic.Fail(simcloud.Fault{Operation: "execute", Status: status, Headers: map[string]string{"Retry-After": "1"}})
+	}
+}
+
+func TestCloud(t *testing.T) {
+	created := func(status int, body string, want provider.Error, headers ...string) cloudtest.ErrorCase {
+		fault := cloudtest.Answer(status, "", headers...)
+		fault.Operation, fault.Body = "create", body
+		return cloudtest.ErrorCase{Fault: fault, Want: want}
+	}
+	quota := provider.Error{Code: provider.CodeExhausted, Reason: provider.ReasonQuota}
+	page := created(504, "<html>"+canary, provider.Error{Code: provider.CodeUnreachable, Retryable: true, Message: "req_7"}, "X-Runloop-Request-Id", "req_7")
+	cloudtest.Run(t, cloudtest.Cloud{
+		Plugin: "runloop", Start: startWorld, Secret: canary, SecretHeader: "Authorization", Echoes: true, Nameless: true,
+		Open: cloudtest.Opener(map[string]any{"api_key": "ak_x"}, open),
+		Configurations: map[string]string{
+			`{}`:                                   "",
+			`{"api_key":" "}`:                      "api_key",
+			`{"base_url":"http://api.runloop.ai"}`: "base_url",
+			`{"tunnel_url":"https://{port}.example.org"}`: "tunnel_url",
+			`{"user":"../root"}`:                          "user",
+			`{"blueprint":"a","snapshot_id":"b"}`:         "blueprint",
+			`{"idle_timeout":"1s"}`:                       "idle_timeout",
+		},
+		LookUp: "list", Create: "create", List: "list", Port: "tunnel", Keyless: []string{"tunnel"}, Inside: []string{"tunnel"},
+		Scenes: []cloudtest.Scene{
+			{Operation: "list"},
+			{Operation: "create"},
+			{Operation: "wait"},
+			{Operation: "get"},
+			{Operation: "execute"},
+			{Operation: "write_file"},
+			{Operation: "execute_async"},
+			{Operation: "keep_alive", Found: true},
+			{Operation: "resume", Found: true, Then: cloudtest.Suspended},
+			{Operation: "enable_tunnel", Found: true, Then: reopened("")},
+			{Operation: "remove_tunnel", Found: true, Then: reopened(`{"auth_mode":"open"}`)},
+			{Operation: "suspend", Found: true, Do: cloudtest.Suspend},
+			{Operation: "update", Found: true, Do: cloudtest.Renew},
+			{Operation: "shutdown", Found: true, Do: cloudtest.Destroy},
+		},
+		Errors: []cloudtest.ErrorCase{
+			created(400, `{"code":"400","message":"blueprint is bad"}`, provider.Error{Code: provider.CodeFailed, Message: "blueprint is bad"}),
+			created(401, "", provider.Error{Code: provider.CodeDenied, Message: "401"}),
+			created(403, `{"error":"plan_too_small","message":"not on this plan"}`, provider.Error{Code: provider.CodeDenied, Message: "not on this plan"}),
+			created(402, "", quota),
+			created(404, `{"message":"Blueprint not found"}`, provider.Error{Code: provider.CodeFailed, Message: "Blueprint not found"}),
+			created(422, "", provider.Error{Code: provider.CodeFailed, Message: "422"}),
+			created(429, "", provider.Error{
+				Code: provider.CodeExhausted, Reason: provider.ReasonRateLimit, Retryable: true, RetryAfter: 77 * time.Second, Message: "429",
+			}, "Retry-After", "77"),
+			created(429, `{"message":"Quota exceeded"}`, quota),
+			created(429, "", quota, "X-Runloop-Error-Code", "quota_exceeded"),
+			page,
+			created(200, `{}`, provider.Error{Code: provider.CodeUnreachable, Retryable: true, Message: "answered something else"}),
+			created(200, `{"id":`, provider.Error{Code: provider.CodeUnreachable, Retryable: true, Message: "not the JSON"}),
+		},
+		Endings: map[string]cloudtest.Ending{
+			"TheSandboxFails":     ending("failure", "out_of_memory", provider.PingGone),
+			"ItsLifetimeIsOver":   ending("shutdown", "keep_alive_timeout", provider.PingGone),
+			"TheSandboxIsEvicted": ending("suspended", "", provider.PingStopped),
+		},
+		Silences: map[string]func(*cloudtest.World, string){"TheAPIFails": failing(503), "TheAPIHasLimits": failing(429)},
+	})
 }

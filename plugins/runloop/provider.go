@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -183,12 +184,11 @@ func (d *devboxes) Found(ctx context.Context, it devbox, woken bool, _ time.Dura
 	}
 	within, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	now := time.Now() // before the call: rather too early an end than too late a one
-	if err := d.api.keepAlive(within, it.ID, cloud.Never); err != nil {
+	it, err := d.api.keepAlive(within, it, cloud.Never)
+	if err != nil {
 		d.log.Debug("the devbox's life was not renewed", "devbox", it.ID, "error", err)
-		return it, false, nil
 	}
-	return it.renewed(now), false, nil
+	return it, false, nil
 }
 
 func (d *devboxes) tunnelRequest() tunnelRequest {
@@ -242,19 +242,16 @@ func (d *devboxes) tunnelOf(ctx context.Context, it devbox) (*tunnel, error) {
 		return nil, refused
 	}
 	now, err = d.api.get(ctx, it.ID)
-	switch {
-	case err != nil:
-		return nil, err
-	case right(now.Tunnel):
-		return now.Tunnel, nil
-	case refused != nil:
-		return nil, refused
+	if err == nil && !right(now.Tunnel) {
+		err = cmp.Or(refused, error(provider.Errorf(provider.CodeState, "the devbox %s has no tunnel that can be used", it.ID)))
 	}
-	return nil, provider.Errorf(provider.CodeState, "the devbox %s has no private tunnel", it.ID)
+	return now.Tunnel, err
 }
 
-// Run runs a script as a command. Its environment, which holds secrets, is written to a file that the command line reads and
-// removes at once: a command line is seen by every process of the devbox and kept by Runloop.
+// Run runs a script as a command that ends soon. That goes for the start script too: it leaves the server in a session of its
+// own, which goes on. (execute_async would stay with the server, and show nothing of it until it ends.) The environment, which
+// holds secrets, is written to a file that the command line reads and removes at once: a command line is seen by every
+// process of the devbox and kept by Runloop.
 func (d *devboxes) Run(ctx context.Context, it devbox, script cloud.Script) (string, error) {
 	line := script.Line()
 	if len(script.Env) > 0 {
@@ -265,13 +262,7 @@ func (d *devboxes) Run(ctx context.Context, it devbox, script cloud.Script) (str
 		line = fmt.Sprintf(". %[1]s; rm -f %[1]s; exec %[2]s", cloud.Quote(file), line)
 	}
 	result, err := d.api.execute(ctx, it.ID, line)
-	if err != nil {
-		return "", err
-	}
-	if !script.Complete(result.Stdout) { // then it says why
-		return result.Stdout + "\n" + result.Stderr, nil
-	}
-	return result.Stdout, nil
+	return result.Stdout + "\n" + result.Stderr, err // a shell that cannot run the script says there why
 }
 
 // privateDirectory makes a directory that nobody else can enter, prints its name, and removes what a start left there that

@@ -1,6 +1,7 @@
 package cloud
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -60,26 +61,31 @@ func (p *Provider[B]) find(ctx context.Context, owner, session string) ([]B, err
 	}
 	slices.SortFunc(present, func(a, b B) int {
 		x, y := p.cloud.Describe(a), p.cloud.Describe(b)
-		switch runs := x.State == provider.StateRunning; {
-		case runs != (y.State == provider.StateRunning) && runs, runs == (y.State == provider.StateRunning) && older(x, y):
-			return -1
-		}
-		return 1
+		return cmp.Or(compareRunning(x, y), compareAge(x, y))
 	})
 	return present, nil
 }
 
-func older(a, b provider.Sandbox) bool {
-	if !a.CreatedAt.Equal(b.CreatedAt) {
-		return a.CreatedAt.Before(b.CreatedAt)
+// compareRunning orders a sandbox that runs before one that does not.
+func compareRunning(a, b provider.Sandbox) int {
+	runs := func(s provider.Sandbox) int {
+		if s.State == provider.StateRunning {
+			return 0
+		}
+		return 1
 	}
-	return a.ID < b.ID
+	return cmp.Compare(runs(a), runs(b))
+}
+
+// compareAge orders sandboxes by age, the oldest first, so that every process agrees on it.
+func compareAge(a, b provider.Sandbox) int {
+	return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID))
 }
 
 func oldestOf[B any](c Cloud[B], boxes []B) *B {
 	var oldest *B
 	for i := range boxes {
-		if oldest == nil || older(c.Describe(boxes[i]), c.Describe(*oldest)) {
+		if oldest == nil || compareAge(c.Describe(boxes[i]), c.Describe(*oldest)) < 0 {
 			oldest = &boxes[i]
 		}
 	}
@@ -105,10 +111,7 @@ func (p *Provider[B]) attachNamed(ctx context.Context, req provider.AttachReques
 // adopt takes the first of the sandboxes into use that is still there. None is CodeNotFound.
 func (p *Provider[B]) adopt(ctx context.Context, present []B, lifetime time.Duration) (provider.Sandbox, error) {
 	for _, box := range present {
-		box, woken, err := p.bringUp(ctx, box, lifetime)
-		if finder, asks := p.cloud.(Finder[B]); asks && err == nil {
-			box, woken, err = finder.Found(ctx, box, woken, lifetime)
-		}
+		box, woken, err := p.takeUp(ctx, box, lifetime)
 		if provider.CodeOf(err) == provider.CodeNotFound {
 			continue
 		}
@@ -126,6 +129,15 @@ func (p *Provider[B]) adopt(ctx context.Context, present []B, lifetime time.Dura
 	return provider.Sandbox{}, provider.Errorf(provider.CodeNotFound, "the session has no sandbox in %s", p.options.Name)
 }
 
+// takeUp brings a sandbox that was found to run, and tells the cloud that it is in use again.
+func (p *Provider[B]) takeUp(ctx context.Context, box B, lifetime time.Duration) (_ B, woken bool, err error) {
+	box, woken, err = p.bringUp(ctx, box, lifetime)
+	if finder, asks := p.cloud.(Finder[B]); asks && err == nil {
+		return finder.Found(ctx, box, woken, lifetime)
+	}
+	return box, woken, err
+}
+
 // mostWakes is how often a sandbox is woken that falls asleep again on its way.
 const mostWakes = 3
 
@@ -134,7 +146,7 @@ func (p *Provider[B]) bringUp(ctx context.Context, box B, lifetime time.Duration
 	wakes, looks := 0, 0
 	for {
 		s := p.cloud.Describe(box)
-		next := box
+		var next B
 		switch s.State {
 		case provider.StateRunning:
 			return box, woken, nil

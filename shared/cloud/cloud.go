@@ -197,7 +197,7 @@ func New[B any](c Cloud[B], o Options) *Provider[B] {
 }
 
 // Close lets go of idle connections.
-func (p *Provider[B]) Close() error { //nolint:unparam // io.Closer asks for it
+func (p *Provider[B]) Close() error {
 	p.probe.CloseIdleConnections()
 	return nil
 }

@@ -40,8 +40,8 @@ func unnamed(err error) error {
 	return &e
 }
 
-// stillborn is the error about a new sandbox that ended on its way up: for the caller of Create nothing is missing.
-func stillborn(err error) error {
+// neverRan is the error about a new sandbox that ended on its way up: for the caller of Create nothing is missing.
+func neverRan(err error) error {
 	if provider.CodeOf(err) != provider.CodeNotFound {
 		return err
 	}
@@ -57,6 +57,7 @@ type creation[B any] struct {
 	req  provider.CreateRequest
 
 	made    *B   // what this Create has made
+	found   bool // made was found, after an answer that was lost
 	unclear bool // a call went out whose effect is not known
 }
 
@@ -68,9 +69,13 @@ func (c *creation[B]) create(ctx context.Context) (provider.Sandbox, error) {
 	if c.made == nil {
 		return c.adopt(ctx, []B{box}, c.req.Lifetime)
 	}
-	box, _, err = c.bringUp(ctx, box, c.req.Lifetime)
+	bring := c.bringUp
+	if c.found {
+		bring = c.takeUp // what an answer would have told, only Finder.Found may know
+	}
+	box, _, err = bring(ctx, box, c.req.Lifetime)
 	if err != nil {
-		return provider.Sandbox{}, stillborn(err)
+		return provider.Sandbox{}, neverRan(err)
 	}
 	c.made = &box
 	if !c.options.UniqueNames {
@@ -136,7 +141,7 @@ func (c *creation[B]) look(ctx context.Context) (*B, error) {
 		for _, box := range present {
 			switch {
 			case c.unclear && c.cloud.Describe(box).Attempt == c.req.Attempt:
-				c.made = &box
+				c.made, c.found = &box, true
 				return &box, nil
 			case c.options.UniqueNames:
 				c.unclear = false
@@ -180,7 +185,7 @@ func (c *creation[B]) giveWay(ctx context.Context, made B) (provider.Sandbox, er
 			c.remember(made)
 			return c.result(made, provider.OriginCreated), nil
 		}
-		if oldest := oldestOf(c.cloud, rivals); oldest != nil && (listed && older(c.cloud.Describe(*oldest), mine) || late) {
+		if oldest := oldestOf(c.cloud, rivals); oldest != nil && (listed && compareAge(c.cloud.Describe(*oldest), mine) < 0 || late) {
 			sandbox, err := c.adopt(ctx, []B{*oldest}, c.req.Lifetime)
 			switch provider.CodeOf(err) {
 			case "":
@@ -201,6 +206,9 @@ func (c *creation[B]) giveWay(ctx context.Context, made B) (provider.Sandbox, er
 func (c *creation[B]) undo(ctx context.Context, cause error) error {
 	failure := *provider.AsError(cause)
 	failure.SandboxID = ""
+	if failure.Reason == ReasonUnclear { // it is cleared up now
+		failure.Reason = ""
+	}
 	if c.made == nil && !c.unclear {
 		return &failure
 	}

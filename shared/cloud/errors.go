@@ -17,7 +17,7 @@ func MayHaveWorked(err error) bool {
 	if e == nil {
 		return false
 	}
-	var before notAsked
+	var before notAskedError
 	if errors.As(e.Cause, &before) {
 		return false
 	}
@@ -35,13 +35,13 @@ func NotAsked(err error) error {
 		return nil
 	}
 	e := *provider.AsError(err)
-	e.Cause = notAsked{err}
+	e.Cause = notAskedError{err}
 	return &e
 }
 
-type notAsked struct{ error }
+type notAskedError struct{ error }
 
-func (n notAsked) Unwrap() error { return n.error }
+func (n notAskedError) Unwrap() error { return n.error }
 
 // Gone is the error about a sandbox that has ended. why may be empty.
 func Gone(id, why string) *provider.Error {

@@ -52,7 +52,7 @@ func (p *Provider[B]) Ping(ctx context.Context, req provider.PingRequest) (provi
 		p.noteAlive(req.SandboxID)
 		return result, nil
 	}
-	return p.judge(ctx, req, result)
+	return p.judge(ctx, req, result), nil
 }
 
 // leaveTime halves the time for a probe that may be followed by a look, so that a server which hangs leaves some.
@@ -78,22 +78,22 @@ func (p *Provider[B]) probeEndpoint(e provider.Endpoint) provider.Endpoint {
 }
 
 // judge finds out about a server that does not answer. What cannot be found out leaves the answer as it is.
-func (p *Provider[B]) judge(ctx context.Context, req provider.PingRequest, result provider.PingResult) (provider.PingResult, error) {
+func (p *Provider[B]) judge(ctx context.Context, req provider.PingRequest, result provider.PingResult) provider.PingResult {
 	denied := result.Status == provider.PingDenied
 	box, known := p.recall(provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
 	if known && !denied && p.takeServerLook(req.SandboxID) {
 		if said, err := p.lookAtServer(ctx, box); err == nil {
 			p.changeWatch(req.SandboxID, func(w *watch) { w.cloud = time.Now() }) // a sandbox that runs scripts is there
-			return judgeServer(said, result), nil
+			return judgeServer(said, result)
 		}
 	}
 	if !p.takeCloudLook(req.SandboxID, denied) {
-		return result, nil
+		return result
 	}
 	box, verdict := p.judgeSandbox(ctx, req, result)
 	switch {
 	case verdict != nil:
-		return *verdict, nil
+		return *verdict
 	case denied:
 		if denier, able := p.cloud.(Denier[B]); able {
 			if why := denier.Denied(ctx, box, req.Endpoint); why != "" {
@@ -102,10 +102,10 @@ func (p *Provider[B]) judge(ctx context.Context, req provider.PingRequest, resul
 		}
 	case !known: // another process started the server
 		if said, err := p.lookAtServer(ctx, box); err == nil {
-			return judgeServer(said, result), nil
+			return judgeServer(said, result)
 		}
 	}
-	return result, nil
+	return result
 }
 
 // lookAtServer asks a sandbox for its server's process. A sandbox that does not answer must leave time to ask the cloud.

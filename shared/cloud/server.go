@@ -138,7 +138,7 @@ func (p *Provider[B]) runOnce(ctx context.Context, box B, script Script) (report
 func (p *Provider[B]) explain(ctx context.Context, box B, cause error) error {
 	id := p.cloud.Describe(box).ID
 	switch provider.CodeOf(cause) {
-	case provider.CodeUnreachable, provider.CodeState, provider.CodeNotFound, provider.CodeFailed:
+	case provider.CodeUnreachable, provider.CodeState, provider.CodeNotFound, provider.CodeFailed, provider.CodeDenied:
 	default:
 		return About(cause, id)
 	}

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -199,8 +200,32 @@ func (c *Cloud) Force(id, state, reason string, recoverable bool) {
 		if !slices.Contains([]string{started, stopped, destroyed, archived, paused}, state) {
 			s.desired = started
 		}
+		if state == destroyed {
+			s.freeName()
+		}
 		s.enter(time.Now(), state)
 	}
+}
+
+// Label changes some labels of a sandbox.
+func (c *Cloud) Label(id string, labels map[string]string) {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	if s := c.find(id); s != nil {
+		s.labels = maps.Clone(s.labels)
+		maps.Copy(s.labels, labels)
+		s.show()
+	}
+}
+
+// Box returns a sandbox's machine, or nil if there is no such sandbox.
+func (c *Cloud) Box(id string) *simcloud.Box {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	if s := c.find(id); s != nil {
+		return s.box
+	}
+	return nil
 }
 
 // Desire changes the state a sandbox is meant to be in, without doing anything about it.
@@ -354,8 +379,13 @@ func (s *sandbox) file() {
 }
 
 func (s *sandbox) destroy() {
-	s.name = fmt.Sprintf("DESTROYED_%s_%d", s.name, time.Now().UnixMilli()) // the name is free at once
+	s.freeName() // at once
 	s.plan(destroyed, time.Duration(0), destroying, s.cloud.options.Delete, destroyed)
+}
+
+// freeName lets another sandbox have the name.
+func (s *sandbox) freeName() {
+	s.name = fmt.Sprintf("DESTROYED_%s_%d", s.name, time.Now().UnixMilli())
 }
 
 // derived is the state that look-ups show, other than listings.

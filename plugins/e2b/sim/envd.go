@@ -191,7 +191,8 @@ func (e *envdServer) watch(p *process, deadline time.Time, timed bool) {
 	p.ended = time.Now()
 }
 
-// follow sends the events of a process until it ends or the client goes.
+// follow sends the events of a process until it has ended, or the client goes. As with the real envd, the end comes once every
+// process that inherited its outputs has closed them.
 func (e *envdServer) follow(ctx context.Context, p *process, interval time.Duration, offset int64, send func(*envd.ProcessEvent) error) error {
 	started := &envd.ProcessEvent{Event: &envd.ProcessEvent_Start{Start: &envd.ProcessEvent_StartEvent{Pid: p.pid}}}
 	if err := send(started); err != nil {
@@ -205,23 +206,11 @@ func (e *envdServer) follow(ctx context.Context, p *process, interval time.Durat
 		}
 		return send(endOf(simcloud.Exit{Code: 127}))
 	}
-	reading, stop := context.WithCancel(ctx)
-	defer stop()
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		select {
-		case <-p.real.Exited():
-			stop()
-		case <-reading.Done():
-		}
-	}()
-	defer func() { stop(); <-ended }()
 	for {
-		patience, cancel := context.WithTimeout(reading, interval)
+		patience, cancel := context.WithTimeout(ctx, interval)
 		chunk, err := p.real.Output.Next(patience, simcloud.Both, offset)
 		cancel()
-		if errors.Is(err, context.DeadlineExceeded) && reading.Err() == nil {
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 			if err := send(&envd.ProcessEvent{Event: &envd.ProcessEvent_Keepalive{Keepalive: &envd.ProcessEvent_KeepAlive{}}}); err != nil {
 				return err
 			}

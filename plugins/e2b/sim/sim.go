@@ -209,6 +209,16 @@ func (c *Cloud) SetState(id, word string) {
 	}
 }
 
+// Label changes some metadata of a sandbox, behind every client's back.
+func (c *Cloud) Label(id string, metadata map[string]string) {
+	if s := c.lookup(id); s != nil {
+		c.mutex.Lock()
+		defer c.mutex.Unlock()
+		s.metadata = maps.Clone(s.metadata)
+		maps.Copy(s.metadata, metadata)
+	}
+}
+
 // Unroute lets the proxy's way to a sandbox be broken, or whole again: it answers 502 without E2B's words.
 func (c *Cloud) Unroute(id string, broken bool) {
 	if s := c.lookup(id); s != nil {

@@ -150,7 +150,7 @@ func (m *Machine) InterruptConnect(what string, condition func() bool) {
 	}
 }
 
-// pluginsOf gives the directories in /proc of the plugins that a process started.
+// pluginsOf returns the directories in /proc of the plugins that a process started.
 func pluginsOf(pid int) []string {
 	var found []string
 	all, _ := filepath.Glob("/proc/[0-9]*")
@@ -164,8 +164,8 @@ func pluginsOf(pid int) []string {
 	return found
 }
 
-// Race has two processes connect one new session at once, for BERTH_RACE_ROUNDS rounds, and gives how many these are. Both
-// must end with the one sandbox there is. there gives the ids of all sandboxes, and remove removes them after each round.
+// Race has two processes connect one new session at once, for BERTH_RACE_ROUNDS rounds, and returns how many these are. Both
+// must end with the one sandbox there is. there returns the ids of all sandboxes, and remove removes them after each round.
 func (m *Machine) Race(there func() []string, remove func(session string, ids []string)) int {
 	m.Helper()
 	rounds := 5

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"path"
@@ -256,6 +257,26 @@ func (c *Cloud) Break(id string) {
 			s.box.Stop()
 		}
 	}
+}
+
+// Label changes some tags of a sandbox.
+func (c *Cloud) Label(id string, tags map[string]string) {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	if s := c.find(id); s != nil {
+		s.tags = maps.Clone(s.tags)
+		maps.Copy(s.tags, tags)
+	}
+}
+
+// Box returns a sandbox's machine, or nil if there is no such sandbox.
+func (c *Cloud) Box(id string) *simcloud.Box {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	if s := c.find(id); s != nil {
+		return s.box
+	}
+	return nil
 }
 
 // Plant makes sandboxes in an app of the environment "main", without commands: for listings.

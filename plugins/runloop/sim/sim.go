@@ -42,7 +42,6 @@ type Cloud struct {
 	options Options
 	api     *simcloud.Server
 	tunnels *simcloud.Server
-	control *simcloud.Server
 
 	ctx     context.Context // ends with the cloud
 	cancel  context.CancelFunc
@@ -74,7 +73,6 @@ func Start(options Options) (*Cloud, error) {
 	}
 	c.api = serve(c.apiHandler())
 	c.tunnels = serve(c.tunnelHandler())
-	c.control = serve(simcloud.Control(&c.Traffic, func() any { return c.Devboxes() }))
 	if err != nil {
 		c.Close()
 		return nil, err
@@ -86,7 +84,7 @@ func Start(options Options) (*Cloud, error) {
 // Close ends the cloud and everything in it.
 func (c *Cloud) Close() {
 	c.cancel()
-	for _, server := range []*simcloud.Server{c.api, c.tunnels, c.control} {
+	for _, server := range []*simcloud.Server{c.api, c.tunnels} {
 		if server != nil {
 			server.Close()
 		}
@@ -108,8 +106,10 @@ func (c *Cloud) Environment() map[string]string {
 	}
 }
 
-// ControlURL is where scripts steer the cloud, see simcloud.Control.
-func (c *Cloud) ControlURL() string { return c.control.URL }
+// Control steers the cloud from another process: see simcloud.Control.
+func (c *Cloud) Control() http.Handler {
+	return simcloud.Control(&c.Traffic, func() any { return c.Devboxes() })
+}
 
 // TunnelsURL is where the tunnels are: /PORT-KEY/..., or any path with PORT-KEY.tunnel.ANYTHING as the host.
 func (c *Cloud) TunnelsURL() string { return c.tunnels.URL }
@@ -253,6 +253,26 @@ func (c *Cloud) force(b *box, status, reason string) {
 		b.view.ShutdownReason = &reason
 	}
 	b.set(status, &reason)
+}
+
+// Label changes some metadata of a devbox, behind every client's back.
+func (c *Cloud) Label(id string, metadata map[string]string) {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	if b := c.find(id); b != nil {
+		maps.Copy(b.view.Metadata, metadata)
+	}
+}
+
+// Box returns a devbox's machine, or nil if there is no such devbox or its machine cannot be made.
+func (c *Cloud) Box(id string) *simcloud.Box {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	if b := c.find(id); b != nil {
+		machine, _ := c.machineOf(b)
+		return machine
+	}
+	return nil
 }
 
 // Snapshot says whether a snapshot of the devbox's disk is being made, which keeps it from being shut down.

@@ -1,4 +1,3 @@
-// Package cloudtest is what the tests of the plugins for clouds have in common. Only tests import it.
 package cloudtest
 
 import (
@@ -15,7 +14,7 @@ import (
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 )
 
-// Main runs the tests for TestMain, and gives the exit code: it fails them if goroutines are left. So many parallel tests
+// Main runs the tests for TestMain, and returns the exit code: it fails them if goroutines are left. So many parallel tests
 // run at a time, unless the command line says otherwise: they mostly wait, so there may be more than processors. except
 // are goroutines that are not ours to end.
 func Main(m *testing.M, parallel int, except ...goleak.Option) int {
