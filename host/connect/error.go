@@ -139,7 +139,7 @@ func NewError(providerName, session string, err error) *Error {
 // RecordsError returns err, which is that of the records, as an *Error. An ended context remains what it is.
 func RecordsError(err error) error {
 	var unusable *records.UnusableError
-	var busy *records.HeldError
+	var busy *records.BusyError
 	switch {
 	case err == nil:
 		return nil

@@ -74,7 +74,7 @@ func interruptVictim(ctx context.Context, n *world, _ *fleet.Fleet, store record
 
 // write writes a record, and leaves it as a host that ends then.
 func write(ctx context.Context, store records.Store, id string, change func(*records.Record)) error {
-	lease, record, err := store.Claim(ctx, id)
+	lease, record, err := store.Take(ctx, id)
 	if err != nil {
 		return err
 	}

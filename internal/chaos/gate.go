@@ -189,10 +189,10 @@ type steppedRecords struct {
 	gate *gate
 }
 
-func (s *steppedRecords) Claim(ctx context.Context, id string) (records.Lease, records.Record, error) {
+func (s *steppedRecords) Take(ctx context.Context, id string) (records.Lease, records.Record, error) {
 	var record records.Record
-	lease, err := pass(s.gate, "records.Claim", func() (lease records.Lease, err error) {
-		lease, record, err = s.Store.Claim(ctx, id)
+	lease, err := pass(s.gate, "records.Take", func() (lease records.Lease, err error) {
+		lease, record, err = s.Store.Take(ctx, id)
 		return lease, err
 	})
 	return lease, record, err
