@@ -356,7 +356,7 @@ func forgets(t *testing.T, r records) {
 	for _, record := range must(s.List(ctx))(t) {
 		left = append(left, record.Session)
 	}
-	if diff := cmp.Diff([]string{"destroying", "busy", "running"}, left); diff != "" {
+	if diff := cmp.Diff([]string{"busy", "destroying", "running"}, left); diff != "" {
 		t.Error(diff)
 	}
 	r.expire()
