@@ -35,12 +35,12 @@ func TestTrapTheDeadlineOfTheStartStreamKillsTheServer(t *testing.T) {
 	if err != nil {
 		t.Fatalf("StartServer: %v", err)
 	}
-	cloudtest.AwaitPing(t, p, sandbox, endpoints)
-	for _, call := range cloud.Traffic.Calls("envd.Start") {
+	for _, call := range cloud.Traffic.Calls("envd.Start") { // pings may look at the process with a deadline
 		if timeout := call.Headers["Connect-Timeout-Ms"]; timeout != nil {
 			t.Errorf("the start carries Connect-Timeout-Ms: %v", timeout)
 		}
 	}
+	cloudtest.AwaitAlive(t, p, sandbox, endpoints)
 	<-ctx.Done() // the deadline of the call has passed, and its stream is long closed
 	if result := cloudtest.Ping(t, p, sandbox, endpoints); result.Status != provider.PingAlive {
 		t.Errorf("after the deadline of the start: %+v", result)
