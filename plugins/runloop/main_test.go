@@ -12,6 +12,7 @@ import (
 	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 	"github.com/berth-dev/berth/plugins/runloop/sim"
+	"github.com/berth-dev/berth/shared/cloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -20,20 +21,23 @@ func TestMain(m *testing.M) { os.Exit(cloudtest.Main(m, 24)) }
 // canary is the API key: it may be nowhere but in the one header it belongs in.
 const canary = "ak_canary_5f0d"
 
-// hurry makes the plugin as patient as a pace says.
-func hurry(r *Runloop, pace cloudtest.Pace) {
+// timesFor are how patient the kit is.
+func timesFor(pace cloudtest.Pace) cloud.Times {
+	if pace == cloudtest.Normal {
+		return standardTimes
+	}
+	return pace.Times()
+}
+
+// hurry makes the API's client as patient as a pace.
+func hurry(boxes *devboxes, pace cloudtest.Pace) {
 	if pace == cloudtest.Normal {
 		return
 	}
-	r.timing = timing{
-		call: 2 * time.Second, hold: 500 * time.Millisecond, settle: 20 * time.Millisecond, look: 300 * time.Millisecond,
-		second: 300 * time.Millisecond, undo: 10 * time.Second,
-	}
+	boxes.hold, boxes.api.Retry, boxes.api.Limit = 500*time.Millisecond, pace.Times().Retry, 10*time.Second
 	if pace == cloudtest.Curt {
-		r.timing.call = time.Second
+		boxes.api.Limit = 2 * time.Second
 	}
-	r.api.client.HTTPClient.Timeout = r.timing.call
-	r.api.client.RetryWaitMin, r.api.client.RetryWaitMax = r.timing.settle, 2*r.timing.settle
 }
 
 // newCloud starts a simulated Runloop for one test.
@@ -44,69 +48,70 @@ func newCloud(t *testing.T, options sim.Options) *sim.Cloud {
 }
 
 // newRunloop opens the plugin for a cloud; change, which may be nil, changes its configuration.
-func newRunloop(t *testing.T, cloud *sim.Cloud, change func(*Config)) *Runloop {
+func newRunloop(t *testing.T, simulated *sim.Cloud, change func(*Config)) *Runloop {
 	t.Helper()
-	return openFor(t, cloud, cloudtest.Brisk, hclog.NewNullLogger(), change)
+	return openFor(t, simulated, cloudtest.Brisk, hclog.NewNullLogger(), change)
 }
 
-func configFor(cloud *sim.Cloud) map[string]any {
-	environment := cloud.Environment()
+func configFor(simulated *sim.Cloud) map[string]any {
+	environment := simulated.Environment()
 	return map[string]any{"api_key": canary, "base_url": environment["RUNLOOP_BASE_URL"], "tunnel_url": environment["RUNLOOP_TUNNEL_URL"]}
 }
 
-func openFor(t *testing.T, cloud *sim.Cloud, pace cloudtest.Pace, log hclog.Logger, change func(*Config)) *Runloop {
+func openFor(t *testing.T, simulated *sim.Cloud, pace cloudtest.Pace, log hclog.Logger, change func(*Config)) *Runloop {
 	t.Helper()
-	config := cloudtest.Configure(t, configFor(cloud), change)
-	r, err := open(t.Context(), config, log)
+	config := cloudtest.Configure(t, configFor(simulated), change)
+	config, err := config.checked()
 	if err != nil {
 		t.Fatal(err)
 	}
-	hurry(r, pace)
+	r := newProvider(config, log, timesFor(pace))
+	hurry(r.boxes, pace)
 	t.Cleanup(func() { r.Close() })
 	return r
 }
 
 func startWorld(t *testing.T, options cloudtest.Options) *cloudtest.World {
 	t.Helper()
-	cloud := newCloud(t, sim.Options{Provision: options.Create, Suspend: options.Change, Resume: options.Change, LazyStatus: options.Change / 2})
+	simulated := newCloud(t, sim.Options{Provision: options.Create, Suspend: options.Change, Resume: options.Change, LazyStatus: options.Change / 2})
 	force := func(status, reason string) func(string) {
 		return func(id string) {
-			if err := cloud.Force(id, status, reason); err != nil {
+			if err := simulated.Force(id, status, reason); err != nil {
 				t.Error(err)
 			}
 		}
 	}
 	return &cloudtest.World{
-		Cloud: cloud, Traffic: &cloud.Traffic, Config: configFor(cloud), Env: cloud.Environment(),
+		Cloud: simulated, Traffic: &simulated.Traffic, Config: configFor(simulated), Env: simulated.Environment(),
 		Provider: func(t *testing.T, pace cloudtest.Pace, log hclog.Logger) provider.Provider {
 			t.Helper()
-			return openFor(t, cloud, pace, log, nil)
+			return openFor(t, simulated, pace, log, nil)
 		},
 		Sandboxes: func() (there []cloudtest.Sandbox) {
-			for _, view := range cloud.Live() {
+			for _, view := range simulated.Live() {
 				there = append(there, cloudtest.Sandbox{ID: view.ID, Suspended: view.Status == "suspended"})
 			}
 			return there
 		},
 		Plant: func(count int, labels map[string]string) error {
-			cloud.Seed(count, "running", labels)
+			simulated.Seed(count, "running", labels)
 			return nil
 		},
-		Box: cloud.Box, Label: cloud.Label,
+		Box: simulated.Box, Label: simulated.Label,
 		End: force("shutdown", "api_shutdown"), Suspend: force("suspended", ""), Hibernate: force("hibernating", ""),
 	}
 }
 
-// post asks the API for something that happens to a devbox.
-func post(t *testing.T, cloud *sim.Cloud, id, action, body string) {
+// request asks the API for something that happens to a devbox.
+func request(t *testing.T, simulated *sim.Cloud, id, action, body string) {
 	t.Helper()
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, cloud.Environment()["RUNLOOP_BASE_URL"]+"/v1/devboxes/"+id+action, strings.NewReader(body))
+	call, err := http.NewRequestWithContext(t.Context(), http.MethodPost, simulated.Environment()["RUNLOOP_BASE_URL"]+"/v1/devboxes/"+id+action, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
-	request.Header.Set("Authorization", "Bearer "+canary)
+	call.Header.Set("Authorization", "Bearer "+canary)
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	response, err := client.Do(request)
+	response, err := client.Do(call)
 	if err != nil || response.StatusCode != http.StatusOK {
 		t.Fatalf("%+v, %v", response, err)
 	}
@@ -117,9 +122,9 @@ func post(t *testing.T, cloud *sim.Cloud, id, action, body string) {
 func reopened(tunnel string) func(*testing.T, *cloudtest.World, provider.Provider, provider.Sandbox) {
 	return func(t *testing.T, w *cloudtest.World, _ provider.Provider, sandbox provider.Sandbox) {
 		t.Helper()
-		post(t, w.Cloud.(*sim.Cloud), sandbox.ID, "/remove_tunnel", "")
+		request(t, w.Cloud.(*sim.Cloud), sandbox.ID, "/remove_tunnel", "")
 		if tunnel != "" {
-			post(t, w.Cloud.(*sim.Cloud), sandbox.ID, "/enable_tunnel", tunnel)
+			request(t, w.Cloud.(*sim.Cloud), sandbox.ID, "/enable_tunnel", tunnel)
 		}
 	}
 }
@@ -146,7 +151,7 @@ func TestCloud(t *testing.T) {
 	quota := provider.Error{Code: provider.CodeExhausted, Reason: provider.ReasonQuota}
 	page := created(504, "<html>"+canary, provider.Error{Code: provider.CodeUnreachable, Retryable: true, Message: "req_7"}, "X-Runloop-Request-Id", "req_7")
 	cloudtest.Run(t, cloudtest.Cloud{
-		Plugin: "runloop", Start: startWorld, Secret: canary, SecretHeader: "Authorization", Echoes: true, Nameless: true,
+		Plugin: "runloop", Start: startWorld, Secret: canary, SecretHeader: "Authorization", Nameless: true,
 		Open: cloudtest.Opener(map[string]any{"api_key": "ak_x"}, open),
 		Configurations: map[string]string{
 			`{}`:                                   "",
@@ -157,15 +162,15 @@ func TestCloud(t *testing.T) {
 			`{"blueprint":"a","snapshot_id":"b"}`:         "blueprint",
 			`{"idle_timeout":"1s"}`:                       "idle_timeout",
 		},
-		LookUp: "list", Create: "create", List: "list", Port: "tunnel", Keyless: []string{"tunnel"}, Inside: []string{"tunnel"},
+		LookUp: "list", Create: "create", List: "list", Port: "tunnel", Keyless: []string{"tunnel"},
+		Inside: []string{"tunnel", "execute"}, // a command goes through the API, and is the look at the server inside
 		Scenes: []cloudtest.Scene{
 			{Operation: "list"},
 			{Operation: "create"},
 			{Operation: "wait"},
-			{Operation: "get"},
+			{Operation: "get", Found: true, Do: cloudtest.Destroy},
 			{Operation: "execute"},
 			{Operation: "write_file"},
-			{Operation: "execute_async"},
 			{Operation: "keep_alive", Found: true},
 			{Operation: "resume", Found: true, Then: cloudtest.Suspended},
 			{Operation: "enable_tunnel", Found: true, Then: reopened("")},
@@ -187,8 +192,8 @@ func TestCloud(t *testing.T) {
 			created(429, `{"message":"Quota exceeded"}`, quota),
 			created(429, "", quota, "X-Runloop-Error-Code", "quota_exceeded"),
 			page,
-			created(200, `{}`, provider.Error{Code: provider.CodeUnreachable, Retryable: true, Message: "answered something else"}),
-			created(200, `{"id":`, provider.Error{Code: provider.CodeUnreachable, Retryable: true, Message: "not the JSON"}),
+			created(200, `{}`, provider.Error{Code: provider.CodeUnreachable, Retryable: true, Message: "base_url"}),
+			created(200, `{"id":`, provider.Error{Code: provider.CodeUnreachable, Retryable: true, Message: "base_url"}),
 		},
 		Endings: map[string]cloudtest.Ending{
 			"TheSandboxFails":     ending("failure", "out_of_memory", provider.PingGone),

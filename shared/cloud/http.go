@@ -254,7 +254,7 @@ func readMessage(e *StatusError, body []byte) {
 	e.Message = answer.Message
 }
 
-// presentable cuts a foreign text, and takes the credentials out of it should the API repeat them.
+// presentable makes one short line of a foreign text, without the credentials should the API repeat them.
 func (a *API) presentable(text string) string {
 	for _, values := range a.Header {
 		for _, value := range values {
@@ -263,6 +263,7 @@ func (a *API) presentable(text string) string {
 			}
 		}
 	}
+	text = strings.Join(strings.Fields(text), " ")
 	if len(text) > 500 {
 		text = text[:500] + "..."
 	}
