@@ -1,5 +1,5 @@
-// Command cmd serves a simulated Daytona on loopback ports until it is interrupted, and prints the environment that
-// points berth, and Daytona's SDKs, at it.
+// Command cmd serves a simulated Daytona on loopback ports until it is interrupted. It prints the environment that
+// directs berth, and Daytona's SDKs, to it.
 package main
 
 import (
@@ -52,7 +52,7 @@ func serve(path []string, takes time.Duration) error {
 	for _, name := range slices.Sorted(maps.Keys(environment)) {
 		fmt.Printf("export %s=%s\n", name, environment[name])
 	}
-	os.Stdout.Close() // so that a script can read the environment to its end
+	os.Stdout.Close() // so that scripts can read the environment until EOF
 	<-ctx.Done()
 	return nil
 }

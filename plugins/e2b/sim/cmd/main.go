@@ -1,5 +1,5 @@
-// Command cmd runs a simulated E2B on loopback ports until it is interrupted. On standard output it prints the
-// environment that points berth, and E2B's own SDKs, at it.
+// Command cmd serves a simulated E2B on loopback ports until it is interrupted. It prints the environment that directs
+// berth, and E2B's SDKs, to it.
 package main
 
 import (
@@ -17,7 +17,7 @@ import (
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 )
 
-// key opens nothing but the simulator.
+// key is valid only for the simulator.
 var key = "e2b_" + strings.Repeat("5", 40)
 
 func main() {
@@ -49,7 +49,7 @@ func run(path string, dial time.Duration) error {
 	defer control.Close()
 	fmt.Printf("export E2B_API_KEY=%s\nexport E2B_API_URL=%s\nexport E2B_SANDBOX_URL=%s\nexport E2B_SIM_CONTROL=%s\n",
 		key, cloud.APIURL, cloud.SandboxURL, control.URL)
-	os.Stdout.Close() // so that a script can read the environment to its end
+	os.Stdout.Close() // so that scripts can read the environment until EOF
 	<-ctx.Done()
 	return nil
 }

@@ -1,5 +1,5 @@
-// Command cmd serves a simulated Modal on loopback ports until it is interrupted, and prints the environment that points
-// berth, and Modal's SDKs, at it.
+// Command cmd serves a simulated Modal on loopback ports until it is interrupted. It prints the environment that
+// directs berth, and Modal's SDKs, to it.
 package main
 
 import (
@@ -59,12 +59,12 @@ func serve(options sim.Options) error {
 	for _, name := range slices.Sorted(maps.Keys(environment)) {
 		fmt.Printf("export %s=%s\n", name, environment[name])
 	}
-	os.Stdout.Close() // so that a script can read the environment to its end
+	os.Stdout.Close() // so that scripts can read the environment until EOF
 	<-ctx.Done()
 	return nil
 }
 
-// certificateFile writes what clients of public ports must trust.
+// certificateFile writes the certificate that clients of public ports must trust.
 func certificateFile() (string, error) {
 	text, err := sim.Certificate()
 	if err != nil {

@@ -1,5 +1,5 @@
-// Command cmd serves a simulated Runloop on loopback ports until it is interrupted, and prints the environment that
-// points berth, and Runloop's own clients, at it.
+// Command cmd serves a simulated Runloop on loopback ports until it is interrupted. It prints the environment that
+// directs berth, and Runloop's clients, to it.
 package main
 
 import (
@@ -51,7 +51,7 @@ func run(options sim.Options) error {
 	for _, name := range slices.Sorted(maps.Keys(environment)) {
 		fmt.Printf("export %s='%s'\n", name, environment[name])
 	}
-	os.Stdout.Close() // so that a script can read the environment to its end
+	os.Stdout.Close() // so that scripts can read the environment until EOF
 	<-ctx.Done()
 	return nil
 }
