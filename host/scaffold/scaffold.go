@@ -30,6 +30,7 @@ var starter embed.FS
 const (
 	starterPath = sdkModule + "/host/scaffold/starter"
 	starterName = "acme"
+	starterType = "Acme"
 	starterEnv  = "ACME"
 )
 
@@ -81,7 +82,8 @@ func mustBeFree(dir string) error {
 
 // sources returns the files of the starter, by path, with the plugin's names in them.
 func (p Plugin) sources() (map[string][]byte, error) {
-	names := strings.NewReplacer(starterPath, p.Module, starterName, p.Name, starterEnv, EnvPrefix(p.Name))
+	names := strings.NewReplacer(starterPath, p.Module, starterName, p.Name,
+		starterType, typeName(p.Name), starterEnv, EnvPrefix(p.Name))
 	files := map[string][]byte{}
 	err := fs.WalkDir(starter, "starter", func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
@@ -105,6 +107,15 @@ func (p Plugin) sources() (map[string][]byte, error) {
 
 // EnvPrefix returns the prefix of the plugin's environment variables, such as ACME of ACME_API_KEY.
 func EnvPrefix(name string) string { return strings.ToUpper(strings.ReplaceAll(name, "-", "_")) }
+
+// typeName returns the name of the provider's Go type: MyCloud for my-cloud.
+func typeName(name string) string {
+	var camel strings.Builder
+	for _, word := range strings.FieldsFunc(name, func(r rune) bool { return r == '-' || r == '_' }) {
+		camel.WriteString(strings.ToUpper(word[:1]) + word[1:])
+	}
+	return camel.String()
+}
 
 // needed are the packages outside the standard library that the starter imports.
 var needed = []string{sdkModule + "/shared/provider", sdkModule + "/shared/cloud", sdkModule + "/shared/providertest", "github.com/hashicorp/go-hclog", "go.uber.org/goleak"}
