@@ -5,8 +5,9 @@ import (
 	"os"
 
 	"github.com/berth-dev/berth/host/cli"
+	"github.com/berth-dev/berth/host/fleet"
 )
 
 func main() {
-	os.Exit(cli.Main(os.Args[1:], os.Stdout, os.Stderr, os.LookupEnv))
+	os.Exit(cli.Main(os.Args[1:], os.Stdout, os.Stderr, os.LookupEnv, fleet.Options{}))
 }

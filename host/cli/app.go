@@ -2,34 +2,22 @@ package cli
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
-	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/hcl/v2"
 
 	"github.com/berth-dev/berth/host/config"
-	"github.com/berth-dev/berth/host/connect"
-	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/host/fleet"
 	"github.com/berth-dev/berth/host/redact"
-	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// stopTimeout bounds the end of all plugins when a command is over.
-const stopTimeout = 15 * time.Second
-
-// app is one run of the command: its streams, its configuration once it is loaded, and the plugins it has started.
+// app is one call of the command: its streams and, once it is loaded, its configuration and the fleet.
 type app struct {
 	stdout *resultWriter
 	stderr *redact.Writer // writes to screen
@@ -44,33 +32,12 @@ type app struct {
 	interrupted atomic.Bool
 	flags       struct{ config, output, logLevel string }
 
-	conf    *config.Config
-	log     hclog.Logger
-	mutex   sync.Mutex
-	plugins map[*config.Provider]*supervise.Plugin
-	store   records.Store
-	hooks   Hooks
-}
-
-// Hooks stand between the command and what it works with. They are for programs that test it: nil leaves things as they
-// are.
-type Hooks struct {
-	Provider func(*supervise.Plugin) provider.Provider
-	Records  func(records.Store) records.Store
-}
-
-func (h Hooks) provider(p *supervise.Plugin) provider.Provider {
-	if h.Provider == nil {
-		return p
-	}
-	return h.Provider(p)
-}
-
-func (h Hooks) records(s records.Store) records.Store {
-	if h.Records == nil {
-		return s
-	}
-	return h.Records(s)
+	// Set by load.
+	conf  *config.Config
+	log   hclog.Logger
+	fleet *fleet.Fleet
+	// options are those that the fleet is made with; load completes them.
+	options fleet.Options
 }
 
 func newApp(stdout, stderr io.Writer, getenv func(string) (string, bool)) *app {
@@ -78,7 +45,6 @@ func newApp(stdout, stderr io.Writer, getenv func(string) (string, bool)) *app {
 	screen := newScreen(stderr)
 	return &app{
 		stdout: &resultWriter{to: stdout}, stderr: secrets.Writer(screen), screen: screen, secrets: secrets, getenv: getenv,
-		plugins: map[*config.Provider]*supervise.Plugin{},
 	}
 }
 
@@ -92,35 +58,8 @@ func (a *app) note(format string, args ...any) {
 	}
 }
 
-// diagnosed is a configuration that has mistakes. The diagnostics are shown by report.
-type diagnosed struct {
-	conf        *config.Config
-	diagnostics hcl.Diagnostics
-}
-
-func (d diagnosed) Error() string {
-	var mistakes []string
-	for _, m := range d.diagnostics {
-		if m.Severity != hcl.DiagError {
-			continue
-		}
-		text := m.Summary + ": " + m.Detail
-		if m.Subject != nil {
-			text = fmt.Sprintf("%s line %d: %s", m.Subject.Filename, m.Subject.Start.Line, text)
-		}
-		mistakes = append(mistakes, text)
-	}
-	switch more := len(mistakes) - 1; more {
-	case 0:
-		return mistakes[0]
-	case 1:
-		return mistakes[0] + " There is one more mistake in the configuration."
-	default:
-		return fmt.Sprintf("%s There are %d more mistakes in the configuration.", mistakes[0], more)
-	}
-}
-
-// load reads the configuration and sets up the log. It must come before everything that needs either.
+// load reads the configuration and sets up the log and the fleet. It must come before everything that needs them. After a
+// *fleet.ConfigError they are there, for what could be read of the configuration.
 func (a *app) load() error {
 	var diagnostics hcl.Diagnostics
 	if path := a.configPath(); path != "" {
@@ -133,10 +72,41 @@ func (a *app) load() error {
 		return err
 	}
 	a.log = hclog.New(&hclog.LoggerOptions{Name: "berth", Level: level, Output: a.stderr, JSONFormat: a.ndjson.Load()})
+	a.options.Log = a.log
+	a.options.Reattach, _ = a.getenv(provider.ReattachVariable)
+	a.fleet = fleet.New(a.conf, a.options)
 	if diagnostics.HasErrors() {
-		return diagnosed{a.conf, diagnostics}
+		return &fleet.ConfigError{Diagnostics: diagnostics}
 	}
 	return nil
+}
+
+// session loads the configuration and returns a session on the provider with the label or, without one, on its own or the
+// default one.
+func (a *app) session(ctx context.Context, id, label string) (*fleet.Session, error) {
+	if err := a.load(); err != nil {
+		return nil, err
+	}
+	s, err := a.fleet.Session(ctx, id, label)
+	if err == nil {
+		a.secrets.Add(s.Key())
+	}
+	return s, err
+}
+
+// waiting tells a person for whom a command waits.
+func (a *app) waiting(id string) func(holder string) {
+	return func(holder string) { a.note("berth: waiting: %s is working on session %s", holder, id) }
+}
+
+// close ends what the command has started.
+func (a *app) close() {
+	if a.fleet == nil {
+		return
+	}
+	if err := a.fleet.Close(); err != nil {
+		a.log.Warn("not everything has ended as it should", "error", err)
+	}
 }
 
 func (a *app) configPath() string {
@@ -177,141 +147,4 @@ func (a *app) level() (hclog.Level, error) {
 		return level, usagef("%s %s: the levels are off, error, warn, info, debug and trace", from, name)
 	}
 	return level, nil
-}
-
-// provider is config.Provider for a --provider flag, as a mistake in the command line when there is no such provider.
-func (a *app) provider(label string) (*config.Provider, error) {
-	p, err := a.conf.Provider(label)
-	if err != nil {
-		return nil, usageError{err}
-	}
-	return p, nil
-}
-
-// plugin gives the supervisor of a provider's plugin, the same one each time.
-func (a *app) plugin(p *config.Provider) *supervise.Plugin {
-	a.mutex.Lock()
-	defer a.mutex.Unlock()
-	if plugin := a.plugins[p]; plugin != nil {
-		return plugin
-	}
-	spec := a.spec(p)
-	spec.Configure = func(d provider.Description) ([]byte, error) {
-		values, diagnostics := p.PluginConfig(d)
-		if diagnostics.HasErrors() {
-			return nil, diagnosed{a.conf, diagnostics}
-		}
-		return values, nil
-	}
-	plugin := supervise.New(spec)
-	a.plugins[p] = plugin
-	return plugin
-}
-
-// spec says how to run a provider's plugin, without a configuration for it.
-func (a *app) spec(p *config.Provider) supervise.Spec {
-	trust := p.Trust()
-	return supervise.Spec{
-		Name: p.Label, Path: p.Path, SHA256: trust.SHA256, Remedy: trust.Remedy, Refusal: trust.Refusal, Env: p.Env, MTLS: p.MTLS, StartTimeout: p.StartTimeout,
-		Reattach: a.reattach(p.Label), Log: a.log,
-	}
-}
-
-// reattach finds the provider in the list of plugins that run under a debugger: NAME=SOCKET,NAME=SOCKET.
-func (a *app) reattach(label string) string {
-	list, _ := a.getenv(provider.ReattachVariable)
-	for entry := range strings.SplitSeq(list, ",") {
-		if name, socket, ok := strings.Cut(entry, "="); ok && name == label {
-			return socket
-		}
-	}
-	return ""
-}
-
-// close stops all plugins, at the same time, and then gives up the records.
-func (a *app) close() {
-	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
-	defer cancel()
-	var stops sync.WaitGroup
-	for _, plugin := range a.plugins {
-		stops.Go(func() {
-			if err := plugin.Stop(ctx); err != nil {
-				a.log.Warn("stopping a plugin", "error", err)
-			}
-		})
-	}
-	stops.Wait()
-	if a.store != nil {
-		if err := a.store.Close(); err != nil {
-			a.log.Warn("closing the records", "error", err)
-		}
-	}
-}
-
-// owner names this installation on its sandboxes. All hosts with the same secret are one owner, unless configured
-// otherwise.
-func (a *app) owner(secret string) string {
-	if a.conf.Host.Owner != "" {
-		return a.conf.Host.Owner
-	}
-	sum := sha256.Sum256([]byte("berth owner\x00" + secret))
-	return "berth-" + hex.EncodeToString(sum[:6])
-}
-
-// secret is what session keys are derived from: the configured one, or one made on first use and kept in the state
-// directory.
-func (a *app) secret() (string, error) {
-	secret := a.conf.Host.Secret
-	if secret == "" {
-		var err error
-		if secret, err = keptSecret(a.conf.Host.StateDir); err != nil {
-			return "", err
-		}
-	}
-	a.secrets.Add(secret)
-	return secret, nil
-}
-
-func keptSecret(dir string) (string, error) {
-	path := filepath.Join(dir, "secret")
-	kept, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err = makeSecret(dir, path); err == nil || errors.Is(err, fs.ErrExist) {
-			kept, err = os.ReadFile(path)
-		}
-	}
-	if err != nil {
-		return "", withHint("set state_dir in the host block to a directory that can be written", &connect.Error{
-			Code: connect.CodeInvalidConfig, Message: "the host's secret cannot be kept: " + err.Error(), Cause: err,
-		})
-	}
-	secret := strings.TrimSpace(string(kept))
-	if len(secret) < 32 {
-		return "", withHint("put the file back as it was; or remove it, and a new secret is made that opens none of the present sandboxes",
-			&connect.Error{
-				Code: connect.CodeInvalidConfig, Message: path + " is damaged: the host's secret has at least 32 characters",
-			})
-	}
-	return secret, nil
-}
-
-// makeSecret writes a new secret under a temporary name and links it into place, so that of several processes that do
-// this at once exactly one wins and no one reads half a secret.
-func makeSecret(dir, path string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	file, err := os.CreateTemp(dir, ".secret-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(file.Name())
-	defer file.Close()
-	if _, err := file.WriteString(randomHex(32) + "\n"); err != nil {
-		return err
-	}
-	if err := file.Sync(); err != nil {
-		return err
-	}
-	return os.Link(file.Name(), path)
 }

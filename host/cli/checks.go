@@ -4,16 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"sync"
 
 	"github.com/hashicorp/hcl/v2"
 	"github.com/spf13/cobra"
 
-	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/connect"
-	"github.com/berth-dev/berth/host/sessions"
+	"github.com/berth-dev/berth/host/fleet"
 	"github.com/berth-dev/berth/host/wire"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -54,11 +52,14 @@ once, with their source lines. Nothing is created, and the providers themselves 
 		Args: cobra.NoArgs,
 		RunE: run(func(c *cobra.Command, _ []string) error {
 			err := a.load()
-			var mistakes diagnosed
-			if err != nil && !errors.As(err, &mistakes) {
+			var mistakes *fleet.ConfigError
+			var found hcl.Diagnostics
+			if errors.As(err, &mistakes) {
+				found = mistakes.Diagnostics
+			} else if err != nil {
 				return err
 			}
-			if err := a.checkProviders(c.Context(), mistakes.diagnostics); err != nil {
+			if err := a.fleet.CheckConfig(c.Context(), found); err != nil {
 				return err
 			}
 			name := a.conf.Path
@@ -73,62 +74,6 @@ once, with their source lines. Nothing is created, and the providers themselves 
 		}),
 	})
 	return c
-}
-
-// checkProviders configures the plugin of every provider that could be read, and adds their mistakes to those found so
-// far.
-func (a *app) checkProviders(ctx context.Context, all hcl.Diagnostics) error {
-	found := make([]hcl.Diagnostics, len(a.conf.Providers))
-	problems := make([]error, len(a.conf.Providers))
-	var checks sync.WaitGroup
-	for i, p := range a.conf.Providers {
-		checks.Go(func() {
-			err := a.startConfigured(ctx, p)
-			var diagnosis diagnosed
-			var refusal *provider.Error
-			switch {
-			case errors.As(err, &diagnosis):
-				found[i] = diagnosis.diagnostics
-			case isRefusal(err, &refusal):
-				found[i] = p.Explain(refusal)
-			default:
-				problems[i] = err
-			}
-		})
-	}
-	checks.Wait()
-	for _, diagnostics := range found {
-		all = append(all, diagnostics...)
-	}
-	if all.HasErrors() {
-		return diagnosed{a.conf, all}
-	}
-	return errors.Join(problems...)
-}
-
-// startConfigured starts a provider's plugin with its configuration.
-func (a *app) startConfigured(ctx context.Context, p *config.Provider) error {
-	if diagnostics := p.CheckPlugin(); diagnostics.HasErrors() {
-		return diagnosed{a.conf, diagnostics}
-	}
-	_, err := a.plugin(p).Describe(ctx)
-	return pluginFailure(p.Label, err)
-}
-
-// pluginFailure makes the error of a command out of a plugin's.
-func pluginFailure(name string, err error) error {
-	var e *provider.Error
-	if !errors.As(err, &e) {
-		return err
-	}
-	code := connect.CodePluginFailed
-	switch e.Code {
-	case provider.CodeInvalid:
-		code = connect.CodeInvalidConfig
-	case provider.CodeDenied:
-		code = connect.CodeDenied
-	}
-	return &connect.Error{Code: code, Provider: name, Message: e.Error(), LogTail: e.LogTail, Retryable: e.Retryable, Cause: err}
 }
 
 func (a *app) doctorCommand() *cobra.Command {
@@ -172,42 +117,16 @@ func (a *app) configFinding() finding {
 }
 
 func (a *app) stateFinding() finding {
-	_, err := a.secret()
-	if err == nil {
-		var probe *os.File
-		if probe, err = os.CreateTemp(a.conf.Host.StateDir, ".doctor-*"); err == nil {
-			probe.Close()
-			os.Remove(probe.Name())
-		} else if os.IsNotExist(err) && a.conf.Host.Secret != "" {
-			err = nil // nothing has been kept yet
-		}
-	}
-	return a.finding("state directory", a.conf.Host.StateDir, err)
+	return a.finding("state directory", a.conf.Host.StateDir, a.fleet.CheckState())
 }
 
 func (a *app) recordsFinding(ctx context.Context) finding {
-	records, err := a.records(ctx)
-	if err != nil {
-		return a.finding("records", "", err)
-	}
-	all, err := records.List(ctx)
-	if err != nil {
-		return a.finding("records", "", connect.RecordsError(err))
-	}
-	sandboxes, interrupted := 0, 0
-	for _, r := range all {
-		if r.HasSandbox() {
-			sandboxes++
-		}
-		if r.Interrupted() {
-			interrupted++
-		}
-	}
+	sandboxes, interrupted, err := a.fleet.CheckRecords(ctx)
 	detail := count(sandboxes, "session")
 	if interrupted > 0 {
 		detail += fmt.Sprintf(", %d of them interrupted: berth recover finishes them", interrupted)
 	}
-	return a.finding("records", detail, nil)
+	return a.finding("records", detail, err)
 }
 
 func (a *app) providerFindings(ctx context.Context) []finding {
@@ -216,22 +135,13 @@ func (a *app) providerFindings(ctx context.Context) []finding {
 	for i, p := range a.conf.Providers {
 		checks.Go(func() {
 			name := "provider " + p.Label
-			if err := a.startConfigured(ctx, p); err != nil {
-				findings[i] = a.finding(name, "", err)
-				return
-			}
-			connector, err := a.connector(ctx, p)
-			if err != nil {
-				findings[i] = a.finding(name, "", err)
-				return
-			}
-			sandboxes, err := sessions.New(connector).List(ctx)
+			sandboxes, err := a.fleet.CheckProvider(ctx, p.Label)
 			var failed *connect.Error
 			if errors.As(err, &failed) && failed.Code == connect.CodeUnsupported {
 				findings[i] = a.finding(name, "the plugin starts; it cannot list, so the credentials are not checked", nil)
 				return
 			}
-			findings[i] = a.finding(name, fmt.Sprintf("answers, %d sandbox(es)", len(sandboxes)), err)
+			findings[i] = a.finding(name, fmt.Sprintf("answers, %d sandbox(es)", sandboxes), err)
 		})
 	}
 	checks.Wait()

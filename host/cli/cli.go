@@ -15,17 +15,15 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/berth-dev/berth/host/fleet"
 )
 
-// Main runs one command and returns the exit code of the process.
-func Main(args []string, stdout, stderr io.Writer, getenv func(string) (string, bool)) int {
-	return MainWithHooks(args, stdout, stderr, getenv, Hooks{})
-}
-
-// MainWithHooks is Main for a program that tests it.
-func MainWithHooks(args []string, stdout, stderr io.Writer, getenv func(string) (string, bool), hooks Hooks) int {
+// Main runs one command and returns the exit code of the process. options are those of the fleet that the command works
+// with; Main completes them from args and getenv.
+func Main(args []string, stdout, stderr io.Writer, getenv func(string) (string, bool), options fleet.Options) int {
 	a := newApp(stdout, stderr, getenv)
-	a.hooks = hooks
+	a.options = options
 	ctx, stop := interruptible(context.Background(), a)
 	defer stop()
 

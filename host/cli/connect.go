@@ -44,18 +44,17 @@ works on the same session, this one waits and gets the same sandbox.
 		if c.Flags().Changed("timeout") && *timeout <= 0 {
 			return usagef("--timeout %s: the deadline must lie ahead", *timeout)
 		}
-		connector, p, err := a.sessionConnector(c.Context(), id, *label)
+		s, err := a.session(c.Context(), id, *label)
 		if err != nil {
 			return err
 		}
-		a.secrets.Add(connector.SessionKey(id))
-		request := p.Request(id)
+		request := s.Request()
 		request.Mode = connect.Mode(*mode)
 		if *timeout > 0 {
 			request.Limits.Total = *timeout
 		}
 		a.connecting.Store(true)
-		result, err := connector.Connect(c.Context(), request, show.event)
+		result, err := s.Connect(c.Context(), request, show.event)
 		if err != nil {
 			return err
 		}

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/fleet"
 	"github.com/berth-dev/berth/host/wire"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -101,19 +102,19 @@ func (exitError) Error() string { return "the result says why" }
 // failure returns what programs are told about err, redacted, and the exit code for it.
 func (a *app) failure(err error) (wire.Failure, int) {
 	var command commandError
-	var diagnosis diagnosed
-	var refusal *provider.Error
+	var diagnosis *fleet.ConfigError
+	var choice *fleet.ChoiceError
 	var failed *connect.Error
 	var usage usageError
 	switch {
-	case errors.As(err, &diagnosis), isRefusal(err, &refusal):
+	case errors.As(err, &diagnosis), fleet.Refusal(err) != nil:
 		f := wire.Failure{Code: string(connect.CodeInvalidConfig), Phase: "config", Message: a.secrets.String(err.Error()),
 			Hint: "berth config check shows every mistake"}
 		if errors.As(err, &failed) {
 			f.Provider, f.Session, f.Cleanup = failed.Provider, failed.Session, string(failed.Cleanup)
 		}
 		return f, exitUsage
-	case errors.As(err, &usage), !errors.As(err, &command):
+	case errors.As(err, &usage), errors.As(err, &choice), !errors.As(err, &command):
 		return wire.Failure{Code: "usage", Message: a.secrets.String(err.Error())}, exitUsage
 	case a.interrupted.Load() && provider.CodeOf(err) == provider.CodeCanceled:
 		f := wire.Failure{Code: string(connect.CodeCancelled), Message: "interrupted"}
@@ -123,26 +124,20 @@ func (a *app) failure(err error) (wire.Failure, int) {
 		return f, exitInterrupted
 	case errors.As(err, &failed):
 		f := wire.NewFailure(failed)
-		f.Hint = hintFor(err, failed)
+		f.Hint = hintFor(failed)
 		return f.Redacted(a.secrets.String), exitCode(failed.Code)
 	}
 	return wire.Failure{Code: string(connect.CodeInternal), Message: a.secrets.String(err.Error())}, exitOther
 }
 
-// isRefusal reports whether a plugin refused attributes of its configuration.
-func isRefusal(err error, refusal **provider.Error) bool {
-	return errors.As(err, refusal) && (*refusal).Code == provider.CodeInvalid && len((*refusal).Fields) > 0
-}
-
 // explain writes the failure for people to standard error.
 func (a *app) explain(err error, f wire.Failure) {
-	var diagnosis diagnosed
-	var refusal *provider.Error
+	var diagnosis *fleet.ConfigError
 	if errors.As(err, &diagnosis) {
-		diagnosis.conf.Write(a.stderr, diagnosis.diagnostics, a.color())
+		a.conf.Write(a.stderr, diagnosis.Diagnostics, a.color())
 		return
 	}
-	if isRefusal(err, &refusal) {
+	if refusal := fleet.Refusal(err); refusal != nil {
 		if p, err := a.conf.Provider(f.Provider); err == nil {
 			a.conf.Write(a.stderr, p.Explain(refusal), a.color())
 			return

@@ -44,17 +44,13 @@ It refuses to run when the records cannot be read. A provider that fails is name
 		if *grace < 0 {
 			return usagef("--grace %s: a time cannot be negative", *grace)
 		}
-		providers, failures, err := a.sessions(c.Context(), *label)
-		if err != nil {
+		if err := a.load(); err != nil {
 			return err
 		}
 		options := sweep.Options{Grace: *grace, DryRun: *dryRun, Provider: *label, Unrecorded: *unrecorded}
-		report, err := sweep.Sweep(c.Context(), a.store, providers, options, a.sayFinding(*dryRun))
+		report, err := a.fleet.Sweep(c.Context(), options, a.sayFinding(*dryRun))
 		if err != nil {
 			return err
-		}
-		for name, err := range failures {
-			report.Failures[name] = err
 		}
 		if err := a.printReport(report, *dryRun); err != nil {
 			return err
@@ -75,18 +71,12 @@ A session that is connected again is recovered by that, too.`,
 		Args: cobra.NoArgs,
 	}
 	c.RunE = run(func(c *cobra.Command, _ []string) error {
-		providers, failures, err := a.sessions(c.Context(), "")
-		if err != nil {
+		if err := a.load(); err != nil {
 			return err
 		}
-		report, err := sweep.Recover(c.Context(), a.store, providers, a.sayFinding(false))
+		report, err := a.fleet.Recover(c.Context(), a.sayFinding(false))
 		if err != nil {
 			return err
-		}
-		for _, f := range report.Findings { // a provider that nothing was asked of need not be there
-			if err := failures[f.Provider]; err != nil {
-				report.Failures[f.Provider] = err
-			}
 		}
 		if err := a.printReport(report, false); err != nil {
 			return err

@@ -1,34 +1,18 @@
 package cli
 
 import (
-	"errors"
-
 	"github.com/berth-dev/berth/host/connect"
-	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/host/fleet"
 	"github.com/berth-dev/berth/host/sweep"
 )
 
-// hintError is an error whose hint is known where it is made.
-type hintError struct {
-	error
-	hint string
-}
-
-func (h hintError) Unwrap() error { return h.error }
-
-func withHint(hint string, err error) error { return hintError{err, hint} }
-
-// hintFor returns what to do about err, or "" if there is nothing to say. e is the failure in err.
-func hintFor(err error, e *connect.Error) string {
-	var known hintError
-	var unusable *records.UnusableError
+// hintFor returns what to do about a failure, or "" if there is nothing to say.
+func hintFor(e *connect.Error) string {
 	switch {
-	case errors.As(err, &known):
-		return known.hint
 	case e.Cleanup == connect.CleanupFailed && e.Session != "":
 		return "berth disconnect " + e.Session + " tries once more to remove what is left"
-	case errors.As(err, &unusable):
-		return unusable.Hint
+	case e.Remedy != "":
+		return e.Remedy
 	case limitHints[e.Limit.Name] != "":
 		return limitHints[e.Limit.Name]
 	case e.OtherProvider != "":
@@ -55,6 +39,7 @@ var limitHints = map[connect.LimitName]string{
 var reasonHints = map[connect.Reason]string{
 	connect.ReasonHasSandbox:  "connect with mode attach or auto, or disconnect the session first",
 	connect.ReasonInterrupted: "connect it again, or end what is left with berth recover",
+	fleet.ReasonNotConfigured: "bring its provider block back, at least until the session is disconnected",
 	connect.ReasonOpenServer:  "give the server a key_header, or accept it with allow_public = true",
 }
 

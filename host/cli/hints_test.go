@@ -1,12 +1,12 @@
 package cli
 
 import (
-	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/berth-dev/berth/host/connect"
-	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/host/fleet"
 )
 
 func TestFailuresHaveHintsThatFollowFromTheirFacts(t *testing.T) {
@@ -29,15 +29,32 @@ func TestFailuresHaveHintsThatFollowFromTheirFacts(t *testing.T) {
 		{connect.Error{Code: connect.CodeNotFound}, "berth sessions"},
 		{connect.Error{Code: connect.CodeNotFound, Reason: connect.ReasonInterrupted, SandboxID: "sb-1"}, "berth recover"},
 		{connect.Error{Code: connect.CodeStartFailed, Cleanup: connect.CleanupFailed, Session: "s1"}, "berth disconnect s1"},
-		{connect.Error{Code: connect.CodeRecordsUnusable, Cause: &records.UnusableError{Hint: "make room"}}, "make room"},
+		{connect.Error{Code: connect.CodeInvalidConfig, Reason: fleet.ReasonNotConfigured}, "provider block"},
+		{connect.Error{Code: connect.CodeRecordsUnusable, Remedy: "make room"}, "make room"},
 	} {
-		e := &test.err
-		if got := hintFor(e, e); !strings.Contains(got, test.want) || (test.want == "") != (got == "") {
+		if got := hintFor(&test.err); !strings.Contains(got, test.want) || (test.want == "") != (got == "") {
 			t.Errorf("%+v: the hint is %q, want %q", test.err, got, test.want)
 		}
 	}
-	known := withHint("this way", &connect.Error{Code: connect.CodeDenied})
-	if got := hintFor(fmt.Errorf("wrapped: %w", known), &connect.Error{Code: connect.CodeDenied}); got != "this way" {
-		t.Errorf("the hint is %q", got)
+}
+
+func TestANoteSaysWhatASessionsStateDoesNot(t *testing.T) {
+	t.Parallel()
+	later := time.Now().Add(time.Hour)
+	for _, test := range []struct {
+		state fleet.SessionState
+		want  string
+	}{
+		{fleet.SessionState{Recorded: true}, ""},
+		{fleet.SessionState{}, "no record names it; see berth gc --dry-run"},
+		{fleet.SessionState{Recorded: true, HeldUntil: later}, "held"},
+		{fleet.SessionState{Recorded: true, HeldUntil: time.Now().Add(-time.Hour)}, ""},
+		{fleet.SessionState{Recorded: true, Interrupted: true, HeldUntil: later}, "interrupted; the next connect or berth recover finishes it"},
+		{fleet.SessionState{Recorded: true, Holder: "host-1", HeldUntil: later}, "host-1 is working on it"},
+		{fleet.SessionState{Recorded: true, Holder: "host-1", NotConfigured: true}, "its provider is not configured"},
+	} {
+		if got := noteOn(test.state); got != test.want {
+			t.Errorf("%+v: the note is %q, want %q", test.state, got, test.want)
+		}
 	}
 }

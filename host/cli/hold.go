@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-dev/berth/host/connect"
-	"github.com/berth-dev/berth/host/sessions"
+	"github.com/berth-dev/berth/host/fleet"
 	"github.com/berth-dev/berth/host/wire"
 )
 
@@ -36,11 +36,11 @@ the configuration.
 		if c.Flags().Changed("for") && *limit <= 0 {
 			return usagef("--for %s: the time must lie ahead", *limit)
 		}
-		connector, p, err := a.sessionConnector(c.Context(), id, *label)
+		s, err := a.session(c.Context(), id, *label)
 		if err != nil {
 			return err
 		}
-		return a.hold(c.Context(), sessions.New(connector), id, p.Lifetime, *limit)
+		return a.hold(c.Context(), s, id, *limit)
 	})
 	return c
 }
@@ -50,9 +50,10 @@ var errHeld = errors.New("held for as long as asked")
 
 // hold renews until ctx ends or, unless limit is 0, the sandbox was held for that long. A renewal that fails is tried
 // again until the life it had won is nearly over: the network may come back.
-func (a *app) hold(ctx context.Context, on *sessions.Sessions, id string, lifetime, limit time.Duration) error {
+func (a *app) hold(ctx context.Context, s *fleet.Session, id string, limit time.Duration) error {
+	lifetime := s.Request().Lifetime
 	began := time.Now()
-	sandboxID, end, err := a.renew(ctx, on, id, lifetime, 0) // nothing is won yet: whoever called should know soon
+	sandboxID, end, err := a.renew(ctx, s, id, lifetime, 0) // nothing is won yet: whoever called should know soon
 	if err != nil {
 		return err
 	}
@@ -74,7 +75,7 @@ func (a *app) hold(ctx context.Context, on *sessions.Sessions, id string, lifeti
 		select {
 		case <-timer.C:
 			began = time.Now()
-			sandboxID, end, err = a.renew(ctx, on, id, lifetime, lifetime/3)
+			sandboxID, end, err = a.renew(ctx, s, id, lifetime, lifetime/3)
 		case <-ctx.Done():
 			timer.Stop()
 			err = ctx.Err()
@@ -87,11 +88,11 @@ func (a *app) hold(ctx context.Context, on *sessions.Sessions, id string, lifeti
 }
 
 func (a *app) renew(
-	ctx context.Context, on *sessions.Sessions, id string, lifetime, patience time.Duration,
+	ctx context.Context, s *fleet.Session, id string, lifetime, patience time.Duration,
 ) (sandboxID string, end time.Time, err error) {
 	pauses := retry.WithMaxDuration(patience, retry.WithCappedDuration(10*time.Second, retry.NewExponential(500*time.Millisecond)))
 	err = retry.Do(ctx, pauses, func(ctx context.Context) error {
-		sandboxID, end, err = on.Renew(ctx, id, lifetime, a.waiting(id))
+		sandboxID, end, err = s.Renew(ctx, lifetime, a.waiting(id))
 		var e *connect.Error
 		if patience > 0 && errors.As(err, &e) && e.Retryable {
 			a.note("berth: renewing session %s: %s; trying again", id, e.Message)

@@ -49,6 +49,14 @@ func orDash(text string) string {
 	return text
 }
 
+// count words a number of things.
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
 // ago words a time relative to now, for people.
 func ago(t time.Time) string {
 	if t.IsZero() {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/fleet"
 	"github.com/berth-dev/berth/host/wire"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -139,15 +140,15 @@ func (a *app) call(ctx context.Context, nameOrPath string, m method, request map
 	}
 	switch m.name {
 	case "Describe":
-		d, err := a.describe(ctx, a.spec(p))
+		d, err := fleet.Describe(ctx, a.fleet.Spec(p))
 		if err != nil {
 			return err
 		}
 		return a.printAnswer(wire.NewDescription(d))
 	case "Configure":
-		spec := a.spec(p)
+		spec := a.fleet.Spec(p)
 		spec.Configure = func(provider.Description) ([]byte, error) { return json.Marshal(request) }
-		if _, err := a.describe(ctx, spec); err != nil {
+		if _, err := fleet.Describe(ctx, spec); err != nil {
 			return err
 		}
 		return a.printAnswer(struct{}{})
@@ -162,7 +163,11 @@ func (a *app) call(ctx context.Context, nameOrPath string, m method, request map
 	if err != nil {
 		return err
 	}
-	text, err = a.plugin(p).CallJSON(ctx, m.name, text)
+	plugin, err := a.fleet.Plugin(p)
+	if err != nil {
+		return err
+	}
+	text, err = plugin.CallJSON(ctx, m.name, text)
 	if err != nil {
 		return callFailure(p, m, err)
 	}
@@ -185,13 +190,13 @@ func (a *app) called(nameOrPath string) (*config.Provider, error) {
 		return p, nil
 	}
 	if diagnostics := p.CheckPlugin(); diagnostics.HasErrors() {
-		return nil, diagnosed{a.conf, diagnostics}
+		return nil, &fleet.ConfigError{Diagnostics: diagnostics}
 	}
 	return p, nil
 }
 
 func callFailure(p *config.Provider, m method, err error) error {
-	var diagnosis diagnosed
+	var diagnosis *fleet.ConfigError
 	switch {
 	case errors.As(err, &diagnosis):
 		return err
@@ -210,7 +215,7 @@ type message map[string]any
 
 // callDefaults returns the fields that a connect would send, as Protocol Buffers writes them in JSON.
 func (a *app) callDefaults(p *config.Provider) (message, error) {
-	secret, err := a.secret()
+	owner, err := a.fleet.Owner()
 	if err != nil {
 		return nil, err
 	}
@@ -222,7 +227,7 @@ func (a *app) callDefaults(p *config.Provider) (message, error) {
 		"health": health, "allow_public": s.AllowPublic,
 	}
 	return message{
-		"owner": a.owner(secret), "attempt": "call-" + randomHex(6), "server": server, "health": health,
+		"owner": owner, "attempt": "call-" + randomHex(6), "server": server, "health": health,
 		"lifetime": seconds(p.Lifetime), "lines": 100,
 	}, nil
 }

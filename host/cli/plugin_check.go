@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-dev/berth/host/config"
+	"github.com/berth-dev/berth/host/fleet"
 	"github.com/berth-dev/berth/shared/providertest"
 )
 
@@ -78,13 +79,13 @@ func (a *app) underTest(ctx context.Context, nameOrPath, label string) (provider
 			under.Env = append(under.Env, name+"="+value)
 		}
 	}
-	description, err := a.describe(ctx, spec)
+	description, err := fleet.Describe(ctx, spec)
 	if err != nil {
 		return under, nil //nolint:nilerr // the suite finds that too, and says what to do
 	}
 	values, diagnostics := block.PluginConfig(description)
 	if diagnostics.HasErrors() {
-		return under, diagnosed{a.conf, diagnostics}
+		return under, &fleet.ConfigError{Diagnostics: diagnostics}
 	}
 	decoder := json.NewDecoder(bytes.NewReader(values))
 	decoder.UseNumber()
@@ -94,7 +95,11 @@ func (a *app) underTest(ctx context.Context, nameOrPath, label string) (provider
 // blockOf finds the provider block that names a plugin, nil when there is none.
 func (a *app) blockOf(nameOrPath, path, label string) (*config.Provider, error) {
 	if label != "" {
-		return a.provider(label)
+		p, err := a.conf.Provider(label)
+		if err != nil {
+			return nil, usageError{err}
+		}
+		return p, nil
 	}
 	name := strings.TrimPrefix(filepath.Base(nameOrPath), config.PluginPrefix)
 	var found []*config.Provider

@@ -12,6 +12,7 @@ import (
 
 	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/fleet"
 	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/host/wire"
 )
@@ -85,7 +86,7 @@ func (a *app) configuredPlugins() (map[string]*config.Provider, error) {
 	configured := map[string]*config.Provider{}
 	for _, p := range a.conf.Providers {
 		if diagnostics := p.CheckPlugin(); diagnostics.HasErrors() {
-			return nil, diagnosed{a.conf, diagnostics}
+			return nil, &fleet.ConfigError{Diagnostics: diagnostics}
 		}
 		other := configured[p.Plugin]
 		if other != nil && other.Path != p.Path {
@@ -113,12 +114,12 @@ func (a *app) inspect(ctx context.Context, configured map[string]*config.Provide
 				problems[i] = err
 				return
 			}
-			spec := a.spec(p)
+			spec := a.fleet.Spec(p)
 			spec.Name, spec.SHA256, spec.Remedy, spec.Refusal = name, sum, "", ""
 			if p.SHA256 != "" { // it counts in any case
 				spec.SHA256 = p.SHA256
 			}
-			d, err := a.describe(ctx, spec)
+			d, err := fleet.Describe(ctx, spec)
 			found[i], problems[i] = wire.LockChange{Name: name, Version: d.Version, SHA256: sum}, err
 		})
 	}
@@ -195,14 +196,15 @@ func (a *app) lockFinding() finding {
 	var wrong []string
 	for _, p := range a.conf.Providers {
 		sum, err := checksum(p.Path)
-		if state := a.checksumState(a.spec(p), sum); err == nil && state != checksumLocked {
+		if state := a.checksumState(a.fleet.Spec(p), sum); err == nil && state != checksumLocked {
 			wrong = append(wrong, fmt.Sprintf("%s is %s", p.Label, state))
 		}
 	}
 	if len(wrong) > 0 {
-		return a.finding("lock file", "", withHint("berth plugin lock accepts the binaries as they are now", &connect.Error{
+		return a.finding("lock file", "", &connect.Error{
 			Code: connect.CodePluginFailed, Message: a.conf.Lock.Path + ": " + strings.Join(wrong, ", "),
-		}))
+			Remedy: "berth plugin lock accepts the binaries as they are now",
+		})
 	}
 	return a.finding("lock file", fmt.Sprintf("%s, all plugins as locked", a.conf.Lock.Path), nil)
 }

@@ -70,7 +70,7 @@ const (
 )
 
 // Error is every failure of a connect, and of the other work on sessions. It holds facts; advice on them is for whoever
-// shows it. Message and LogTail may contain secrets, because a server may print its own environment: redact them.
+// shows it, apart from Remedy. Message and LogTail may contain secrets, because a server may print its own environment: redact them.
 type Error struct {
 	Code       Code
 	Reason     Reason
@@ -91,6 +91,9 @@ type Error struct {
 	Pings        int
 	Cleanup      Cleanup
 	CleanupError string
+	// Remedy is what mends it, in words, where only whoever noticed the failure knows: what to do to the state directory or
+	// to the database. It is empty otherwise.
+	Remedy string
 	// Cause is the error of the provider or of the records, where it was one.
 	Cause error
 }
@@ -136,7 +139,7 @@ func NewError(providerName, session string, err error) *Error {
 // RecordsError returns err, which is that of the records, as an *Error. An ended context remains what it is.
 func RecordsError(err error) error {
 	var unusable *records.UnusableError
-	var busy *records.HeldError
+	var busy *records.BusyError
 	switch {
 	case err == nil:
 		return nil
@@ -145,7 +148,7 @@ func RecordsError(err error) error {
 	case errors.As(err, &busy):
 		return &Error{Code: CodeBusy, Retryable: true, Message: busy.Error(), Cause: err}
 	case errors.As(err, &unusable):
-		return &Error{Code: CodeRecordsUnusable, Message: unusable.Error(), Cause: err}
+		return &Error{Code: CodeRecordsUnusable, Message: unusable.Error(), Remedy: unusable.Hint, Cause: err}
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err
 	}

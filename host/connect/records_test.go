@@ -129,7 +129,7 @@ func TestAConnectThatWaitsInVainNamesTheHostAtWork(t *testing.T) {
 		c := fakecloud.New()
 		memory := records.NewMemory()
 		one, two := hostOf(c, memory, "one"), hostOf(c, memory, "two")
-		_, _, err := one.store.Claim(t.Context(), "s1")
+		_, _, err := one.store.Take(t.Context(), "s1")
 		ok(t, err)
 		req := request()
 		req.Limits.Total = time.Minute
@@ -271,7 +271,7 @@ func TestWhatAnInterruptedCreateLeftIsDestroyedBeforeANewOne(t *testing.T) {
 		c.ListLag = time.Second // the sandbox shows only later
 		memory := records.NewMemory()
 		one, two := hostOf(c, memory, "one"), hostOf(c, memory, "two")
-		lease, record, err := one.store.Claim(t.Context(), "s1")
+		lease, record, err := one.store.Take(t.Context(), "s1")
 		ok(t, err)
 		record.Provider, record.State, record.Attempt = "acme", records.StateCreating, "a1"
 		ok(t, one.store.Save(t.Context(), lease, record))
@@ -293,7 +293,7 @@ func TestASandboxRecordedByAnInterruptedConnectIsAdopted(t *testing.T) {
 		c := fakecloud.New()
 		memory := records.NewMemory()
 		one, two := hostOf(c, memory, "one"), hostOf(c, memory, "two")
-		lease, record, err := one.store.Claim(t.Context(), "s1")
+		lease, record, err := one.store.Take(t.Context(), "s1")
 		ok(t, err)
 		id := c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a1", State: provider.StateRunning})
 		record.Provider, record.State, record.Attempt, record.SandboxID = "acme", records.StateCreating, "a1", id

@@ -29,7 +29,7 @@ type Lease struct {
 
 // Error is a failure of the records. It sets them apart from the provider, whose calls are made under the same lease.
 type Error struct {
-	// Cause is the error of the records: records.ErrLost, a *records.HeldError, a *records.UnusableError or another.
+	// Cause is the error of the records: records.ErrLost, a *records.BusyError, a *records.UnusableError or another.
 	Cause error
 }
 
@@ -49,7 +49,7 @@ func Take(ctx context.Context, store records.Store, session string, waiting func
 	err := retry.Do(ctx, pauses(), func(ctx context.Context) error {
 		var err error
 		taken, err = Try(ctx, store, session)
-		var busy *records.HeldError
+		var busy *records.BusyError
 		if !errors.As(err, &busy) {
 			return err
 		}
@@ -66,9 +66,9 @@ func pauses() retry.Backoff {
 	return retry.WithJitterPercent(20, retry.WithCappedDuration(500*time.Millisecond, retry.NewExponential(20*time.Millisecond)))
 }
 
-// Try takes the session's lease if no host has it. Otherwise the error's cause is a *records.HeldError.
+// Try takes the session's lease if no host has it. Otherwise the error's cause is a *records.BusyError.
 func Try(ctx context.Context, store records.Store, session string) (*Lease, error) {
-	lease, record, err := store.Claim(ctx, session)
+	lease, record, err := store.Take(ctx, session)
 	if err != nil {
 		return nil, failure(err)
 	}

@@ -20,7 +20,7 @@ func TestTakeWaitsForTheHostAtWorkAndTryDoesNot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var busy *records.HeldError
+		var busy *records.BusyError
 		if _, err := Try(t.Context(), two, "s1"); !errors.As(err, &busy) || busy.Holder != "one" {
 			t.Errorf("Try: %v", err)
 		}

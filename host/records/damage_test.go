@@ -13,7 +13,7 @@ import (
 func written(t testing.TB, o Options) string {
 	t.Helper()
 	s := openSQL(t, o)
-	lease, _ := claim(t, s, "s1")
+	lease, _ := take(t, s, "s1")
 	wantNil(t, "Release", s.Release(testContext(t), lease, sample("s1")))
 	wantNil(t, "Close", s.Close())
 	return filepath.Join(o.Dir, "records.db")
@@ -71,7 +71,7 @@ func TestDamageThatIsMetLaterIsNoLostLease(t *testing.T) {
 	}
 	wantNil(t, "writing", os.WriteFile(path, content, 0o600))
 	s := openSQL(t, o)
-	_, _, err := s.Claim(testContext(t), "s1")
+	_, _, err := s.Take(testContext(t), "s1")
 	wantUnusable(t, err, "damaged")
 	_, err = s.Get(testContext(t), "s1")
 	wantUnusable(t, err, "damaged")
@@ -96,14 +96,14 @@ func TestRecordsThatAreRemovedOrReplacedWhileOpenAreNoticed(t *testing.T) {
 			o := Options{Dir: filepath.Join(t.TempDir(), "state"), Owner: "tests"}
 			path := written(t, o)
 			s := openWith(t, o, &c)
-			lease, record := claim(t, s, "s1")
+			lease, record := take(t, s, "s1")
 			disturb(t, path)
 			before, _ := os.ReadFile(path)
 
 			wantUnusable(t, s.Check(ctx, lease), path)
 			wantUnusable(t, s.Save(ctx, lease, record), path)
 			wantUnusable(t, s.Release(ctx, lease, record), path)
-			_, _, err := s.Claim(ctx, "s2")
+			_, _, err := s.Take(ctx, "s2")
 			wantUnusable(t, err, path)
 			_, err = s.List(ctx)
 			wantUnusable(t, err, path)
@@ -130,7 +130,7 @@ func TestAJournalWithoutItsDatabaseIsNotTakenForNewRecords(t *testing.T) {
 	o := Options{Dir: t.TempDir(), Owner: "tests"}
 	path := written(t, o)
 	s := openSQL(t, o)
-	claim(t, s, "s1")
+	take(t, s, "s1")
 	wantNil(t, "removing", os.Remove(path))
 	_, err := Open(testContext(t), o)
 	wantUnusable(t, err, "journal")
@@ -150,7 +150,7 @@ func TestWhatAnInterruptedBeginningLeftIsReplaced(t *testing.T) {
 	for _, name := range []string{"records.db.new", "records.db.new-journal"} {
 		wantNil(t, "writing", os.WriteFile(filepath.Join(dir, name), []byte("half of it"), 0o600))
 	}
-	claim(t, openSQL(t, Options{Dir: dir}), "s1")
+	take(t, openSQL(t, Options{Dir: dir}), "s1")
 	if left, _ := filepath.Glob(filepath.Join(dir, "*.new*")); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}

@@ -84,7 +84,7 @@ func onOwnDisk(ctx context.Context, directory string) error {
 	if err != nil {
 		return err
 	}
-	lease, record, err := s.Claim(ctx, "s1")
+	lease, record, err := s.Take(ctx, "s1")
 	if err != nil {
 		return err
 	}

@@ -44,15 +44,15 @@ type MemoryStore struct {
 	holder *memoryHolder // guarded by memory.mutex
 }
 
-// End expires this host's leases, as if it had not renewed them in time. The next Claim registers a new holder.
+// End expires this host's leases, as if it had not renewed them in time. The next Take registers a new holder.
 func (s *MemoryStore) End() {
 	s.memory.mutex.Lock()
 	defer s.memory.mutex.Unlock()
 	s.holder.expired = true
 }
 
-// Claim implements Store.
-func (s *MemoryStore) Claim(_ context.Context, session string) (Lease, Record, error) {
+// Take implements Store.
+func (s *MemoryStore) Take(_ context.Context, session string) (Lease, Record, error) {
 	m := s.memory
 	m.mutex.Lock()
 	defer m.mutex.Unlock()
@@ -65,7 +65,7 @@ func (s *MemoryStore) Claim(_ context.Context, session string) (Lease, Record, e
 		m.records[session] = r
 	}
 	if r.host != nil && !r.host.expired {
-		return Lease{}, Record{}, &HeldError{Session: session, Holder: r.host.name}
+		return Lease{}, Record{}, &BusyError{Session: session, Holder: r.host.name}
 	}
 	r.host = s.holder
 	r.token++

@@ -140,7 +140,7 @@ func TestTablesThatAreNotBerthsAreRefused(t *testing.T) {
 	o = Options{URL: newDatabase(t), Dir: t.TempDir(), Owner: "tests"}
 	s := openSQL(t, o)
 	administer(t, o.URL, `DROP TABLE sessions`)
-	_, _, err = s.Claim(testContext(t), "s1")
+	_, _, err = s.Take(testContext(t), "s1")
 	wantUnusable(t, err, "tables")
 }
 
@@ -166,9 +166,9 @@ func TestNothingIsLostWhenTheServerIsRestarted(t *testing.T) {
 					return
 				default:
 				}
-				lease, record, err := s.Claim(ctx, fmt.Sprint(rand.Text()[0]%3))
-				var held *HeldError
-				if errors.As(err, &held) {
+				lease, record, err := s.Take(ctx, fmt.Sprint(rand.Text()[0]%3))
+				var busy *BusyError
+				if errors.As(err, &busy) {
 					continue
 				}
 				record.SandboxID += "x"

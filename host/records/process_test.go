@@ -109,10 +109,10 @@ func beHost(options string) {
 	var record Record
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		switch verb, session, _ := strings.Cut(lines.Text(), " "); verb {
-		case "claim":
-			var claimed Lease
-			if claimed, record, err = s.Claim(ctx, session); err == nil {
-				lease = claimed
+		case "take":
+			var taken Lease
+			if taken, record, err = s.Take(ctx, session); err == nil {
+				lease = taken
 			}
 		case "check":
 			err = s.Check(ctx, lease)
@@ -132,15 +132,15 @@ func beHost(options string) {
 }
 
 func inOneWord(err error) string {
-	var held *HeldError
+	var busy *BusyError
 	var unusable *UnusableError
 	switch {
 	case err == nil:
 		return "ok"
 	case errors.Is(err, ErrLost):
 		return "lost"
-	case errors.As(err, &held):
-		return "held"
+	case errors.As(err, &busy):
+		return "busy"
 	case errors.As(err, &unusable):
 		return "unusable: " + strings.ReplaceAll(unusable.Error(), "\n", " ")
 	}
@@ -157,17 +157,17 @@ func TestAHostThatWasKilledIsReplacedAtOnce(t *testing.T) {
 		}
 		s := openSQL(t, o)
 		for _, session := range []string{"s1", "s2", "s3"} {
-			h.want("claim "+session, "ok")
+			h.want("take "+session, "ok")
 		}
 		h.signal(syscall.SIGSTOP)
-		wantHeld(t, s, "s1") // it may go on
+		wantBusy(t, s, "s1") // it may go on
 		h.kill()
 
 		if record := must(s.Get(ctx, "s1"))(t); record.Holder != "" {
 			t.Errorf("%s is shown as the holder", record.Holder)
 		}
-		claim(t, s, "s1")
-		claim(t, s, "s2") // whose holder is gone for good
+		take(t, s, "s1")
+		take(t, s, "s2") // whose holder is gone for good
 		if left := files(t, filepath.Join(o.Dir, "holders")); left != 1 {
 			t.Errorf("there are files of %d holders", left)
 		}
@@ -179,7 +179,7 @@ func TestWhatKilledHostsLeftIsClearedAway(t *testing.T) {
 		o.Lease = long
 		h := startHost(t, o)
 		h.answer()
-		h.want("claim s1", "ok")
+		h.want("take s1", "ok")
 		h.kill()
 		if left := files(t, filepath.Join(o.Dir, "holders")); left != 1 {
 			t.Fatalf("there are files of %d holders", left)
@@ -189,8 +189,8 @@ func TestWhatKilledHostsLeftIsClearedAway(t *testing.T) {
 			t.Errorf("there are files of %d holders", left)
 		}
 		o.Dir = other(t, o) // from where the process cannot be seen
-		claim(t, openSQL(t, o), "s1")
-		wantHeld(t, s, "s1")
+		take(t, openSQL(t, o), "s1")
+		wantBusy(t, s, "s1")
 	})
 }
 
@@ -208,7 +208,7 @@ func TestAHostThatWasStoppedForTooLongWritesNothingMore(t *testing.T) {
 		o.Lease = 2 * time.Second
 		h := startHost(t, o)
 		h.answer()
-		h.want("claim s1", "ok")
+		h.want("take s1", "ok")
 		h.signal(syscall.SIGSTOP)
 
 		o.Lease = long
@@ -216,7 +216,7 @@ func TestAHostThatWasStoppedForTooLongWritesNothingMore(t *testing.T) {
 		var lease Lease
 		eventually(t, "the lease of the stopped host ends", func() bool {
 			var err error
-			lease, _, err = s.Claim(testContext(t), "s1")
+			lease, _, err = s.Take(testContext(t), "s1")
 			return err == nil
 		})
 		wantNil(t, "Save", s.Save(testContext(t), lease, sample("s1")))
@@ -226,8 +226,8 @@ func TestAHostThatWasStoppedForTooLongWritesNothingMore(t *testing.T) {
 		h.want("check", "lost")
 		h.want("save", "lost")
 		h.want("release", "lost")
-		h.want("claim s1", "held")
-		h.want("claim s2", "ok") // it begins anew
+		h.want("take s1", "busy")
+		h.want("take s2", "ok") // it begins anew
 		got := must(s.Get(testContext(t), "s1"))(t)
 		got.Holder = ""
 		wantRecord(t, got, sample("s1"))
@@ -248,12 +248,12 @@ func TestTwentyProcessesBeginTheSameRecordsAtOnce(t *testing.T) {
 		var won sync.Map
 		var wg sync.WaitGroup
 		for i, h := range hosts { // all at once: one gets it
-			wg.Go(func() { won.Store(i, h.tell("claim s1")) })
+			wg.Go(func() { won.Store(i, h.tell("take s1")) })
 		}
 		wg.Wait()
 		count := map[string]int{}
 		won.Range(func(_, answer any) bool { count[answer.(string)]++; return true })
-		if count["ok"] != 1 || count["held"] != len(hosts)-1 {
+		if count["ok"] != 1 || count["busy"] != len(hosts)-1 {
 			t.Errorf("the answers are %v", count)
 		}
 	})
@@ -301,7 +301,7 @@ func TestALockedDatabaseIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	o := Options{Dir: t.TempDir()}
 	s := openSQL(t, o)
-	lease, record := claim(t, s, "s1")
+	lease, record := take(t, s, "s1")
 	other, _ := firstSchema(t, o)
 	ctx := testContext(t)
 	conn := must(other.Conn(ctx))(t)

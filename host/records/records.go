@@ -72,12 +72,12 @@ type Lease struct {
 // All leases of a store belong to one holder, which the store registers with its first lease and renews in the
 // background until Close. If it fails to renew the holder in time, because the process was stopped or the database was
 // out of reach, the holder expires and its leases are lost for good, even if no other host has taken them: writes
-// return ErrLost. The next Claim registers a new holder.
+// return ErrLost. The next Take registers a new holder.
 type Store interface {
-	// Claim acquires the lease on the session and returns the session's record. A session without a record gets one
-	// in StateGone. If another lease on the session exists, from this store or another, the error is a *HeldError.
+	// Take takes the lease on the session and returns the session's record. A session without a record gets one
+	// in StateGone. If another lease on the session exists, from this store or another, the error is a *BusyError.
 	// The lease of a holder that has expired, or whose process is known to have died, is taken over.
-	Claim(ctx context.Context, session string) (Lease, Record, error)
+	Take(ctx context.Context, session string) (Lease, Record, error)
 	// Check returns ErrLost if the lease is lost.
 	Check(ctx context.Context, lease Lease) error
 	// Save writes the record, except Holder and UpdatedAt. If the lease is lost, it changes nothing and returns
@@ -108,8 +108,8 @@ var (
 	ErrLost = errors.New("the lease on the session is lost: this host did not renew it in time, and another host may be at work")
 )
 
-// HeldError is returned for a session that another lease exists on.
-type HeldError struct {
+// BusyError is returned for a session that another lease exists on.
+type BusyError struct {
 	Session string
 	// Holder describes the host that has the lease, for people.
 	Holder string
@@ -117,7 +117,7 @@ type HeldError struct {
 	Until time.Time
 }
 
-func (e *HeldError) Error() string {
+func (e *BusyError) Error() string {
 	return fmt.Sprintf("%s is working on session %q", e.Holder, e.Session)
 }
 

@@ -166,8 +166,8 @@ func (s *SQL) begin(ctx context.Context) error {
 	return s.removeDeadHolders(ctx)
 }
 
-// Claim implements Store.
-func (s *SQL) Claim(ctx context.Context, session string) (Lease, Record, error) {
+// Take implements Store.
+func (s *SQL) Take(ctx context.Context, session string) (Lease, Record, error) {
 	for {
 		h, err := s.ensureHolder(ctx)
 		if err != nil {
@@ -187,7 +187,7 @@ func (s *SQL) Claim(ctx context.Context, session string) (Lease, Record, error) 
 	}
 }
 
-// take tries once to acquire the lease for h. With a HeldError it also returns the ID of the other holder. ErrLost means
+// take tries once to acquire the lease for h. With a BusyError it also returns the ID of the other holder. ErrLost means
 // that h has expired.
 func (s *SQL) take(ctx context.Context, h *holder, session string) (lease Lease, record Record, other string, err error) {
 	var tried int64 // the token that an earlier try may have committed
@@ -223,7 +223,7 @@ func (s *SQL) take(ctx context.Context, h *holder, session string) (lease Lease,
 			}
 			other = ""
 		}
-		// The step is random, so that a later try can tell its own token from that of a concurrent Claim of this store.
+		// The step is random, so that a later try can tell its own token from that of a concurrent Take of this store.
 		tried = token + 1 + rand.Int64N(1<<20)
 		_, err = s.exec(ctx, tx, `UPDATE sessions SET holder = $3, token = $4 WHERE owner = $1 AND session = $2`,
 			s.owner, session, h.id, tried)
@@ -249,7 +249,7 @@ func (s *SQL) checkHolder(ctx context.Context, q querier, id string) error {
 	return err
 }
 
-// checkFree returns a HeldError if the holder of the session's lease is valid. It deletes an expired one, so that a late
+// checkFree returns a BusyError if the holder of the session's lease is valid. It deletes an expired one, so that a late
 // heartbeat finds nothing to renew.
 func (s *SQL) checkFree(ctx context.Context, tx *sql.Tx, session, id string) error {
 	// An expiry further off than any renewal can have set it means that the clock was set back since.
@@ -257,7 +257,7 @@ func (s *SQL) checkFree(ctx context.Context, tx *sql.Tx, session, id string) err
 	if err != nil {
 		return err
 	}
-	taken := &HeldError{Session: session}
+	taken := &BusyError{Session: session}
 	var until int64
 	err = s.query(ctx, tx, `SELECT description, until FROM holders WHERE id = $1`, id).Scan(&taken.Holder, &until)
 	switch {
@@ -531,9 +531,9 @@ func (s *SQL) explain(ctx context.Context, err error) error {
 
 // ofContract reports whether an error is one that Store documents, rather than the database's.
 func ofContract(err error) bool {
-	var held *HeldError
+	var busy *BusyError
 	var unusable *UnusableError
-	return errors.Is(err, ErrLost) || errors.Is(err, ErrNotFound) || errors.As(err, &held) || errors.As(err, &unusable)
+	return errors.Is(err, ErrLost) || errors.Is(err, ErrNotFound) || errors.As(err, &busy) || errors.As(err, &unusable)
 }
 
 type querier interface {

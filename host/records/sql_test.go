@@ -59,12 +59,12 @@ func TestOwnersDoNotSeeEachOther(t *testing.T) {
 		o.Owner = "others"
 		c.advance(time.Minute)
 		theirs := openWith(t, o, &c)
-		lease, _ := claim(t, ours, "s1")
+		lease, _ := take(t, ours, "s1")
 		wantNil(t, "Save", ours.Save(ctx, lease, sample("s1")))
 		if all := must(theirs.List(ctx))(t); len(all) != 0 {
 			t.Errorf("another owner sees %v", all)
 		}
-		_, record := claim(t, theirs, "s1")
+		_, record := take(t, theirs, "s1")
 		wantRecord(t, record, Record{Session: "s1", State: StateGone})
 		wantLost(t, "the lease of another owner", theirs.Check(ctx, lease))
 		if n := must(theirs.Forget(ctx, time.Now().Add(time.Hour)))(t); n != 0 {
@@ -84,16 +84,16 @@ func TestALeaseIsTakenOverWhenItsTimeHasPassedAndNotBefore(t *testing.T) {
 		first := openSQL(t, o)
 		o.Dir = other(t, o)
 		second := openWith(t, o, &c)
-		lease, _ := claim(t, first, "s1")
-		kept, _ := claim(t, first, "s2")
-		held := wantHeld(t, second, "s1")
-		if left := time.Until(held.Until); left < long-time.Minute || left > long+time.Minute {
+		lease, _ := take(t, first, "s1")
+		kept, _ := take(t, first, "s2")
+		busy := wantBusy(t, second, "s1")
+		if left := time.Until(busy.Until); left < long-time.Minute || left > long+time.Minute {
 			t.Errorf("the lease is said to end in %v", left)
 		}
 		c.advance(long - time.Minute)
-		wantHeld(t, second, "s1")
+		wantBusy(t, second, "s1")
 		c.advance(time.Minute)
-		claim(t, second, "s1")
+		take(t, second, "s1")
 
 		// The first has a clock by which there is time left, but it is dead in the records: with all its leases, for good.
 		if !first.Valid() {
@@ -104,7 +104,7 @@ func TestALeaseIsTakenOverWhenItsTimeHasPassedAndNotBefore(t *testing.T) {
 			t.Error("the first does not know that it is lost")
 		}
 		wantLost(t, "Check of another session", first.Check(ctx, kept))
-		claim(t, second, "s2")
+		take(t, second, "s2")
 	})
 }
 
@@ -122,16 +122,16 @@ func TestAClockThatWasSetBackDoesNotMakeALeaseLast(t *testing.T) {
 		c.advance(24 * time.Hour)
 		first := openWith(t, o, &c)
 		second := openSQL(t, o)
-		lease, _ := claim(t, first, "s1")
+		lease, _ := take(t, first, "s1")
 		if holder := must(second.Get(testContext(t), "s1"))(t).Holder; holder != "" {
 			t.Errorf("%s is shown as the holder", holder)
 		}
-		claim(t, second, "s1")
+		take(t, second, "s1")
 		wantLost(t, "Check", first.Check(testContext(t), lease))
 
 		c.offset.Store(int64(long / 2))
-		claim(t, first, "s2")
-		wantHeld(t, second, "s2") // it was set back by less than a lease
+		take(t, first, "s2")
+		wantBusy(t, second, "s2") // it was set back by less than a lease
 	})
 }
 
@@ -139,10 +139,10 @@ func TestTheHeartbeatKeepsAllLeasesAlive(t *testing.T) {
 	onBoth(t, func(t *testing.T, o Options) {
 		o.Lease = 6 * time.Second
 		first, second := openSQL(t, o), openSQL(t, o)
-		lease, _ := claim(t, first, "s1")
-		began := wantHeld(t, second, "s1").Until
+		lease, _ := take(t, first, "s1")
+		began := wantBusy(t, second, "s1").Until
 		eventually(t, "the heartbeat moves the end of the lease", func() bool {
-			return wantHeld(t, second, "s1").Until.Sub(began) > time.Second
+			return wantBusy(t, second, "s1").Until.Sub(began) > time.Second
 		})
 		wantNil(t, "Check", first.Check(testContext(t), lease))
 	})
@@ -162,7 +162,7 @@ func TestAHeartbeatThatComesTooLateRevivesNothing(t *testing.T) {
 		ctx := testContext(t)
 		var c clock
 		s := openWith(t, o, &c)
-		claim(t, s, "s1")
+		take(t, s, "s1")
 		h := s.currentHolder()
 		c.advance(time.Minute)
 		wantNil(t, "a heartbeat in time", s.renew(ctx, h))
@@ -192,7 +192,7 @@ func TestTheRecordsDecideWhetherALeaseHolds(t *testing.T) {
 		} {
 			var c clock
 			s := openWith(t, o, &c)
-			lease, _ := claim(t, s, name)
+			lease, _ := take(t, s, name)
 			wantNil(t, "Save", s.Save(ctx, lease, sample(name)))
 			s.currentHolder().renewed(time.Now().Add(24 * time.Hour)) // for this process there is time left
 			c.advance(long)
@@ -239,7 +239,7 @@ func TestTokensGrowThoughTheRecordWasForgotten(t *testing.T) {
 		s := openWith(t, o, &c)
 		var last int64
 		for range 6 {
-			lease, record := claim(t, s, "s1")
+			lease, record := take(t, s, "s1")
 			if lease.Token <= last {
 				t.Errorf("the tokens are %d, then %d", last, lease.Token)
 			}
@@ -256,11 +256,11 @@ func TestTokensGrowThoughTheRecordWasForgotten(t *testing.T) {
 func TestACancelledCallIsNeitherALostLeaseNorUnusableRecords(t *testing.T) {
 	onBoth(t, func(t *testing.T, o Options) {
 		s := openSQL(t, o)
-		lease, record := claim(t, s, "s1")
+		lease, record := take(t, s, "s1")
 		ctx, cancel := context.WithCancel(testContext(t))
 		cancel()
-		_, _, claimed := s.Claim(ctx, "s2")
-		for i, err := range []error{claimed, s.Check(ctx, lease), s.Save(ctx, lease, record), s.Release(ctx, lease, record)} {
+		_, _, taken := s.Take(ctx, "s2")
+		for i, err := range []error{taken, s.Check(ctx, lease), s.Save(ctx, lease, record), s.Release(ctx, lease, record)} {
 			if !errors.Is(err, context.Canceled) || errors.Is(err, ErrLost) {
 				t.Errorf("call %d: the error is %v", i, err)
 			}
@@ -274,7 +274,7 @@ func TestADatabaseOutOfReachIsNoLostLeaseUntilTheTimeHasPassed(t *testing.T) {
 		var c clock
 		s := openWith(t, o, &c)
 		s.database = &unreliable{database: s.database} // which tries nothing again
-		lease, _ := claim(t, s, "s1")
+		lease, _ := take(t, s, "s1")
 		s.db.Close()
 		wantUnusable(t, s.Check(testContext(t), lease))
 		if !s.Valid() {
@@ -333,12 +333,12 @@ func TestWhatWasDoneIsRecognisedWhenItsAnswerWasLost(t *testing.T) {
 		s, reader := openSQL(t, o), openSQL(t, o)
 		u := &unreliable{database: s.database}
 		s.database = u
-		claim(t, s, "first") // the holder is begun
+		take(t, s, "first") // the holder is begun
 
 		u.lose = once(func() {})
-		lease, _ := claim(t, s, "s1")
+		lease, _ := take(t, s, "s1")
 		wantNil(t, "Check", s.Check(ctx, lease))
-		wantHeld(t, s, "s1")
+		wantBusy(t, s, "s1")
 
 		u.lose = once(func() {})
 		wantNil(t, "Save", s.Save(ctx, lease, sample("s1")))
@@ -354,7 +354,7 @@ func TestANewHolderIsRecognisedWhenTheAnswerWasLost(t *testing.T) {
 	onBoth(t, func(t *testing.T, o Options) {
 		s := openSQL(t, o)
 		s.database = &unreliable{database: s.database, lose: once(func() {})}
-		lease, _ := claim(t, s, "s1")
+		lease, _ := take(t, s, "s1")
 		wantNil(t, "Check", s.Check(testContext(t), lease))
 	})
 }
@@ -367,18 +367,18 @@ func TestAReleaseWhoseAnswerWasLostIsToldFromALostLease(t *testing.T) {
 		u := &unreliable{database: s.database}
 		s.database = u
 
-		lease, record := claim(t, s, "taken at once")
-		u.lose = once(func() { claim(t, second, "taken at once") })
+		lease, record := take(t, s, "taken at once")
+		u.lose = once(func() { take(t, second, "taken at once") })
 		wantNil(t, "Release, then taken by another", s.Release(ctx, lease, record))
 
-		lease, record = claim(t, s, "expired")
+		lease, record = take(t, s, "expired")
 		u.lose = once(func() { c.advance(long) })
 		wantNil(t, "Release, then the holder expired", s.Release(ctx, lease, record))
 
-		lease, record = claim(t, s, "expired and taken")
+		lease, record = take(t, s, "expired and taken")
 		u.lose = once(func() {
 			c.advance(long)
-			claim(t, second, "expired and taken")
+			take(t, second, "expired and taken")
 		})
 		wantLost(t, "Release, of which nothing can be told any more", s.Release(ctx, lease, record))
 	})
@@ -406,7 +406,7 @@ func TestRecordsOfTheFirstSchemaAreBroughtUp(t *testing.T) {
 		if began := must(s.Began(ctx))(t); began.UnixMilli() != 1700000000000 {
 			t.Errorf("begun at %v", began)
 		}
-		lease, _ := claim(t, s, "s1")
+		lease, _ := take(t, s, "s1")
 		if lease.Token <= 7 {
 			t.Errorf("the token is %d", lease.Token)
 		}
@@ -434,7 +434,7 @@ func TestRecordsFromTheFutureAreRefused(t *testing.T) {
 	onBoth(t, func(t *testing.T, o Options) {
 		ctx := testContext(t)
 		s := openSQL(t, o)
-		lease, _ := claim(t, s, "s1")
+		lease, _ := take(t, s, "s1")
 		wantNil(t, "Release", s.Release(ctx, lease, sample("s1")))
 		_, err := s.db.ExecContext(ctx, `INSERT INTO berth_schema (version_id, is_applied) VALUES (7, true)`)
 		wantNil(t, "a version from the future", err)
@@ -469,7 +469,7 @@ func TestManyHostsBeginTheSameRecordsAtOnce(t *testing.T) {
 					return
 				}
 				defer s.Close()
-				if _, _, err := s.Claim(ctx, fmt.Sprint(i)); err != nil {
+				if _, _, err := s.Take(ctx, fmt.Sprint(i)); err != nil {
 					t.Error(err)
 				}
 				at, err := s.Began(ctx)
@@ -523,7 +523,7 @@ func TestHostsThatComeAndGoLeaveTheLeasesOfOthersAlone(t *testing.T) {
 						t.Error(err)
 						return
 					}
-					lease, record, err := s.Claim(ctx, fmt.Sprint(i))
+					lease, record, err := s.Take(ctx, fmt.Sprint(i))
 					if err == nil {
 						err = errors.Join(s.Check(ctx, lease), s.Save(ctx, lease, record), s.Release(ctx, lease, record))
 					}

@@ -54,7 +54,7 @@ func TestTheFilesOfTheRecordsAreForTheirUserOnly(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "a", "state?dir#1 %41")
 	s := openSQL(t, Options{Dir: dir})
-	claim(t, s, "s1")
+	take(t, s, "s1")
 	files := 0
 	err := filepath.WalkDir(dir, func(path string, entry os.DirEntry, err error) error {
 		if err != nil {
@@ -87,7 +87,7 @@ func TestTheFilesOfTheRecordsAreForTheirUserOnly(t *testing.T) {
 func TestWhatHasToSurviveAPowerCutIsForcedToTheDisk(t *testing.T) {
 	t.Parallel()
 	s := openSQL(t, Options{Dir: t.TempDir()})
-	claim(t, s, "s1")
+	take(t, s, "s1")
 	for durable, want := range map[bool]int{true: 2, false: 1} { // FULL, NORMAL
 		var level int
 		err := s.do(testContext(t), durable, func(ctx context.Context, conn *sql.Conn) error {

@@ -47,10 +47,10 @@ func testStore(t *testing.T, begin func(*testing.T) records) {
 		name string
 		run  func(*testing.T, records)
 	}{
-		{"ASessionWithoutARecordIsClaimedAsGone", claimsUnknown},
+		{"ASessionWithoutARecordIsTakenAsGone", takesUnknown},
 		{"WhatIsSavedIsReadBack", readsBack},
 		{"AWriteOfWhatIsThereAlreadyIsNoChange", keepsTheTime},
-		{"ASessionIsHeldByOneLeaseAtATime", refusesHeld},
+		{"ASessionHasOneLeaseAtATime", refusesBusy},
 		{"TokensGrowAndTheRecordGoesFromHostToHost", handsOver},
 		{"ALeaseThatWasReleasedHoldsNoMore", releasedIsLost},
 		{"ALeaseWhoseTimePassedIsLostForGood", expiredIsLost},
@@ -102,26 +102,26 @@ func wantLost(t testing.TB, what string, err error) {
 	}
 }
 
-func claim(t testing.TB, s Store, session string) (Lease, Record) {
+func take(t testing.TB, s Store, session string) (Lease, Record) {
 	t.Helper()
-	lease, record, err := s.Claim(testContext(t), session)
+	lease, record, err := s.Take(testContext(t), session)
 	if err != nil {
-		t.Fatalf("claiming %s: %v", session, err)
+		t.Fatalf("takeing %s: %v", session, err)
 	}
 	return lease, record
 }
 
-func wantHeld(t testing.TB, s Store, session string) *HeldError {
+func wantBusy(t testing.TB, s Store, session string) *BusyError {
 	t.Helper()
-	_, _, err := s.Claim(testContext(t), session)
-	var held *HeldError
-	if !errors.As(err, &held) {
-		t.Fatalf("claiming %s: the error is %v and should be a HeldError", session, err)
+	_, _, err := s.Take(testContext(t), session)
+	var busy *BusyError
+	if !errors.As(err, &busy) {
+		t.Fatalf("takeing %s: the error is %v and should be a BusyError", session, err)
 	}
-	if held.Session != session || held.Holder == "" {
-		t.Errorf("the HeldError says %+v", *held)
+	if busy.Session != session || busy.Holder == "" {
+		t.Errorf("the BusyError says %+v", *busy)
 	}
-	return held
+	return busy
 }
 
 // wantRecord compares all but the times that the store sets.
@@ -144,9 +144,9 @@ func sample(session string) Record {
 	}
 }
 
-func claimsUnknown(t *testing.T, r records) {
+func takesUnknown(t *testing.T, r records) {
 	s := r.open()
-	lease, record := claim(t, s, "s1")
+	lease, record := take(t, s, "s1")
 	wantRecord(t, record, Record{Session: "s1", State: StateGone})
 	if lease.Session != "s1" || lease.Token <= 0 {
 		t.Errorf("the lease is %+v", lease)
@@ -160,7 +160,7 @@ func claimsUnknown(t *testing.T, r records) {
 func readsBack(t *testing.T, r records) {
 	s := r.open()
 	ctx := testContext(t)
-	lease, _ := claim(t, s, "s1")
+	lease, _ := take(t, s, "s1")
 	want := sample("s1")
 	given := want
 	given.Holder, given.UpdatedAt, given.Session = "nobody", time.UnixMilli(1), "not this one"
@@ -183,12 +183,12 @@ func readsBack(t *testing.T, r records) {
 func keepsTheTime(t *testing.T, r records) {
 	s := r.open()
 	ctx := testContext(t)
-	lease, _ := claim(t, s, "s1")
+	lease, _ := take(t, s, "s1")
 	wantNil(t, "Save", s.Save(ctx, lease, sample("s1")))
 	saved := must(s.Get(ctx, "s1"))(t)
 	time.Sleep(5 * time.Millisecond) // more than the times are exact to
 	wantNil(t, "Release", s.Release(ctx, lease, saved))
-	lease, record := claim(t, s, "s1")
+	lease, record := take(t, s, "s1")
 	if !record.UpdatedAt.Equal(saved.UpdatedAt) {
 		t.Errorf("last changed at %s, and then at %s", saved.UpdatedAt, record.UpdatedAt)
 	}
@@ -199,12 +199,12 @@ func keepsTheTime(t *testing.T, r records) {
 	}
 }
 
-func refusesHeld(t *testing.T, r records) {
+func refusesBusy(t *testing.T, r records) {
 	first, second := r.open(), r.open()
-	lease, _ := claim(t, first, "s1")
-	wantHeld(t, second, "s1")
-	wantHeld(t, first, "s1")
-	claim(t, second, "s2")
+	lease, _ := take(t, first, "s1")
+	wantBusy(t, second, "s1")
+	wantBusy(t, first, "s1")
+	take(t, second, "s2")
 	wantNil(t, "Check", first.Check(testContext(t), lease))
 	wantLost(t, "the lease in another host's hands", second.Check(testContext(t), lease))
 }
@@ -212,15 +212,15 @@ func refusesHeld(t *testing.T, r records) {
 func handsOver(t *testing.T, r records) {
 	first, second := r.open(), r.open()
 	ctx := testContext(t)
-	before, _ := claim(t, first, "s1")
+	before, _ := take(t, first, "s1")
 	wantNil(t, "Release", first.Release(ctx, before, sample("s1")))
-	lease, record := claim(t, second, "s1")
+	lease, record := take(t, second, "s1")
 	wantRecord(t, record, sample("s1"))
 	if lease.Token <= before.Token {
 		t.Errorf("the tokens are %d, then %d", before.Token, lease.Token)
 	}
 	wantNil(t, "Release", second.Release(ctx, lease, record))
-	again, _ := claim(t, first, "s1")
+	again, _ := take(t, first, "s1")
 	if again.Token <= lease.Token {
 		t.Errorf("the tokens are %d, then %d", lease.Token, again.Token)
 	}
@@ -230,7 +230,7 @@ func handsOver(t *testing.T, r records) {
 func releasedIsLost(t *testing.T, r records) {
 	s := r.open()
 	ctx := testContext(t)
-	lease, _ := claim(t, s, "s1")
+	lease, _ := take(t, s, "s1")
 	wantNil(t, "Release", s.Release(ctx, lease, sample("s1")))
 	changed := sample("s1")
 	changed.SandboxID = "sb-2"
@@ -246,7 +246,7 @@ func releasedIsLost(t *testing.T, r records) {
 func expiredIsLost(t *testing.T, r records) {
 	s := r.open()
 	ctx := testContext(t)
-	lease, _ := claim(t, s, "s1")
+	lease, _ := take(t, s, "s1")
 	wantNil(t, "Save", s.Save(ctx, lease, sample("s1")))
 	if !s.Valid() {
 		t.Fatal("the holder is lost from the start")
@@ -266,17 +266,17 @@ func expiredIsLost(t *testing.T, r records) {
 func takesOver(t *testing.T, r records) {
 	first, second := r.open(), r.open()
 	ctx := testContext(t)
-	old, _ := claim(t, first, "s1")
+	old, _ := take(t, first, "s1")
 	wantNil(t, "Save", first.Save(ctx, old, sample("s1")))
 	r.expire()
-	lease, record := claim(t, second, "s1")
+	lease, record := take(t, second, "s1")
 	wantRecord(t, record, sample("s1"))
 	if lease.Token <= old.Token {
 		t.Errorf("the tokens are %d, then %d", old.Token, lease.Token)
 	}
 	wantLost(t, "Save of the first", first.Save(ctx, old, Record{State: StateGone}))
 	wantLost(t, "Release of the first", first.Release(ctx, old, Record{State: StateGone}))
-	wantHeld(t, first, "s1")
+	wantBusy(t, first, "s1")
 	wantNil(t, "Release", second.Release(ctx, lease, record))
 	wantRecord(t, must(first.Get(ctx, "s1"))(t), sample("s1"))
 }
@@ -284,9 +284,9 @@ func takesOver(t *testing.T, r records) {
 func beginsAnew(t *testing.T, r records) {
 	s := r.open()
 	ctx := testContext(t)
-	old, _ := claim(t, s, "s1")
+	old, _ := take(t, s, "s1")
 	r.expire()
-	lease, _ := claim(t, s, "s1")
+	lease, _ := take(t, s, "s1")
 	if !s.Valid() {
 		t.Error("the new holder is lost from the start")
 	}
@@ -304,11 +304,11 @@ func showsHolder(t *testing.T, r records) {
 			t.Errorf("Get shows the holder %q, List %+v; there should be one: %v", one.Holder, all, want)
 		}
 	}
-	lease, record := claim(t, s, "s1")
+	lease, record := take(t, s, "s1")
 	shown(true)
 	wantNil(t, "Release", s.Release(ctx, lease, record))
 	shown(false)
-	claim(t, s, "s1")
+	take(t, s, "s1")
 	shown(true)
 	r.expire()
 	shown(false)
@@ -321,7 +321,7 @@ func lists(t *testing.T, r records) {
 		t.Errorf("new records hold %v", all)
 	}
 	for _, session := range []string{"b", "Z", "ä", "a"} {
-		lease, _ := claim(t, s, session)
+		lease, _ := take(t, s, session)
 		wantNil(t, "Release", s.Release(ctx, lease, sample(session)))
 	}
 	var sessions []string
@@ -338,14 +338,14 @@ func forgets(t *testing.T, r records) {
 	s := r.open()
 	ctx := testContext(t)
 	write := func(session string, state State) {
-		lease, record := claim(t, s, session)
+		lease, record := take(t, s, session)
 		record.State = state
 		wantNil(t, "Release", s.Release(ctx, lease, record))
 	}
 	write("gone", StateGone)
 	write("running", StateRunning)
 	write("destroying", StateDestroying)
-	claim(t, s, "held")
+	take(t, s, "busy")
 	if n := must(s.Forget(ctx, time.Now().Add(-time.Hour)))(t); n != 0 {
 		t.Errorf("%d records that are new were forgotten", n)
 	}
@@ -356,7 +356,7 @@ func forgets(t *testing.T, r records) {
 	for _, record := range must(s.List(ctx))(t) {
 		left = append(left, record.Session)
 	}
-	if diff := cmp.Diff([]string{"destroying", "held", "running"}, left); diff != "" {
+	if diff := cmp.Diff([]string{"busy", "destroying", "running"}, left); diff != "" {
 		t.Error(diff)
 	}
 	r.expire()
@@ -374,9 +374,9 @@ func oneWins(t *testing.T, r records) {
 		s := r.open()
 		wg.Go(func() {
 			for won := 0; won < rounds; {
-				lease, record, err := s.Claim(ctx, "s1")
-				var held *HeldError
-				if errors.As(err, &held) {
+				lease, record, err := s.Take(ctx, "s1")
+				var busy *BusyError
+				if errors.As(err, &busy) {
 					continue
 				}
 				if err != nil {
@@ -409,14 +409,14 @@ func oneWins(t *testing.T, r records) {
 
 func closes(t *testing.T, r records) {
 	first, second := r.open(), r.open()
-	claim(t, first, "s1")
-	claim(t, first, "s2")
+	take(t, first, "s1")
+	take(t, first, "s2")
 	wantNil(t, "Close", first.Close())
 	if first.Valid() {
 		t.Error("the leases outlive the store")
 	}
-	claim(t, second, "s1")
-	claim(t, second, "s2")
+	take(t, second, "s1")
+	take(t, second, "s2")
 }
 
 func idle(t *testing.T, r records) {

@@ -80,7 +80,7 @@ func (s *Sessions) underLease(
 // are *connect.Error.
 func (s *Sessions) ifFree(ctx context.Context, session string, work func(context.Context, *lease.Lease) error) error {
 	l, err := lease.Try(ctx, s.account.Records, session)
-	var busy *records.HeldError
+	var busy *records.BusyError
 	if errors.As(err, &busy) {
 		return nil
 	}

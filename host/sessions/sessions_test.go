@@ -173,7 +173,7 @@ func TestRecoverRecordsASandboxThatWasThereBeforeTheInterruptedAttempt(t *testin
 		memory := records.NewMemory()
 		one, two := hostOf(c, memory, "one"), hostOf(c, memory, "two")
 		before := c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a0", State: provider.StateRunning})
-		lease, record, err := one.store.Claim(t.Context(), "s1")
+		lease, record, err := one.store.Take(t.Context(), "s1")
 		ok(t, err)
 		record.Provider, record.State, record.Attempt = "acme", records.StateCreating, "a1"
 		ok(t, one.store.Save(t.Context(), lease, record))
@@ -209,7 +209,7 @@ func TestDisconnectEndsASandboxThatTheListingDoesNotShowYet(t *testing.T) {
 // interruptedCreate records a create whose host has ended.
 func interruptedCreate(t *testing.T, h host, id string) {
 	t.Helper()
-	lease, record, err := h.store.Claim(t.Context(), "s1")
+	lease, record, err := h.store.Take(t.Context(), "s1")
 	ok(t, err)
 	record.Provider, record.State, record.Attempt, record.SandboxID = "acme", records.StateCreating, "a1", id
 	ok(t, h.store.Save(t.Context(), lease, record))
@@ -259,7 +259,7 @@ func TestOfTwoSandboxesTheRecordedOneIsCheckedAndRenewed(t *testing.T) {
 		h := hostOf(c, records.NewMemory(), "one")
 		mine := c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a1", State: provider.StateRunning})
 		c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a2", State: provider.StateRunning})
-		lease, record, err := h.store.Claim(t.Context(), "s1")
+		lease, record, err := h.store.Take(t.Context(), "s1")
 		ok(t, err)
 		record.Provider, record.State, record.SandboxID = "acme", records.StateRunning, mine
 		ok(t, h.store.Release(t.Context(), lease, record))

@@ -112,7 +112,7 @@ func (w *world) sweep(o Options) Report {
 func (w *world) write(r records.Record, release bool) *records.MemoryStore {
 	w.Helper()
 	host := w.records.Store("host of " + r.Session)
-	lease, _, err := host.Claim(w.Context(), r.Session)
+	lease, _, err := host.Take(w.Context(), r.Session)
 	if err == nil {
 		r.Provider = "acme"
 		if release {
@@ -320,7 +320,7 @@ func TestASessionTakenUpDuringTheSweepIsLeftAlone(t *testing.T) {
 		}
 		w.cloud.onList = nil
 		host := w.records.Store("another host")
-		if _, _, err := host.Claim(t.Context(), "s1"); err != nil {
+		if _, _, err := host.Take(t.Context(), "s1"); err != nil {
 			t.Fatal(err)
 		}
 		removed, err = w.providers()["acme"].RemoveOrphan(t.Context(), provider.Sandbox{ID: "sb2", Session: "s1"})
@@ -348,7 +348,7 @@ func TestWhatFailsIsReportedAndTheRestIsSwept(t *testing.T) {
 		providers["silent"] = sessions.New(connect.New(silent, "silent", owner, []byte("secret"), w.store))
 		w.write(records.Record{Session: "s3", Attempt: "a3", State: records.StateCreating}, false).End()
 		lost := w.records.Store("lost")
-		lease, _, err := lost.Claim(t.Context(), "s4")
+		lease, _, err := lost.Take(t.Context(), "s4")
 		if err == nil {
 			err = lost.Save(t.Context(), lease, records.Record{Provider: "removed", Attempt: "a4", State: records.StateCreating})
 		}

@@ -4,7 +4,7 @@ import (
 	"time"
 
 	"github.com/berth-dev/berth/host/connect"
-	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/host/fleet"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -21,24 +21,11 @@ type Session struct {
 	Note      string     `json:"note,omitempty"`
 }
 
-// NewSession returns the Session of a record. listed is its sandbox as the provider lists it, nil when it does not: then
-// the state is what the caller knows it to be.
-func NewSession(r records.Record, state string, listed *provider.Sandbox) Session {
-	s := Session{
-		Session: r.Session, Provider: r.Provider, SandboxID: r.SandboxID, State: state, Recorded: true,
-		CreatedAt: moment(r.CreatedAt), ExpiresAt: moment(r.ExpiresAt), HeldUntil: moment(r.HeldUntil),
-	}
-	if listed != nil {
-		s.State, s.ExpiresAt = string(listed.State), moment(listed.ExpiresAt)
-	}
-	return s
-}
-
-// NewUnrecordedSession returns the Session of a sandbox that a provider lists and no record names.
-func NewUnrecordedSession(name string, s provider.Sandbox) Session {
+// NewSession returns the Session of a session's state, without a note.
+func NewSession(s fleet.SessionState) Session {
 	return Session{
-		Session: s.Session, Provider: name, SandboxID: s.ID, State: string(s.State),
-		CreatedAt: moment(s.CreatedAt), ExpiresAt: moment(s.ExpiresAt),
+		Session: s.Session, Provider: s.Provider, SandboxID: s.SandboxID, State: string(s.State), Recorded: s.Recorded,
+		CreatedAt: moment(s.CreatedAt), ExpiresAt: moment(s.ExpiresAt), HeldUntil: moment(s.HeldUntil),
 	}
 }
 

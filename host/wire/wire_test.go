@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/berth-dev/berth/host/connect"
-	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/host/fleet"
 	"github.com/berth-dev/berth/host/sweep"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -59,9 +59,11 @@ func TestEveryFormIsOneLineWithItsPromisedNames(t *testing.T) {
 		"the sessions": {
 			Sessions{
 				[]Session{
-					NewSession(records.Record{Session: "s", Provider: "p", SandboxID: "b", CreatedAt: at, HeldUntil: at}, "gone", nil),
-					NewSession(records.Record{Session: "t"}, "gone", &provider.Sandbox{State: provider.StateRunning, ExpiresAt: at}),
-					NewUnrecordedSession("p", provider.Sandbox{ID: "c", Session: "u", State: provider.StateSuspended}),
+					NewSession(fleet.SessionState{
+						Session: "s", Provider: "p", SandboxID: "b", State: fleet.StateGone, Recorded: true, CreatedAt: at, HeldUntil: at,
+					}),
+					NewSession(fleet.SessionState{Session: "t", State: fleet.StateRunning, Recorded: true, ExpiresAt: at}),
+					NewSession(fleet.SessionState{Session: "u", Provider: "p", SandboxID: "c", State: fleet.StateSuspended}),
 				},
 				[]Failure{},
 			},

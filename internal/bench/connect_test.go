@@ -26,19 +26,18 @@ func BenchmarkConnect(b *testing.B) {
 		b.Fatal(err)
 	}
 	b.Cleanup(bare.process.Kill)
-	plugin := newPlugin(b, mock, idle, true)
-	connector := newConnector(plugin)
+	h := newHost(b, mock, idle, true, inMemory)
 	ctx := context.Background()
 
 	var hosts, bares figures
 	connectHost := func(session string) {
 		began := time.Now()
-		result, err := connector.Connect(ctx, request(session), nil)
+		result, err := h.connect(ctx, request(session), nil)
 		hosts = append(hosts, time.Since(began))
 		if err != nil || result.Origin != provider.OriginCreated || result.Pings != 1 {
 			b.Fatalf("%s: %+v, %v", session, result, err)
 		}
-		if err := plugin.Destroy(ctx, provider.SandboxRef{Owner: owner, SandboxID: result.SandboxID}); err != nil {
+		if err := h.plugin.Destroy(ctx, provider.SandboxRef{Owner: owner, SandboxID: result.SandboxID}); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -63,7 +62,7 @@ func BenchmarkConnect(b *testing.B) {
 			connectHost(session)
 		}
 	}
-	if err := nothingLeft(connector); err != nil {
+	if err := h.nothingLeft(); err != nil {
 		b.Error(err)
 	}
 

@@ -18,8 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/berth-dev/berth/host/connect"
-	"github.com/berth-dev/berth/host/records"
-	"github.com/berth-dev/berth/host/supervise"
+	"github.com/berth-dev/berth/host/fleet"
 	"github.com/berth-dev/berth/internal/testbin"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -110,11 +109,11 @@ func BenchmarkThousandConnects(b *testing.B) {
 }
 
 func beCrowd(mock string, crowd int) (any, error) {
-	plugin, err := startPlugin(mock, slowCloud, true)
+	h, err := startHost(mock, slowCloud, true, inMemory)
 	if err != nil {
 		return nil, err
 	}
-	defer plugin.Stop(context.Background())
+	defer h.close()
 	giveBack, err := lendStdin()
 	if err != nil {
 		return nil, err
@@ -127,17 +126,17 @@ func beCrowd(mock string, crowd int) (any, error) {
 	defer bare.process.Kill()
 
 	var a crowdAnswer
-	if _, err := connectAll(newConnector(plugin), plugin, "warm-up", 10); err != nil {
+	if _, err := connectAll(h, "warm-up", 10); err != nil {
 		return nil, err
 	}
-	if a.One, err = connectAll(newConnector(plugin), plugin, "one", 1); err != nil {
+	if a.One, err = connectAll(h, "one", 1); err != nil {
 		return nil, err
 	}
 	a.GoroutinesBefore = runtime.NumGoroutine()
 	for i := range crowdRounds {
 		name := fmt.Sprintf("round-%d", i)
 		cpuBefore := cpuTime()
-		all, err := connectAll(newConnector(plugin), plugin, name, crowd)
+		all, err := connectAll(h, name, crowd)
 		if err != nil {
 			return nil, err
 		}
@@ -149,7 +148,7 @@ func beCrowd(mock string, crowd int) (any, error) {
 		a.Bare = append(a.Bare, all)
 	}
 	a.PeakMB = memory(os.Getpid(), "VmHWM")
-	if a.SQLite, err = connectAllRecorded(plugin, crowd); err != nil {
+	if a.SQLite, err = connectAllRecorded(mock, crowd); err != nil {
 		return nil, err
 	}
 	back := eventually(func() bool {
@@ -164,20 +163,14 @@ func beCrowd(mock string, crowd int) (any, error) {
 
 // connectAllRecorded is connectAll with records in SQLite, which has one writer at a time and forces each write to the
 // disk.
-func connectAllRecorded(plugin *supervise.Plugin, crowd int) (rounds figures, err error) {
-	dir, err := os.MkdirTemp("", "berth-bench-")
+func connectAllRecorded(mock string, crowd int) (rounds figures, err error) {
+	h, err := startHost(mock, slowCloud, true, fleet.Options{})
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir)
-	store, err := records.Open(context.Background(), records.Options{Dir: dir, Owner: owner})
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, store.Close()) }()
-	connector := connect.New(plugin, "bench", owner, secret, store)
+	defer func() { err = errors.Join(err, h.close()) }()
 	for i := range crowdRounds {
-		took, err := connectAll(connector, plugin, fmt.Sprintf("recorded-%d", i), crowd)
+		took, err := connectAll(h, fmt.Sprintf("recorded-%d", i), crowd)
 		if err != nil {
 			return nil, err
 		}
@@ -188,7 +181,7 @@ func connectAllRecorded(plugin *supervise.Plugin, crowd int) (rounds figures, er
 
 // connectAll connects n new sessions at the same time, and says how long it took until the last one was connected.
 // Their sandboxes are destroyed afterwards.
-func connectAll(connector *connect.Connector, plugin *supervise.Plugin, name string, n int) (time.Duration, error) {
+func connectAll(h *host, name string, n int) (time.Duration, error) {
 	ctx := context.Background()
 	results := make([]connect.Result, n)
 	failures := make([]error, n)
@@ -197,7 +190,7 @@ func connectAll(connector *connect.Connector, plugin *supervise.Plugin, name str
 	for i := range n {
 		callers.Go(func() {
 			<-start
-			results[i], failures[i] = connector.Connect(ctx, request(fmt.Sprintf("%s-%d", name, i)), nil)
+			results[i], failures[i] = h.connect(ctx, request(fmt.Sprintf("%s-%d", name, i)), nil)
 		})
 	}
 	began := time.Now()
@@ -214,14 +207,14 @@ func connectAll(connector *connect.Connector, plugin *supervise.Plugin, name str
 			return took, fmt.Errorf("session %s was %s", result.Session, result.Origin)
 		}
 		different[result.SandboxID] = true
-		if err := plugin.Destroy(ctx, provider.SandboxRef{Owner: owner, SandboxID: result.SandboxID}); err != nil {
+		if err := h.plugin.Destroy(ctx, provider.SandboxRef{Owner: owner, SandboxID: result.SandboxID}); err != nil {
 			return took, err
 		}
 	}
 	if len(different) != n {
 		return took, fmt.Errorf("%d sessions got %d sandboxes", n, len(different))
 	}
-	return took, nothingLeft(connector)
+	return took, h.nothingLeft()
 }
 
 // connectAllBare is connectAll with bare go-plugin.
@@ -282,12 +275,11 @@ func BenchmarkTenThousandWaiting(b *testing.B) {
 }
 
 func beWaiting(mock string, waiters int) (any, error) {
-	plugin, err := startPlugin(mock, `{"serve":"none","ready_after":"1h"}`, true)
+	h, err := startHost(mock, `{"serve":"none","ready_after":"1h"}`, true, inMemory)
 	if err != nil {
 		return nil, err
 	}
-	defer plugin.Stop(context.Background())
-	connector := newConnector(plugin)
+	defer h.close()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 
@@ -305,7 +297,7 @@ func beWaiting(mock string, waiters int) (any, error) {
 	began := time.Now()
 	for i := range waiters {
 		callers.Go(func() {
-			_, failures[i] = connector.Connect(ctx, request(fmt.Sprintf("session-%d", i)), count)
+			_, failures[i] = h.connect(ctx, request(fmt.Sprintf("session-%d", i)), count)
 		})
 	}
 	var a waitingAnswer
@@ -333,7 +325,7 @@ func beWaiting(mock string, waiters int) (any, error) {
 			return nil, fmt.Errorf("session %d ended with %#v", i, err)
 		}
 	}
-	return a, nothingLeft(connector)
+	return a, h.nothingLeft()
 }
 
 // cpuTime is what this process has used so far.

@@ -93,10 +93,10 @@ func detect(b *testing.B, start starter, ramp connect.Ramp) {
 func mockServers(b *testing.B, times []time.Duration) func(int, connect.Health) (time.Duration, error) {
 	b.Helper()
 	mock := testbin.Build(b, "./plugins/mock")
-	var connectors []*connect.Connector
+	var hosts []*host
 	for _, boot := range times {
-		plugin := newPlugin(b, mock, fmt.Sprintf(`{"serve":"http","ready_after":%q}`, boot), false)
-		connectors = append(connectors, newConnector(plugin))
+		settings := fmt.Sprintf(`{"serve":"http","ready_after":%q}`, boot)
+		hosts = append(hosts, newHost(b, mock, settings, false, inMemory))
 	}
 	return func(i int, health connect.Health) (time.Duration, error) {
 		// The server starts when StartServer is called, so that is a little too early for the instant it was ready:
@@ -109,7 +109,7 @@ func mockServers(b *testing.B, times []time.Duration) func(int, connect.Health) 
 		}
 		asked := request("session")
 		asked.Health = health
-		_, err := connectors[i].Connect(context.Background(), asked, note)
+		_, err := hosts[i].connect(context.Background(), asked, note)
 		return time.Since(ready), err
 	}
 }
@@ -121,20 +121,19 @@ func localServers(b *testing.B, times []time.Duration) func(int, connect.Health)
 	if err != nil {
 		b.Fatal(err)
 	}
-	config, err := json.Marshal(map[string]string{"root": filepath.Join(b.TempDir(), "root")})
+	settings, err := json.Marshal(map[string]string{"root": filepath.Join(b.TempDir(), "root")})
 	if err != nil {
 		b.Fatal(err)
 	}
-	plugin := newPlugin(b, testbin.Build(b, "./plugins/local"), string(config), false)
-	connector := newConnector(plugin)
-	b.Cleanup(func() { leaveNothing(b, connector) })
+	h := newHost(b, testbin.Build(b, "./plugins/local"), string(settings), false, inMemory)
+	b.Cleanup(func() { h.leaveNothing(b) })
 	return func(i int, health connect.Health) (time.Duration, error) {
 		ctx := context.Background()
 		asked := request(fmt.Sprintf("session-%d", i))
 		asked.Health = health
 		asked.Server.Command = []string{executable}
 		asked.Server.Env = map[string]string{roleVariable: roleServer, bootVariable: times[i].String()}
-		result, err := connector.Connect(ctx, asked, nil)
+		result, err := h.connect(ctx, asked, nil)
 		now := time.Now()
 		if err != nil {
 			return 0, err
@@ -143,21 +142,20 @@ func localServers(b *testing.B, times []time.Duration) func(int, connect.Health)
 		if err != nil {
 			return 0, err
 		}
-		_, err = sessions.New(connector).Disconnect(ctx, asked.Session, sessions.ActionDestroy, nil)
-		return now.Sub(ready), err
+		return now.Sub(ready), h.disconnect(ctx, asked.Session, sessions.ActionDestroy)
 	}
 }
 
 // leaveNothing ends what a failed run left. There is nothing otherwise.
-func leaveNothing(b *testing.B, connector *connect.Connector) {
-	all := sessions.New(connector)
-	left, err := all.List(context.Background())
+func (h *host) leaveNothing(b *testing.B) {
+	b.Helper()
+	left, _, err := h.fleet.Sessions(context.Background(), label)
 	if err != nil {
 		b.Error(err)
 	}
-	for _, sandbox := range left {
-		b.Errorf("sandbox %s of session %s is left", sandbox.ID, sandbox.Session)
-		if _, err := all.Disconnect(context.Background(), sandbox.Session, sessions.ActionDestroy, nil); err != nil {
+	for _, s := range left {
+		b.Errorf("sandbox %s of session %s is left", s.SandboxID, s.Session)
+		if err := h.disconnect(context.Background(), s.Session, sessions.ActionDestroy); err != nil {
 			b.Error(err)
 		}
 	}

@@ -17,7 +17,6 @@ import (
 
 	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/sessions"
-	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/internal/testbin"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -61,8 +60,8 @@ func BenchmarkLaunch(b *testing.B) {
 func launch(b *testing.B, name string, config map[string]any, wake bool) {
 	b.Helper()
 	rounds := size(20, 2)
-	connector := connectorFor(b, name, config)
-	b.Cleanup(func() { leaveNothing(b, connector) })
+	h := hostOn(b, name, config)
+	b.Cleanup(func() { h.leaveNothing(b) })
 	ctx := context.Background()
 
 	var waited, acquired figures
@@ -72,10 +71,10 @@ func launch(b *testing.B, name string, config map[string]any, wake bool) {
 		origin := provider.OriginCreated
 		if wake {
 			origin = provider.OriginWoken
-			if _, err := connector.Connect(ctx, asked, nil); err != nil {
+			if _, err := h.connect(ctx, asked, nil); err != nil {
 				b.Fatal(err)
 			}
-			if _, err := sessions.New(connector).Disconnect(ctx, asked.Session, sessions.ActionSuspend, nil); err != nil {
+			if err := h.disconnect(ctx, asked.Session, sessions.ActionSuspend); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -85,13 +84,13 @@ func launch(b *testing.B, name string, config map[string]any, wake bool) {
 				began[e.Phase] = e.Time
 			}
 		}
-		result, err := connector.Connect(ctx, asked, note)
+		result, err := h.connect(ctx, asked, note)
 		if err != nil || result.Origin != origin {
 			b.Fatalf("%+v, %v", result, err)
 		}
 		acquired = append(acquired, began[connect.PhaseStartServer].Sub(began[connect.PhaseAcquire]))
 		waited = append(waited, began[connect.PhaseHealth].Sub(began[connect.PhaseStartServer]))
-		if _, err := sessions.New(connector).Disconnect(ctx, asked.Session, sessions.ActionDestroy, nil); err != nil {
+		if err := h.disconnect(ctx, asked.Session, sessions.ActionDestroy); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -99,35 +98,21 @@ func launch(b *testing.B, name string, config map[string]any, wake bool) {
 	b.Logf("medians of %d connects; aim: first-probe-ms at most 30 over what the cloud takes", rounds)
 }
 
-// connectorFor connects through the plugin's executable to the simulated cloud of that name. Both end with the benchmark.
-func connectorFor(b *testing.B, name string, config map[string]any) *connect.Connector {
+// hostOn returns a host whose provider is the simulated cloud of that name. Both end with the benchmark.
+func hostOn(b *testing.B, name string, settings map[string]any) *host {
 	b.Helper()
-	values := maps.Clone(config)
-	if values == nil {
-		values = map[string]any{}
-	}
+	all := map[string]any{}
+	maps.Copy(all, settings)
 	for variable, value := range startCloud(b, name) {
 		if attribute, known := clouds[name].config[variable]; known {
-			values[attribute] = value
+			all[attribute] = value
 		}
 	}
-	encoded, err := json.Marshal(values)
+	encoded, err := json.Marshal(all)
 	if err != nil {
 		b.Fatal(err)
 	}
-	plugin := supervise.New(supervise.Spec{
-		Name: name, Path: testbin.Build(b, "./plugins/"+name), MTLS: true, StartTimeout: patience,
-		Configure: func(provider.Description) ([]byte, error) { return encoded, nil },
-	})
-	b.Cleanup(func() {
-		if err := plugin.Stop(context.Background()); err != nil {
-			b.Error(err)
-		}
-	})
-	if _, err := plugin.Describe(context.Background()); err != nil {
-		b.Fatal(err)
-	}
-	return newConnector(plugin)
+	return newHost(b, testbin.Build(b, "./plugins/"+name), string(encoded), true, inMemory)
 }
 
 // startCloud starts a simulated cloud, whose sandboxes have the action server, and returns the variables it prints.

@@ -2,15 +2,22 @@ package bench
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
+	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/fleet"
 	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/host/redact"
 	"github.com/berth-dev/berth/host/sessions"
 	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/internal/testbin"
@@ -54,12 +61,13 @@ func runBenchmarks(m *testing.M) int {
 // patience bounds what takes far less time.
 const patience = time.Minute
 
-const owner = "bench"
+const (
+	owner = "bench"
+	label = "bench" // of the provider
+)
 
 // lifetime ends the sandboxes of a run that was killed.
 const lifetime = 10 * time.Minute
-
-var secret = []byte("a secret of the benchmarks, not of anybody")
 
 // idle is a cloud that costs nothing: no waiting, no HTTP, no processes.
 const idle = `{"serve":"none"}`
@@ -77,23 +85,98 @@ func startPlugin(path, config string, mtls bool) (*supervise.Plugin, error) {
 	return plugin, nil
 }
 
-// newPlugin is startPlugin for a plugin that ends with the benchmark.
-func newPlugin(b *testing.B, path, config string, mtls bool) *supervise.Plugin {
+// host is one host with one provider, whose plugin runs.
+type host struct {
+	fleet  *fleet.Fleet
+	plugin *supervise.Plugin
+	dir    string // its configuration and its state
+}
+
+// inMemory keeps the records in memory; without it they are in SQLite, as every host has them.
+var inMemory = fleet.Options{Records: func(opened records.Store) records.Store {
+	opened.Close()
+	return records.NewMemory().Store("bench")
+}}
+
+// startHost starts a host and returns when its plugin is ready for calls. settings are those of the plugin, as a JSON
+// object.
+func startHost(path, settings string, mtls bool, options fleet.Options) (*host, error) {
+	var values map[string]json.RawMessage
+	if err := json.Unmarshal([]byte(settings), &values); err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "berth-bench-")
+	if err != nil {
+		return nil, err
+	}
+	var text strings.Builder
+	fmt.Fprintf(&text, "host {\nstate_dir = %q\nowner = %q\n}\n", dir, owner)
+	fmt.Fprintf(&text, "provider %q {\npath = %q\nmtls = %t\nstart_timeout = %q\nconfig {\n", label, path, mtls, patience)
+	for name, value := range values {
+		fmt.Fprintf(&text, "%s = %s\n", name, value) // HCL reads JSON's values
+	}
+	text.WriteString("}\n}\n")
+	file := filepath.Join(dir, "config.hcl")
+	if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
+		return nil, err
+	}
+	conf, mistakes := config.Load(file, dir, func(string) (string, bool) { return "", false }, &redact.Set{})
+	if mistakes.HasErrors() {
+		return nil, mistakes
+	}
+	f := fleet.New(conf, options)
+	plugin, err := f.Plugin(conf.Providers[0])
+	h := &host{f, plugin, dir}
+	if err == nil {
+		_, err = f.CheckProvider(context.Background(), label)
+	}
+	if err != nil {
+		return nil, errors.Join(err, h.close())
+	}
+	return h, nil
+}
+
+// newHost is startHost for a host that ends with the benchmark.
+func newHost(b *testing.B, path, settings string, mtls bool, options fleet.Options) *host {
 	b.Helper()
-	plugin, err := startPlugin(path, config, mtls)
+	h, err := startHost(path, settings, mtls, options)
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() {
-		if err := plugin.Stop(context.Background()); err != nil {
+		if err := h.close(); err != nil {
 			b.Error(err)
 		}
 	})
-	return plugin
+	return h
 }
 
-func newConnector(plugin *supervise.Plugin) *connect.Connector {
-	return connect.New(plugin, "bench", owner, secret, records.NewMemory().Store("bench"))
+func (h *host) close() error { return errors.Join(h.fleet.Close(), os.RemoveAll(h.dir)) }
+
+func (h *host) connect(ctx context.Context, req connect.Request, events func(connect.Event)) (connect.Result, error) {
+	s, err := h.fleet.Session(ctx, req.Session, label)
+	if err != nil {
+		return connect.Result{}, err
+	}
+	return s.Connect(ctx, req, events)
+}
+
+func (h *host) disconnect(ctx context.Context, session string, action sessions.Action) error {
+	s, err := h.fleet.Session(ctx, session, label)
+	if err != nil {
+		return err
+	}
+	_, err = s.Disconnect(ctx, action, nil)
+	return err
+}
+
+// nothingLeft says whether sandboxes are left.
+func (h *host) nothingLeft() error {
+	left, err := h.fleet.CheckProvider(context.Background(), label)
+	if err == nil && left > 0 {
+		err = fmt.Errorf("%d sandboxes are left", left)
+	}
+	return err
 }
 
 // request asks for a session as a usual configuration would.
@@ -109,15 +192,6 @@ func request(session string) connect.Request {
 		},
 		Lifetime: lifetime,
 	}
-}
-
-// nothingLeft says which sandboxes are left, if any.
-func nothingLeft(connector *connect.Connector) error {
-	left, err := sessions.New(connector).List(context.Background())
-	if err == nil && len(left) > 0 {
-		err = fmt.Errorf("%d sandboxes are left, %s of session %s among them", len(left), left[0].ID, left[0].Session)
-	}
-	return err
 }
 
 // pass lets time go by that belongs to an experiment.

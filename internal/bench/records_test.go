@@ -6,18 +6,18 @@ import (
 	"testing"
 	"time"
 
-	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/fleet"
 	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/internal/testbin"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
 // BenchmarkRecords is what the safety costs: a connect of a new session with records in SQLite, as every host has them,
-// next to one with records in memory, which no crash survives. Plugin and cloud are the same and take no time. The
-// ratio is that of nothing else going on: a real Create takes hundreds of times longer.
+// next to one with records in memory, which no crash survives. Their plugins and clouds are alike and take no time.
+// The ratio is that of nothing else going on: a real Create takes hundreds of times longer.
 func BenchmarkRecords(b *testing.B) {
 	warmUps, pairs := size(100, 10), size(1000, 30)
-	plugin := newPlugin(b, testbin.Build(b, "./plugins/mock"), idle, true)
+	mock := testbin.Build(b, "./plugins/mock")
 	ctx := context.Background()
 	dir := b.TempDir()
 	began := time.Now()
@@ -25,12 +25,12 @@ func BenchmarkRecords(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	made := time.Since(began)
 	b.Cleanup(func() {
 		if err := store.Close(); err != nil {
 			b.Error(err)
 		}
 	})
-	made := time.Since(began)
 	var opened figures
 	for range 20 {
 		began := time.Now()
@@ -44,24 +44,24 @@ func BenchmarkRecords(b *testing.B) {
 		}
 	}
 
-	safe, unsafe := connect.New(plugin, "bench", owner, secret, store), newConnector(plugin)
+	safe, unsafe := newHost(b, mock, idle, true, fleet.Options{}), newHost(b, mock, idle, true, inMemory)
 	var withRecords, without figures
 	for i := range warmUps + pairs {
 		turns := []struct {
-			connector *connect.Connector
-			times     *figures
+			host  *host
+			times *figures
 		}{{safe, &withRecords}, {unsafe, &without}}
 		if i%2 == 1 {
 			turns[0], turns[1] = turns[1], turns[0]
 		}
 		for j, turn := range turns {
 			began := time.Now()
-			result, err := turn.connector.Connect(ctx, request(fmt.Sprintf("session-%d-%d", i, j)), nil)
+			result, err := turn.host.connect(ctx, request(fmt.Sprintf("session-%d-%d", i, j)), nil)
 			*turn.times = append(*turn.times, time.Since(began))
 			if err != nil || result.Origin != provider.OriginCreated {
 				b.Fatalf("%+v, %v", result, err)
 			}
-			if err := plugin.Destroy(ctx, provider.SandboxRef{Owner: owner, SandboxID: result.SandboxID}); err != nil {
+			if err := turn.host.plugin.Destroy(ctx, provider.SandboxRef{Owner: owner, SandboxID: result.SandboxID}); err != nil {
 				b.Fatal(err)
 			}
 		}

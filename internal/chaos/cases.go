@@ -92,7 +92,7 @@ func casesOf(of testCase, moments []moment, calls []call, seed uint64) (cases []
 		}
 		add(killHost, m, m.end, 0)
 		switch call, _, _ := strings.Cut(m.step, "#"); {
-		case call == "records.Claim" && m.end == "after":
+		case call == "records.Take" && m.end == "after":
 			leases++
 		case call == "records.Release" && m.end == "after":
 			leases--

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/fleet"
 	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/host/sessions"
 	"github.com/berth-dev/berth/shared/provider"
@@ -19,7 +20,7 @@ type command struct {
 	name     string
 	args     []string
 	suspends bool // needs a provider that can
-	prepare  func(context.Context, *world, *connect.Connector, *records.SQL) error
+	prepare  func(context.Context, *world, *fleet.Fleet, records.Store) error
 }
 
 // sweepArgs sweep without any grace: what no record names goes at once.
@@ -42,21 +43,24 @@ func commandOf(name string) command {
 	return commands[slices.IndexFunc(commands, func(c command) bool { return c.name == name })]
 }
 
-func connectVictim(ctx context.Context, n *world, c *connect.Connector, _ *records.SQL) error {
-	_, err := c.Connect(ctx, n.hand.request(victim), nil)
+func connectVictim(ctx context.Context, _ *world, f *fleet.Fleet, _ records.Store) error {
+	_, err := connectSession(ctx, f, victim)
 	return err
 }
 
-func suspendVictim(ctx context.Context, n *world, c *connect.Connector, store *records.SQL) error {
-	if err := connectVictim(ctx, n, c, store); err != nil {
+func suspendVictim(ctx context.Context, n *world, f *fleet.Fleet, store records.Store) error {
+	if err := connectVictim(ctx, n, f, store); err != nil {
 		return err
 	}
-	_, err := sessions.New(c).Disconnect(ctx, victim, sessions.ActionSuspend, nil)
+	s, err := f.Session(ctx, victim, "")
+	if err == nil {
+		_, err = s.Disconnect(ctx, sessions.ActionSuspend, nil)
+	}
 	return err
 }
 
 // interruptVictim leaves what a host leaves that is killed between the end of a Create and its being recorded.
-func interruptVictim(ctx context.Context, n *world, _ *connect.Connector, store *records.SQL) error {
+func interruptVictim(ctx context.Context, n *world, _ *fleet.Fleet, store records.Store) error {
 	const attempt = "interrupted"
 	err := write(ctx, store, victim, func(r *records.Record) {
 		r.Provider, r.State, r.Attempt, r.CreatedAt = n.provider, records.StateCreating, attempt, time.Now()
@@ -69,8 +73,8 @@ func interruptVictim(ctx context.Context, n *world, _ *connect.Connector, store 
 }
 
 // write writes a record, and leaves it as a host that ends then.
-func write(ctx context.Context, store *records.SQL, id string, change func(*records.Record)) error {
-	lease, record, err := store.Claim(ctx, id)
+func write(ctx context.Context, store records.Store, id string, change func(*records.Record)) error {
+	lease, record, err := store.Take(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -79,7 +83,7 @@ func write(ctx context.Context, store *records.SQL, id string, change func(*reco
 }
 
 // make has the provider make a sandbox, as a host with these records does.
-func (n *world) make(ctx context.Context, store *records.SQL, owner, id, attempt string) (string, error) {
+func (n *world) make(ctx context.Context, store records.Store, owner, id, attempt string) (string, error) {
 	began, err := store.Began(ctx)
 	if err != nil {
 		return "", err
@@ -93,8 +97,8 @@ func (n *world) make(ctx context.Context, store *records.SQL, owner, id, attempt
 
 // prepareSweep leaves one of everything: an interrupted session, an orphan, a record whose sandbox is gone, and another
 // owner's sandbox.
-func prepareSweep(ctx context.Context, n *world, c *connect.Connector, store *records.SQL) error {
-	if err := interruptVictim(ctx, n, c, store); err != nil {
+func prepareSweep(ctx context.Context, n *world, f *fleet.Fleet, store records.Store) error {
+	if err := interruptVictim(ctx, n, f, store); err != nil {
 		return err
 	}
 	if _, err := n.make(ctx, store, n.owner, orphan, "forgotten"); err != nil {
@@ -124,13 +128,13 @@ func (n *world) age(ctx context.Context, id string) error {
 
 // prepare connects the bystander and then makes the command's situation.
 func (n *world) prepare(ctx context.Context, c command) error {
-	return n.asHost(ctx, func(connector *connect.Connector, store *records.SQL) (err error) {
-		if n.bystander, err = connector.Connect(ctx, n.hand.request(bystander), nil); err != nil {
+	return n.asHost(ctx, func(f *fleet.Fleet, store records.Store) (err error) {
+		if n.bystander, err = connectSession(ctx, f, bystander); err != nil {
 			return fmt.Errorf("connecting the bystander: %w", err)
 		}
 		if c.prepare == nil {
 			return nil
 		}
-		return c.prepare(ctx, n, connector, store)
+		return c.prepare(ctx, n, f, store)
 	})
 }

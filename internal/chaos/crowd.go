@@ -14,8 +14,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/berth-dev/berth/host/connect"
-	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/host/fleet"
 )
 
 // Many hosts at once: each session is connected by two of them.
@@ -34,17 +33,13 @@ type crowdAnswer struct {
 // runCrowdHost connects the sessions that are its arguments, all at once.
 func runCrowdHost() int {
 	ctx := context.Background()
-	h := must(newHand("config.hcl", os.LookupEnv))
-	store := must(records.Open(ctx, records.Options{
-		URL: os.Getenv(urlVariable), Dir: os.Getenv(dirVariable), Owner: os.Getenv(ownerVariable),
-	}))
-	c := connect.New(h, crowdProvider, os.Getenv(ownerVariable), []byte(secret), store)
+	f := fleet.New(must(load("config.hcl", os.LookupEnv)), fleet.Options{})
 	var connects sync.WaitGroup
 	var printing sync.Mutex
 	for _, id := range os.Args[1:] {
 		connects.Go(func() {
 			answer := crowdAnswer{Session: id}
-			result, err := c.Connect(ctx, h.request(id), nil)
+			result, err := connectSession(ctx, f, id)
 			if answer.Sandbox = result.SandboxID; err != nil {
 				answer.Error = err.Error()
 			}
@@ -54,8 +49,7 @@ func runCrowdHost() int {
 		})
 	}
 	connects.Wait()
-	_ = h.Stop(ctx)   // its end is the harness's to see
-	_ = store.Close() // likewise
+	_ = f.Close() // its end is the harness's to see
 	return 0
 }
 

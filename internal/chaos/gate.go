@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/berth-dev/berth/host/cli"
+	"github.com/berth-dev/berth/host/fleet"
 	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/shared/provider"
@@ -44,14 +45,14 @@ func runHost() int {
 		syscall.CloseOnExec(goOnDescriptor)
 		g.told, g.goOn = os.NewFile(toldDescriptor, "steps"), os.NewFile(goOnDescriptor, "go on")
 	}
-	hooks := cli.Hooks{
-		Provider: func(p *supervise.Plugin) provider.Provider {
+	options := fleet.Options{
+		Provider: func(_ string, p *supervise.Plugin) provider.Provider {
 			g.plugin.Store(p)
 			return &steppedProvider{Plugin: p, gate: g}
 		},
 		Records: func(s records.Store) records.Store { return &steppedRecords{Store: reopened(s), gate: g} },
 	}
-	return cli.MainWithHooks(os.Args[1:], os.Stdout, os.Stderr, os.LookupEnv, hooks)
+	return cli.Main(os.Args[1:], os.Stdout, os.Stderr, os.LookupEnv, options)
 }
 
 // reopened opens the records once more where the harness wants a shorter lease than a configuration may have.
@@ -188,10 +189,10 @@ type steppedRecords struct {
 	gate *gate
 }
 
-func (s *steppedRecords) Claim(ctx context.Context, id string) (records.Lease, records.Record, error) {
+func (s *steppedRecords) Take(ctx context.Context, id string) (records.Lease, records.Record, error) {
 	var record records.Record
-	lease, err := pass(s.gate, "records.Claim", func() (lease records.Lease, err error) {
-		lease, record, err = s.Store.Claim(ctx, id)
+	lease, err := pass(s.gate, "records.Take", func() (lease records.Lease, err error) {
+		lease, record, err = s.Store.Take(ctx, id)
 		return lease, err
 	})
 	return lease, record, err

@@ -17,6 +17,7 @@ import (
 
 	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/fleet"
 	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/host/redact"
 	"github.com/berth-dev/berth/host/supervise"
@@ -35,7 +36,8 @@ type worker struct {
 // hand does what the harness itself does at a provider: prepare and clear up.
 type hand struct {
 	*supervise.Plugin
-	conf *config.Provider
+	fleet *fleet.Fleet
+	conf  *config.Provider
 }
 
 func (w *worker) cloud(ctx context.Context, name string) (*cloud, *hand, error) {
@@ -51,43 +53,41 @@ func (w *worker) cloud(ctx context.Context, name string) (*cloud, *hand, error) 
 	if err := os.WriteFile(path, []byte(w.configuration(c, w.dir, "harness", "", nil)), 0o600); err != nil {
 		return nil, nil, err
 	}
-	h, err := newHand(path, func(name string) (string, bool) {
-		for _, variable := range c.env {
-			if value, found := strings.CutPrefix(variable, name+"="); found {
-				return value, true
-			}
-		}
-		return "", false
-	})
+	conf, err := load(path, c.getenv)
+	if err != nil {
+		return nil, nil, err
+	}
+	f := fleet.New(conf, fleet.Options{})
+	plugin, err := f.Plugin(conf.Providers[0])
+	h := &hand{plugin, f, conf.Providers[0]}
 	w.hands[name] = h
 	return c, h, err
 }
 
-// newHand reads a configuration with one provider.
-func newHand(path string, getenv func(string) (string, bool)) (*hand, error) {
+// getenv looks a variable of the cloud up.
+func (c *cloud) getenv(name string) (string, bool) {
+	for _, variable := range c.env {
+		if value, found := strings.CutPrefix(variable, name+"="); found {
+			return value, true
+		}
+	}
+	return "", false
+}
+
+// load reads a configuration with one provider, whose plugin may take its time on a crowded machine.
+func load(path string, getenv func(string) (string, bool)) (*config.Config, error) {
 	conf, problems := config.Load(path, "plugins", getenv, &redact.Set{})
 	if problems.HasErrors() {
 		return nil, problems
 	}
-	p := conf.Providers[0]
-	h := &hand{conf: p}
-	h.Plugin = supervise.New(supervise.Spec{
-		Name: p.Label, Path: p.Path, Env: p.Env, MTLS: p.MTLS, StartTimeout: time.Minute,
-		Configure: func(d provider.Description) ([]byte, error) {
-			values, problems := p.PluginConfig(d)
-			if problems.HasErrors() {
-				return nil, problems
-			}
-			return values, nil
-		},
-	})
-	return h, nil
+	conf.Providers[0].StartTimeout = time.Minute
+	return conf, nil
 }
 
 func (w *worker) close() {
 	var ends sync.WaitGroup
 	for _, h := range w.hands {
-		ends.Go(func() { _ = h.Stop(context.Background()) })
+		ends.Go(func() { _ = h.fleet.Close() }) // whatever is left is found by its processes
 	}
 	ends.Wait()
 	for _, c := range w.clouds {
@@ -167,8 +167,10 @@ func (w *worker) newWorld(ctx context.Context, providerName string, onPostgres, 
 		n.mount = true
 	}
 	conf := w.configuration(c, n.state(), n.owner, n.database, map[string]string{"BERTH_CHAOS_WORLD": n.dir})
-	return n, os.WriteFile(filepath.Join(n.dir, "config.hcl"), []byte(conf), 0o600)
+	return n, os.WriteFile(n.conf(), []byte(conf), 0o600)
 }
+
+func (n *world) conf() string { return filepath.Join(n.dir, "config.hcl") }
 
 func (n *world) state() string { return filepath.Join(n.dir, "state") }
 
@@ -189,29 +191,56 @@ func (n *world) clean(ctx context.Context) (err error) {
 	return errors.Join(err, os.RemoveAll(n.dir))
 }
 
-// records opens the world's records as one more host.
-func (n *world) records(ctx context.Context) (*records.SQL, error) {
+// patiently repeats work that fails while a database server restarts.
+func (n *world) patiently(work func() error) error {
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(200 * time.Millisecond) {
-		store, err := records.Open(ctx, records.Options{Dir: n.state(), Owner: n.owner, URL: n.database})
+		err := work()
 		if err == nil || n.database == "" || time.Now().After(deadline) {
-			return store, err
+			return err
 		}
 	}
 }
 
-// asHost works as one more host does.
-func (n *world) asHost(ctx context.Context, work func(*connect.Connector, *records.SQL) error) error {
-	store, err := n.records(ctx)
+// records opens the world's records as one more host.
+func (n *world) records(ctx context.Context) (store *records.SQL, err error) {
+	err = n.patiently(func() error {
+		store, err = records.Open(ctx, records.Options{Dir: n.state(), Owner: n.owner, URL: n.database})
+		return err
+	})
+	return store, err
+}
+
+// asHost works as one more host does, whose plugin is the hand's.
+func (n *world) asHost(ctx context.Context, work func(*fleet.Fleet, records.Store) error) error {
+	conf, err := load(n.conf(), n.getenv)
 	if err != nil {
 		return err
 	}
-	err = work(connect.New(n.hand, n.provider, n.owner, []byte(secret), store), store)
-	return errors.Join(err, store.Close()) //nolint:contextcheck // it ends whatever it began
+	var store records.Store
+	f := fleet.New(conf, fleet.Options{
+		Provider: func(string, *supervise.Plugin) provider.Provider { return n.hand },
+		Records: func(opened records.Store) records.Store {
+			store = opened
+			return opened
+		},
+	})
+	err = n.patiently(func() error {
+		_, _, err := f.CheckRecords(ctx)
+		return err
+	})
+	if err == nil {
+		err = work(f, store)
+	}
+	return errors.Join(err, f.Close()) //nolint:contextcheck // it ends whatever it began
 }
 
-func (h *hand) request(id string) connect.Request {
-	p := h.conf
-	return connect.Request{Session: id, Server: p.Server, Lifetime: p.Lifetime}
+// connectSession connects a session as configured.
+func connectSession(ctx context.Context, f *fleet.Fleet, id string) (connect.Result, error) {
+	s, err := f.Session(ctx, id, "")
+	if err != nil {
+		return connect.Result{}, err
+	}
+	return s.Connect(ctx, s.Request(), nil)
 }
 
 // healthy says whether the server of a connection answers those that it was given to.

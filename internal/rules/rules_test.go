@@ -4,6 +4,8 @@ package rules
 import (
 	"encoding/json"
 	"errors"
+	"go/parser"
+	"go/token"
 	"io"
 	"os"
 	"os/exec"
@@ -53,7 +55,7 @@ func under(path string, roots ...string) bool {
 	return slices.ContainsFunc(roots, func(root string) bool { return path == root || strings.HasPrefix(path, root+"/") })
 }
 
-// floors are the packages of the lifecycle, each with all of ours that it may import.
+// floors are the packages of the engine, each with all of ours that it may import.
 var floors = map[string][]string{
 	"host/fence":    {},
 	"host/lease":    {"host/fence", "host/records", "shared/provider"},
@@ -61,6 +63,11 @@ var floors = map[string][]string{
 	"host/connect":  {"host/recovery", "host/lease", "host/records", "shared/provider"},
 	"host/sessions": {"host/connect", "host/recovery", "host/lease", "host/records", "shared/provider"},
 	"host/sweep":    {"host/sessions", "host/connect", "host/recovery", "host/records", "shared/provider"},
+	"host/fleet": {
+		"host/sweep", "host/sessions", "host/connect", "host/recovery", "host/records", "host/config", "host/supervise",
+		"shared/provider",
+	},
+	"host/wire": {"host/fleet", "host/connect", "host/sweep", "shared/provider"},
 }
 
 // noOutside are the packages that know nothing of how providers, configurations and fronts are made.
@@ -97,10 +104,10 @@ func TestEveryPartImportsOnlyWhatItMay(t *testing.T) {
 				forbidden = "only shared/provider knows the wire"
 			case under(p.ImportPath, "host") && under(path, "google.golang.org/protobuf") && p.ImportPath != "host/supervise/internal/stub":
 				forbidden = "only shared/provider knows protobuf, and the plugin that misbehaves in the supervisor's tests"
-			case p.ImportPath == "host/wire" && inside && !under(ours, "shared/provider", "host/connect", "host/records", "host/sweep"):
-				forbidden = "the public forms are made of the engine's types and know no front"
 			case p.ImportPath == "host/wire" && under(path, "github.com/spf13", "golang.org/x/term", "os", "net/http"):
 				forbidden = "the public forms are the same for every front"
+			case p.ImportPath == "host/fleet" && under(path, "github.com/spf13", "golang.org/x/term", "net/http"):
+				forbidden = "the engine is the same for every front"
 			case under(p.ImportPath, "host") && under(ours, "plugins"):
 				forbidden = "nothing in the host knows a provider"
 			}
@@ -112,6 +119,34 @@ func TestEveryPartImportsOnlyWhatItMay(t *testing.T) {
 	}
 	if seen < 10 {
 		t.Errorf("only %d packages were looked at", seen)
+	}
+}
+
+// fronts are what people and programs use berth through.
+var fronts = []string{"host/cli"}
+
+// engine are the packages that fronts leave to host/fleet.
+var engine = []string{"host/supervise", "host/records", "host/lease", "host/recovery", "host/fence"}
+
+func TestFrontsLeaveTheEngineToTheFleet(t *testing.T) {
+	t.Parallel()
+	for _, p := range packages(t) {
+		if !under(p.ImportPath, fronts...) {
+			continue
+		}
+		for _, name := range p.GoFiles {
+			file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, name), nil, parser.ImportsOnly)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, spec := range file.Imports {
+				ours := strings.TrimPrefix(strings.Trim(spec.Path.Value, `"`), module)
+				ofAuthors := strings.HasPrefix(name, "plugin_") && ours == "host/supervise" // they work on the plugin itself
+				if under(ours, engine...) && !ofAuthors {
+					t.Errorf("%s/%s imports %s: a front asks host/fleet", p.ImportPath, name, ours)
+				}
+			}
+		}
 	}
 }
 

@@ -75,7 +75,11 @@ func startWorld(t *testing.T, options cloudtest.Options) *cloudtest.World {
 		Env: map[string]string{"E2B_API_KEY": canary, "E2B_API_URL": cloud.APIURL, "E2B_SANDBOX_URL": cloud.SandboxURL},
 		Provider: func(t *testing.T, pace cloudtest.Pace, log hclog.Logger) provider.Provider {
 			t.Helper()
-			return openFor(t, cloud, timesFor(pace), log)
+			p := openFor(t, cloud, timesFor(pace), log)
+			if pace == cloudtest.Curt {
+				p.cluster.api.Limit, p.cluster.api.slow = 4*time.Second, 4*time.Second
+			}
+			return p
 		},
 		Sandboxes: func() (there []cloudtest.Sandbox) {
 			for _, s := range cloud.Sandboxes() {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -18,6 +19,7 @@ import (
 	"github.com/berth-dev/berth/plugins/e2b/sim"
 	"github.com/berth-dev/berth/plugins/internal/cloudtest"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
+	"github.com/berth-dev/berth/shared/cloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -27,18 +29,18 @@ func TestTrapTheDeadlineOfTheStartStreamKillsTheServer(t *testing.T) {
 	t.Parallel()
 	cloud, p := setup(t)
 	sandbox := cloudtest.Create(t, p, "s1")
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	endpoints, err := p.StartServer(ctx, cloudtest.StartRequest(sandbox, cloudtest.ActionServer()))
 	if err != nil {
 		t.Fatalf("StartServer: %v", err)
 	}
-	cloudtest.AwaitPing(t, p, sandbox, endpoints)
-	for _, call := range cloud.Traffic.Calls("envd.Start") {
+	for _, call := range cloud.Traffic.Calls("envd.Start") { // pings may look at the process with a deadline
 		if timeout := call.Headers["Connect-Timeout-Ms"]; timeout != nil {
 			t.Errorf("the start carries Connect-Timeout-Ms: %v", timeout)
 		}
 	}
+	cloudtest.AwaitAlive(t, p, sandbox, endpoints)
 	<-ctx.Done() // the deadline of the call has passed, and its stream is long closed
 	if result := cloudtest.Ping(t, p, sandbox, endpoints); result.Status != provider.PingAlive {
 		t.Errorf("after the deadline of the start: %+v", result)
@@ -49,26 +51,26 @@ func TestTrapTheSimulatorDoesKillAtThatDeadline(t *testing.T) {
 	t.Parallel()
 	cloud, p := setup(t)
 	sandbox := cloudtest.Create(t, p, "s1")
-	opened, _, err := p.api.connect(t.Context(), sandbox.ID, time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
-	startRaw(ctx, t, p, opened, "berth-test", "echo $$ >/home/user/pid; exec sleep 1000")
+	startRaw(ctx, t, p, sandbox.ID, "echo $$ >/home/user/pid; exec sleep 1000")
 	cloudtest.Eventually(t, "the process is killed", func() bool {
-		return inside(t, cloud, sandbox.ID, `test -s /home/user/pid && test ! -e /proc/$(cat /home/user/pid) && echo gone`) == "gone"
+		return cloudtest.Inside(t, cloud.Box(sandbox.ID), `test -s /home/user/pid && test ! -e /proc/$(cat /home/user/pid) && echo gone`) == "gone"
 	})
 }
 
 // startRaw starts a shell command through envd, without the plugin's care, and leaves its stream.
-func startRaw(ctx context.Context, t *testing.T, p *E2B, to access, tag, command string) {
+func startRaw(ctx context.Context, t *testing.T, p *E2B, id, command string) {
 	t.Helper()
-	client := connect.NewClient[envd.StartRequest, envd.StartResponse](http.DefaultClient, p.envdURL(to)+envd.ProcedureStart, connect.WithProtoJSON())
+	to, _, err := p.cluster.api.connect(t.Context(), sandbox{ID: id}, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := connect.NewClient[envd.StartRequest, envd.StartResponse](http.DefaultClient, p.cluster.envdURL(to)+envd.ProcedureStart, connect.WithProtoJSON())
 	request := connect.NewRequest(&envd.StartRequest{
-		Process: &envd.ProcessConfig{Cmd: "/bin/sh", Args: []string{"-c", command}}, Tag: proto.String(tag), Stdin: proto.Bool(false),
+		Process: &envd.ProcessConfig{Cmd: "/bin/sh", Args: []string{"-c", command}}, Tag: proto.String("berth-test"), Stdin: proto.Bool(false),
 	})
-	p.identify(request.Header(), to)
+	p.cluster.identify(request.Header(), to)
 	stream, err := client.CallServerStream(ctx, request)
 	if err != nil {
 		t.Fatal(err)
@@ -79,35 +81,24 @@ func startRaw(ctx context.Context, t *testing.T, p *E2B, to access, tag, command
 	t.Cleanup(func() { stream.Close(); http.DefaultClient.CloseIdleConnections() })
 }
 
-func TestTrapAProcessIsNotFoundByItsTagOnceThereIsAnother(t *testing.T) {
-	t.Parallel()
-	cloud, p := setup(t)
-	sandbox := cloudtest.Create(t, p, "s1")
-	opened, _, err := p.api.connect(t.Context(), sandbox.ID, time.Hour)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	startRaw(ctx, t, p, opened, "somebody-else", "exec sleep 1000")
-	for range 2 {
-		cloudtest.Start(t, newProvider(t, cloud), sandbox, cloudtest.ActionServer())
-	}
-	if n := servers(t, cloud, sandbox.ID); n != 1 {
-		t.Errorf("%d servers run", n)
-	}
-}
-
-func TestTrapTheServerIsNotListedAfterAPauseAlthoughItRuns(t *testing.T) {
+// A tag finds no process once there is another, and what ran before a pause is not listed after it.
+func TestTrapEnvdsListOfProcessesIsNotReliedOn(t *testing.T) {
 	t.Parallel()
 	cloud, p := setup(t)
 	sandbox, _ := cloudtest.Up(t, p, "s1")
-	cloudtest.Start(t, newProvider(t, cloud), sandbox, cloudtest.ActionServer())
-	if n := servers(t, cloud, sandbox.ID); n != 1 {
-		t.Errorf("%d servers run", n)
+	startRaw(t.Context(), t, p, sandbox.ID, "exec sleep 1000")
+	if err := p.Suspend(t.Context(), cloudtest.Ref(sandbox)); err != nil {
+		t.Fatal(err)
 	}
-	if n := cloud.Traffic.Count("envd.List"); n > 0 {
-		t.Errorf("envd's listing was asked %d times: it cannot be relied on", n)
+	cloudtest.Attach(t, p, "s1")
+	for range 2 {
+		cloudtest.Start(t, newProvider(t, cloud), sandbox, cloudtest.ActionServer())
+	}
+	if names := cloudtest.Inside(t, cloud.Box(sandbox.ID), "cat /proc/[0-9]*/comm"); strings.Count(names, "berth-action-s") != 1 {
+		t.Errorf("there run:\n%s", names)
+	}
+	if n := cloud.Traffic.Count("envd.List", "envd.Connect"); n > 0 {
+		t.Errorf("envd was asked %d times what runs", n)
 	}
 }
 
@@ -204,9 +195,6 @@ func TestTrapALifetimeOfZeroSecondsIsNeverSent(t *testing.T) {
 			t.Errorf("%s is sent as %d, want %d", asked, got, want)
 		}
 	}
-	if lifetimeOf(0) != defaultLifetime {
-		t.Error("without a lifetime there is no end")
-	}
 }
 
 func TestTrapMetadataFiltersAreEncodedThreeTimes(t *testing.T) {
@@ -224,26 +212,6 @@ func TestTrapMetadataFiltersAreEncodedThreeTimes(t *testing.T) {
 		if err != nil || len(listed) != 1 || listed[0].ID != made.ID || listed[0].Owner != strange {
 			t.Errorf("listed for session %q: %+v, %v", session, listed, err)
 		}
-	}
-}
-
-func TestTrapTheProxyAnswers502ForAClosedPortAPausedAndAKilledSandbox(t *testing.T) {
-	t.Parallel()
-	cloud, p := setup(t)
-	sandbox := cloudtest.Create(t, p, "s1")
-	endpoints := *sandbox.Endpoints
-	if result := cloudtest.Ping(t, p, sandbox, endpoints); result.Status != provider.PingNotYet || !strings.Contains(result.Reason, "port is not open") {
-		t.Errorf("closed port: %+v", result)
-	}
-	if err := cloud.Pause(sandbox.ID); err != nil {
-		t.Fatal(err)
-	}
-	if result := cloudtest.Ping(t, newProvider(t, cloud), sandbox, endpoints); result.Status != provider.PingStopped {
-		t.Errorf("paused: %+v", result)
-	}
-	cloud.Kill(sandbox.ID)
-	if result := cloudtest.Ping(t, newProvider(t, cloud), sandbox, endpoints); result.Status != provider.PingGone {
-		t.Errorf("killed: %+v", result)
 	}
 }
 
@@ -280,38 +248,68 @@ func TestTrapADomainInTheAnswerWinsOverTheConfiguration(t *testing.T) {
 	cloud := newCloud(t, sim.Options{Domain: "eu.example.dev"})
 	p := newProvider(t, cloud, func(c *Config, _ *times) { c.SandboxURL = "" })
 	sandbox := cloudtest.Create(t, p, "s1")
-	if want := "https://8000-" + sandbox.ID + ".eu.example.dev"; sandbox.Endpoints.Server.URL != want {
-		t.Errorf("URL %s, want %s", sandbox.Endpoints.Server.URL, want)
+	endpoint := cloudtest.Attach(t, p, "s1").Endpoints.Server
+	if want := "https://8000-" + sandbox.ID + ".eu.example.dev"; endpoint.URL != want {
+		t.Errorf("URL %s, want %s", endpoint.URL, want)
 	}
-	if _, has := sandbox.Endpoints.Server.Headers["E2b-Sandbox-Id"]; has {
+	if _, has := endpoint.Headers["E2b-Sandbox-Id"]; has {
 		t.Error("the host name says which sandbox is meant, and so does a header")
 	}
 }
 
 func TestTrapAnOldEnvdNeedsToBeToldTheUser(t *testing.T) {
 	t.Parallel()
-	p := newE2B(Config{Domain: "e2b.app"}, hclog.NewNullLogger(), paces(cloudtest.Brisk))
-	defer p.Close()
+	p := reaching(t, Config{})
 	for version, want := range map[string]string{"0.3.9": "Basic dXNlcjo=", "v0.4.0": "", "0.6.13": "", "": ""} {
 		header := http.Header{}
-		p.identify(header, access{SandboxID: "i1", EnvdVersion: version})
+		p.cluster.identify(header, sandbox{ID: "i1", access: access{EnvdVersion: version}})
 		if got := header.Get("Authorization"); got != want {
 			t.Errorf("envd %q: Authorization %q, want %q", version, got, want)
 		}
 	}
 }
 
-func TestTrapAUserThatIsNotThereIsADenial(t *testing.T) {
+func TestTrapAUserThatIsNotThereIsAMistakeInTheConfiguration(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{})
 	p := newProvider(t, cloud, func(c *Config, _ *times) { c.User = "nobody-here" })
 	sandbox := cloudtest.Create(t, p, "s1")
-	cloudtest.WantCode(t, cloudtest.Err(p.StartServer(t.Context(), cloudtest.StartRequest(sandbox, cloudtest.ActionServer()))), provider.CodeDenied)
+	cloudtest.WantCode(t, cloudtest.Err(p.StartServer(t.Context(), cloudtest.StartRequest(sandbox, cloudtest.ActionServer()))), provider.CodeInvalid)
+}
+
+func TestTrapOnlyTheNewestSandboxesAreOnTheFirstPage(t *testing.T) {
+	t.Parallel()
+	cloud, p := setup(t)
+	first := cloudtest.Create(t, p, "s1")
+	for range 120 { // of the same owner, so that the owner's filter does not help
+		if _, err := cloud.Seed(cloudtest.CreateRequest("other").AllLabels()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if listed, err := p.List(t.Context(), provider.ListRequest{Owner: cloudtest.Owner}); err != nil || len(listed) != 121 {
+		t.Errorf("%d listed, %v", len(listed), err)
+	}
+	if found := cloudtest.Attach(t, newProvider(t, cloud), "s1"); found.ID != first.ID {
+		t.Errorf("%+v", found)
+	}
+}
+
+func TestTrapASandboxIsListedLateAndAttachedByItsIDBefore(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{ListLag: time.Hour})
+	sandbox := cloudtest.Create(t, newProvider(t, cloud), "s1")
+	p, request := newProvider(t, cloud), cloudtest.AttachRequest("s1")
+	cloudtest.WantCode(t, cloudtest.Err(p.Attach(t.Context(), request)), provider.CodeNotFound)
+	request.SandboxID = sandbox.ID
+	found, err := p.Attach(t.Context(), request)
+	if err != nil || found.ID != sandbox.ID || found.Origin != provider.OriginAttached {
+		t.Errorf("%+v, %v", found, err)
+	}
 }
 
 func TestTrapACreateWhoseAnswerIsLostAndIsListedLateDoesNotMakeASecondSandbox(t *testing.T) {
 	t.Parallel()
-	cloud := newCloud(t, sim.Options{ListLag: 2 * time.Second}) // longer than the plugin looks
+	cloud := newCloud(t, sim.Options{ListLag: 400 * time.Millisecond}) // longer than the plugin looks
 	cloud.Traffic.Fail(simcloud.Fault{Operation: "create", Count: 1, Drop: true, After: true})
 	sandbox := cloudtest.Create(t, newProvider(t, cloud), "s1")
 	if left := cloud.Sandboxes(); len(left) != 1 || left[0].ID != sandbox.ID || cloud.Traffic.Count("create") != 2 {
@@ -337,22 +335,6 @@ func TestTrapTheWireNamesOfACreateAreE2Bs(t *testing.T) {
 	}
 }
 
-// servers counts the action servers in a sandbox.
-func servers(t *testing.T, cloud *sim.Cloud, id string) int {
-	t.Helper()
-	return strings.Count(inside(t, cloud, id, "cat /proc/[0-9]*/comm"), "berth-action-s")
-}
-
-// inside runs a shell command in a sandbox and gives what it printed.
-func inside(t *testing.T, cloud *sim.Cloud, id, command string) string {
-	t.Helper()
-	_, output, err := cloud.Box(id).Run(t.Context(), "sh", "-c", command)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.TrimSpace(string(output.Bytes(simcloud.Both)))
-}
-
 func TestAPublicSandboxHasNoToken(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{})
@@ -372,18 +354,6 @@ func TestASandboxThatTurnsOutPublicIsRefusedAndRemoved(t *testing.T) {
 	cloudtest.WantCode(t, err, provider.CodeFailed)
 	if left := cloud.Sandboxes(); len(left) > 0 {
 		t.Errorf("left: %+v", left)
-	}
-}
-
-func TestAWorkingDirectoryThatIsNotThereIsAnInvalidRequest(t *testing.T) {
-	t.Parallel()
-	_, p := setup(t)
-	sandbox := cloudtest.Create(t, p, "s1")
-	server := cloudtest.ActionServer()
-	server.Workdir = "/nowhere"
-	e := cloudtest.WantCode(t, cloudtest.Err(p.StartServer(t.Context(), cloudtest.StartRequest(sandbox, server))), provider.CodeInvalid)
-	if !strings.Contains(e.Message, "/nowhere") {
-		t.Errorf("the message does not name it: %v", e)
 	}
 }
 
@@ -452,47 +422,47 @@ func TestAnEnvdThatIsTooOldIsRefusedAndItsSandboxRemoved(t *testing.T) {
 	}
 }
 
-func TestTheSecondLookEndsWhenTheServerListens(t *testing.T) {
-	t.Parallel()
-	cloud := newCloud(t, sim.Options{})
-	p := newProvider(t, cloud, func(_ *Config, t *times) { t.secondLook = time.Hour })
-	cloudtest.Up(t, p, "s1")
-}
-
-// answering gives a provider whose control API always answers this.
-func answering(t *testing.T, handler http.HandlerFunc, changes ...func(*times)) *E2B {
+// reaching returns the plugin with a configuration that names servers of a test's own.
+func reaching(t *testing.T, config Config) *E2B {
 	t.Helper()
-	server := httptest.NewServer(handler)
-	t.Cleanup(server.Close)
-	times := paces(cloudtest.Brisk)
-	for _, change := range changes {
-		change(&times)
-	}
-	p := newE2B(Config{APIKey: canary, Domain: "e2b.app", APIURL: server.URL, Template: "base"}, hclog.NewNullLogger(), times)
+	config.APIKey, config.Domain, config.Template = canary, "e2b.app", "base"
+	p := newE2B(config, hclog.NewNullLogger(), timesFor(cloudtest.Brisk))
 	t.Cleanup(func() { p.Close() })
 	return p
 }
 
+// serve starts a server that lives as long as the test, and returns its URL.
+func serve(t *testing.T, handler http.HandlerFunc) string {
+	t.Helper()
+	server := httptest.NewServer(handler)
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
+// answering returns the plugin with a control API that always answers this.
+func answering(t *testing.T, handler http.HandlerFunc) *E2B {
+	t.Helper()
+	return reaching(t, Config{APIURL: serve(t, handler)})
+}
+
+func TestTrapARedirectDoesNotCarryTheAPIKeyAway(t *testing.T) {
+	t.Parallel()
+	elsewhere := serve(t, func(_ http.ResponseWriter, r *http.Request) { t.Errorf("%s was redirected", r.Method) })
+	p := answering(t, http.RedirectHandler(elsewhere, http.StatusTemporaryRedirect).ServeHTTP)
+	cloudtest.WantCode(t, cloudtest.Err(p.cluster.api.get(t.Context(), "i1")), provider.CodeUnreachable)
+	cloudtest.WantCode(t, cloudtest.Err(p.cluster.api.create(t.Context(), newSandbox{}, "key")), provider.CodeUnreachable)
+}
+
 func TestACallEndsWithItsContextAndSaysWhy(t *testing.T) {
 	t.Parallel()
-	release := make(chan struct{})
-	hang := func(_ http.ResponseWriter, r *http.Request) {
-		select {
-		case <-r.Context().Done():
-		case <-release:
-		}
-	}
-	defer close(release)
-	p := answering(t, hang)
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	cloudtest.WantCode(t, cloudtest.Err(p.api.get(ctx, "i1")), provider.CodeTimeout)
-	ctx, cancel = context.WithCancel(t.Context())
+	p := answering(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	get := func(ctx context.Context) error { return cloudtest.Err(p.cluster.api.get(ctx, "i1")) }
+	cloudtest.WantCode(t, get(cloudtest.Within(t, 50*time.Millisecond)), provider.CodeTimeout)
+	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(20*time.Millisecond, cancel)
-	cloudtest.WantCode(t, cloudtest.Err(p.api.get(ctx, "i1")), provider.CodeCanceled)
-
-	impatient := answering(t, hang, func(t *times) { t.call = 20 * time.Millisecond })
-	if e := cloudtest.WantCode(t, cloudtest.Err(impatient.api.get(t.Context(), "i1")), provider.CodeUnreachable); !strings.Contains(e.Message, "did not answer within 20ms") {
+	cloudtest.WantCode(t, get(ctx), provider.CodeCanceled)
+	p.cluster.api.Limit = 20 * time.Millisecond
+	if e := cloudtest.WantCode(t, get(t.Context()), provider.CodeUnreachable); !strings.Contains(e.Message, "no answer within 20ms") {
 		t.Errorf("message: %v", e)
 	}
 }
@@ -501,8 +471,7 @@ func TestAnUnreachableAPIIsNotTakenForAMissingSandbox(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(nil)
 	server.Close()
-	p := newE2B(Config{APIKey: canary, Domain: "e2b.app", APIURL: server.URL, Template: "base"}, hclog.NewNullLogger(), paces(cloudtest.Brisk))
-	defer p.Close()
+	p := reaching(t, Config{APIURL: server.URL})
 	cloudtest.WantCode(t, cloudtest.Err(p.Attach(t.Context(), cloudtest.AttachRequest("s1"))), provider.CodeUnreachable)
 	cloudtest.WantCode(t, p.Destroy(t.Context(), provider.SandboxRef{Owner: cloudtest.Owner, SandboxID: "i1"}), provider.CodeUnreachable)
 }
@@ -521,9 +490,92 @@ func TestWhatIsNoSandboxIDIsNotSentAnywhere(t *testing.T) {
 	t.Parallel()
 	p := answering(t, func(_ http.ResponseWriter, r *http.Request) { t.Errorf("%s %s", r.Method, r.URL) })
 	for _, id := range []string{"", "../teams", "I1", "i1.evil.example", "i1/x"} {
-		bad := provider.SandboxRef{Owner: cloudtest.Owner, SandboxID: id}
-		cloudtest.WantCode(t, p.Destroy(t.Context(), bad), provider.CodeInvalid)
-		cloudtest.WantCode(t, cloudtest.Err(p.StartServer(t.Context(), provider.StartServerRequest{Owner: cloudtest.Owner, SandboxID: id})), provider.CodeInvalid)
-		cloudtest.WantCode(t, cloudtest.Err(p.Ping(t.Context(), provider.PingRequest{Owner: cloudtest.Owner, SandboxID: id})), provider.CodeInvalid)
+		bad := provider.Sandbox{Owner: cloudtest.Owner, ID: id}
+		cloudtest.WantCode(t, p.Destroy(t.Context(), cloudtest.Ref(bad)), provider.CodeInvalid)
+		cloudtest.WantCode(t, cloudtest.Err(p.StartServer(t.Context(), cloudtest.StartRequest(bad, cloudtest.ActionServer()))), provider.CodeInvalid)
+	}
+}
+
+func TestTheAPIIsFoundInTheDomain(t *testing.T) {
+	t.Parallel()
+	p, err := open(t.Context(), Config{APIKey: canary, Domain: "e2b.example"}, hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if got := p.cluster.api.Base; got != "https://api.e2b.example" {
+		t.Errorf("it is at %s", got)
+	}
+}
+
+// frame is a message of a stream as envd sends it.
+func frame(flags byte, message string) string {
+	return string(binary.BigEndian.AppendUint32([]byte{flags}, uint32(len(message)))) + message
+}
+
+// endOfStream marks the frame that ends a stream.
+const endOfStream = 2
+
+// runScript runs a script in a sandbox whose envd always answers this.
+func runScript(t *testing.T, handler http.HandlerFunc) (string, error) {
+	t.Helper()
+	p := reaching(t, Config{SandboxURL: serve(t, handler)})
+	return p.cluster.Run(t.Context(), sandbox{ID: "i1", access: access{EnvdToken: "envd-token"}}, cloud.Script{})
+}
+
+func TestTrapAnExitCodeOfZeroIsLeftOutOnTheWire(t *testing.T) {
+	t.Parallel()
+	output, err := runScript(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/connect+json")
+		fmt.Fprint(w, frame(0, `{"event":{"start":{"pid":7}}}`), frame(0, `{"event":{"data":{"stdout":"ZG9uZQ=="}}}`),
+			frame(0, `{"event":{"end":{"exited":true,"status":"exit status 0"}}}`), frame(endOfStream, `{}`))
+	})
+	if output != "done" || err != nil {
+		t.Errorf("%q, %v", output, err)
+	}
+}
+
+func TestFailuresOfEnvdAreClassified(t *testing.T) {
+	t.Parallel()
+	const command = "exec: sh -c a command that is long "
+	for name, test := range map[string]struct {
+		status    int
+		headers   map[string]string
+		body      string
+		code      provider.Code
+		retryable bool
+		text      string // the end of the message
+	}{
+		"wrong token":        {status: 401, body: `{"code":401,"message":"unauthorized access"}`, code: provider.CodeDenied, text: "unauthorized access"},
+		"exchanged":          {status: 401, body: `{"code":401,"message":"not initialized"}`, code: provider.CodeUnreachable, retryable: true},
+		"no such user":       {status: 401, body: `{"code":"unauthenticated","message":"invalid username: 'x'"}`, code: provider.CodeInvalid, text: "'x'"},
+		"paused or gone":     {status: 502, body: `{"sandboxId":"i1","message":"The sandbox was not found","code":502}`, code: provider.CodeNotFound},
+		"envd down":          {status: 502, body: `{"sandboxId":"i1","message":"The sandbox is running but port is not open"}`, code: provider.CodeUnreachable, retryable: true},
+		"between two states": {status: 409, body: `{"sandboxId":"i1","message":"still transitioning"}`, code: provider.CodeState, retryable: true},
+		"too many":           {status: 429, headers: map[string]string{"Retry-After": "1"}, body: `{"message":"x"}`, code: provider.CodeExhausted, retryable: true},
+		"a stream's error": {
+			status: 200, body: frame(endOfStream, `{"error":{"code":"invalid_argument","message":"`+strings.Repeat(command, 100)+`: argument list too long"}}`),
+			code: provider.CodeInvalid, text: "argument list too long",
+		},
+		"an echo of our secrets": {status: 403, body: `{"message":"` + canary + ` and envd-token"}`, code: provider.CodeDenied, text: "... and ..."},
+		"cut off":                {status: 200, code: provider.CodeUnreachable, retryable: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := runScript(t, func(w http.ResponseWriter, _ *http.Request) {
+				for name, value := range test.headers {
+					w.Header().Set(name, value)
+				}
+				if test.status == http.StatusOK {
+					w.Header().Set("Content-Type", "application/connect+json")
+				}
+				w.WriteHeader(test.status)
+				fmt.Fprint(w, test.body)
+			})
+			e := cloudtest.WantCode(t, err, test.code)
+			if e.Retryable != test.retryable || !strings.HasSuffix(e.Message, test.text) || len(e.Message) > 400 {
+				t.Errorf("retryable %v: %s", e.Retryable, e.Message)
+			}
+		})
 	}
 }

@@ -1,6 +1,7 @@
 package cloud
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -60,26 +61,31 @@ func (p *Provider[B]) find(ctx context.Context, owner, session string) ([]B, err
 	}
 	slices.SortFunc(present, func(a, b B) int {
 		x, y := p.cloud.Describe(a), p.cloud.Describe(b)
-		switch runs := x.State == provider.StateRunning; {
-		case runs != (y.State == provider.StateRunning) && runs, runs == (y.State == provider.StateRunning) && older(x, y):
-			return -1
-		}
-		return 1
+		return cmp.Or(compareRunning(x, y), compareAge(x, y))
 	})
 	return present, nil
 }
 
-func older(a, b provider.Sandbox) bool {
-	if !a.CreatedAt.Equal(b.CreatedAt) {
-		return a.CreatedAt.Before(b.CreatedAt)
+// compareRunning orders a sandbox that runs before one that does not.
+func compareRunning(a, b provider.Sandbox) int {
+	runs := func(s provider.Sandbox) int {
+		if s.State == provider.StateRunning {
+			return 0
+		}
+		return 1
 	}
-	return a.ID < b.ID
+	return cmp.Compare(runs(a), runs(b))
+}
+
+// compareAge orders sandboxes by age, the oldest first, so that every process agrees on it.
+func compareAge(a, b provider.Sandbox) int {
+	return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID))
 }
 
 func oldestOf[B any](c Cloud[B], boxes []B) *B {
 	var oldest *B
 	for i := range boxes {
-		if oldest == nil || older(c.Describe(boxes[i]), c.Describe(*oldest)) {
+		if oldest == nil || compareAge(c.Describe(boxes[i]), c.Describe(*oldest)) < 0 {
 			oldest = &boxes[i]
 		}
 	}

@@ -40,8 +40,8 @@ func unnamed(err error) error {
 	return &e
 }
 
-// stillborn is the error about a new sandbox that ended on its way up: for the caller of Create nothing is missing.
-func stillborn(err error) error {
+// neverRan is the error about a new sandbox that ended on its way up: for the caller of Create nothing is missing.
+func neverRan(err error) error {
 	if provider.CodeOf(err) != provider.CodeNotFound {
 		return err
 	}
@@ -75,7 +75,7 @@ func (c *creation[B]) create(ctx context.Context) (provider.Sandbox, error) {
 	}
 	box, _, err = bring(ctx, box, c.req.Lifetime)
 	if err != nil {
-		return provider.Sandbox{}, stillborn(err)
+		return provider.Sandbox{}, neverRan(err)
 	}
 	c.made = &box
 	if !c.options.UniqueNames {
@@ -185,7 +185,7 @@ func (c *creation[B]) giveWay(ctx context.Context, made B) (provider.Sandbox, er
 			c.remember(made)
 			return c.result(made, provider.OriginCreated), nil
 		}
-		if oldest := oldestOf(c.cloud, rivals); oldest != nil && (listed && older(c.cloud.Describe(*oldest), mine) || late) {
+		if oldest := oldestOf(c.cloud, rivals); oldest != nil && (listed && compareAge(c.cloud.Describe(*oldest), mine) < 0 || late) {
 			sandbox, err := c.adopt(ctx, []B{*oldest}, c.req.Lifetime)
 			switch provider.CodeOf(err) {
 			case "":

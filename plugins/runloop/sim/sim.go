@@ -42,7 +42,6 @@ type Cloud struct {
 	options Options
 	api     *simcloud.Server
 	tunnels *simcloud.Server
-	control *simcloud.Server
 
 	ctx     context.Context // cancelled by Close
 	cancel  context.CancelFunc
@@ -74,7 +73,6 @@ func Start(options Options) (*Cloud, error) {
 	}
 	c.api = serve(c.apiHandler())
 	c.tunnels = serve(c.tunnelHandler())
-	c.control = serve(simcloud.Control(&c.Traffic, func() any { return c.Devboxes() }))
 	if err != nil {
 		c.Close()
 		return nil, err
@@ -86,7 +84,7 @@ func Start(options Options) (*Cloud, error) {
 // Close shuts down the cloud and destroys its devboxes.
 func (c *Cloud) Close() {
 	c.cancel()
-	for _, server := range []*simcloud.Server{c.api, c.tunnels, c.control} {
+	for _, server := range []*simcloud.Server{c.api, c.tunnels} {
 		if server != nil {
 			server.Close()
 		}
@@ -108,8 +106,10 @@ func (c *Cloud) Environment() map[string]string {
 	}
 }
 
-// ControlURL returns the URL of the API for scripts: see [simcloud.Control].
-func (c *Cloud) ControlURL() string { return c.control.URL }
+// Control returns the API for scripts: see [simcloud.Control].
+func (c *Cloud) Control() http.Handler {
+	return simcloud.Control(&c.Traffic, func() any { return c.Devboxes() })
+}
 
 // TunnelsURL returns the URL of the tunnels: /PORT-KEY/..., or any path with PORT-KEY.tunnel.ANYTHING as the host.
 func (c *Cloud) TunnelsURL() string { return c.tunnels.URL }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/berth-dev/berth/host/fleet"
 	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/host/wire"
 	"github.com/berth-dev/berth/shared/provider"
@@ -29,7 +30,7 @@ func (a *app) providersCommand() *cobra.Command {
 			}
 			var files []pluginFile
 			for _, p := range a.conf.Providers {
-				files = append(files, pluginFile{name: p.Label, spec: a.spec(p)})
+				files = append(files, pluginFile{name: p.Label, spec: a.fleet.Spec(p)})
 			}
 			return a.printPlugins(c.Context(), [2]string{"PROVIDER", "PLUGIN"}, files)
 		}),
@@ -75,7 +76,7 @@ documentation.`,
 				if err := a.load(); err != nil {
 					return err
 				}
-				d, err := a.describe(c.Context(), a.bareSpec(args[0]))
+				d, err := fleet.Describe(c.Context(), a.bareSpec(args[0]))
 				if err != nil {
 					return err
 				}
@@ -108,18 +109,6 @@ func (a *app) bareSpec(nameOrPath string) supervise.Spec {
 	return spec
 }
 
-// describe starts a plugin, asks what it is, and stops it.
-func (a *app) describe(ctx context.Context, spec supervise.Spec) (provider.Description, error) {
-	plugin := supervise.New(spec)
-	description, err := plugin.Describe(ctx)
-	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
-	defer cancel()
-	if stopError := plugin.Stop(stop); err == nil {
-		err = stopError
-	}
-	return description, pluginFailure(spec.Name, err)
-}
-
 func (a *app) printPlugins(ctx context.Context, headings [2]string, files []pluginFile) error {
 	entries := make([]wire.Plugin, len(files))
 	codes := make([]int, len(files))
@@ -135,7 +124,7 @@ func (a *app) printPlugins(ctx context.Context, headings [2]string, files []plug
 			if e.Checksum = a.checksumState(file.spec, e.SHA256); file.unknown {
 				return
 			}
-			d, err := a.describe(ctx, file.spec)
+			d, err := fleet.Describe(ctx, file.spec)
 			if err != nil {
 				f, code := a.failure(commandError{err})
 				e.Error, codes[i] = &f, code
