@@ -521,7 +521,7 @@ func (c *Cloud) suspend(b *box) {
 	})
 }
 
-// resume wakes a suspended devbox. The mutex is held.
+// resume wakes a suspended devbox. The caller must have locked the mutex.
 func (c *Cloud) resume(b *box) {
 	b.turn++
 	c.later(b, c.options.LazyStatus, func() {
