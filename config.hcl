@@ -1,6 +1,6 @@
-# The configuration of berth. As it stands it does what berth does without any file: sandboxes are processes on this
-# machine. Lines that begin with "#|" are examples; remove these two characters to use them. Everything is explained in
-# docs/configuration.md, and `berth config check` says what is wrong.
+# The configuration of berth. As it is, berth does the same as without a file: sandboxes are processes on this machine.
+# Lines that begin with "#|" are examples; remove these two characters to use them. Everything is explained in
+# docs/configuration.md, and `berth config check` reports mistakes.
 
 host {
   # Where plugins are. Default: "plugins" beside the berth executable.
@@ -12,7 +12,7 @@ host {
   # The provider to use when --provider is not given. Needed once there are several.
   #| provider = "local"
 
-  # What session keys are derived from. Give it, and the owner, when several machines serve the same sessions.
+  # What session keys are derived from. Set it, and the owner, when several machines serve the same sessions.
   #| secret = env("BERTH_SECRET")
   #| owner  = "my-team"
 
@@ -20,21 +20,21 @@ host {
   log_level = "warn"
 }
 
-# The records of who owns which sandbox. Default: a file in state_dir, for all berth processes of one machine. Several
-# machines share a PostgreSQL database. A host that was not heard of for the length of a lease is replaced by others.
+# Where the records of sessions and their sandboxes are. Default: a file in state_dir, for all berth processes of one
+# machine. Several machines share a PostgreSQL database. When a host has not renewed its lease in time, others take over.
 #| state {
 #|   url   = env("BERTH_STATE_URL")
 #|   lease = "30s"
 #| }
 
-# What is started in every sandbox. A preset knows a server's command, port, health path and key: action-server (the
+# The action server of every sandbox. A preset sets a server's command, port, health path and key: action-server (the
 # example in this repository), openhands, agent-server, swe-rex, or custom with a command and a port of your own.
 server {
   preset = "action-server"
 }
 
-# How long to wait for that server. The first probe is sent at once, the next ones in quick succession, then at longer
-# and longer intervals up to this one.
+# How long to wait for that server. The first ping is sent at once, and the pauses between pings grow up to this
+# interval.
 health {
   timeout  = "120s"
   interval = "1s"
@@ -49,7 +49,7 @@ timeouts {
 }
 
 # Each provider block is one plugin process. Its config block belongs to the plugin: `berth plugin describe NAME` lists
-# what may stand in it.
+# its attributes.
 provider "local" {}
 
 # The clouds. Without a config block each takes its credentials from the environment variables its own tools use:

@@ -15,15 +15,15 @@ import (
 const (
 	defaultTimeout = 120 * time.Second
 	maxTimeout     = 24 * time.Hour
-	// maxFile bounds what one "read" returns.
+	// maxFile is the most that a "read" returns, in bytes.
 	maxFile = 16 << 20
 )
 
-// action is what a client asks for. Arguments that change nothing here, such as an agent's thoughts, are ignored;
-// arguments that would change the outcome and cannot be honoured are refused.
+// action is a client's request. Arguments without effect here, such as an agent's thoughts, are ignored. Arguments that
+// would change the outcome but are not supported are refused.
 type action struct {
 	Action string `json:"action"`
-	// Timeout of "run" in seconds. V0 clients put it here, others into the arguments.
+	// Timeout of "run", in seconds. V0 clients put it here, others into the arguments.
 	Timeout *float64 `json:"timeout"`
 	Args    struct {
 		Command string   `json:"command"`
@@ -40,8 +40,8 @@ type action struct {
 	} `json:"args"`
 }
 
-// observation is the answer. Extras holds exactly what V0 clients know for the kind of observation: they pass it on to
-// a constructor that takes nothing else.
+// observation is the answer. Extras has exactly the fields that V0 clients know for the kind of observation: they pass
+// them to a constructor that accepts no others.
 type observation struct {
 	Observation string         `json:"observation"`
 	Content     string         `json:"content"`
@@ -50,9 +50,9 @@ type observation struct {
 	Success     *bool          `json:"success,omitempty"`
 }
 
-// metadata of a command that ran.
+// metadata of a command.
 type metadata struct {
-	// ExitCode is -1 for a command that was ended, and 128 plus the signal for one that a signal killed.
+	// ExitCode is -1 for a command that was cut off, and 128 plus the signal for one that was killed by a signal.
 	ExitCode   int    `json:"exit_code"`
 	PID        int    `json:"pid"`
 	WorkingDir string `json:"working_dir"`
@@ -65,7 +65,7 @@ func failure(format string, args ...any) observation {
 	return observation{Observation: "error", Content: text, Message: text, Extras: map[string]any{"error_id": ""}}
 }
 
-// execute does what is asked. It stops when ctx ends.
+// execute executes an action. It stops when ctx ends.
 func (s *server) execute(ctx context.Context, a action) observation {
 	switch a.Action {
 	case "run":
@@ -147,7 +147,7 @@ func (s *server) read(a action) observation {
 	}
 }
 
-// write replaces the whole file and makes the directories above it.
+// write replaces the whole file. It creates missing directories.
 func (s *server) write(a action) observation {
 	path, problem := s.file(a)
 	if problem != "" {
@@ -166,7 +166,7 @@ func (s *server) write(a action) observation {
 	}
 }
 
-// file gives the path a read or write is about, or says why it cannot be used.
+// file returns the path of a read or write, or the problem with it.
 func (s *server) file(a action) (path, problem string) {
 	whole := a.Args.Start <= 0 && (a.Args.End == nil || *a.Args.End == -1) && len(a.Args.ViewRange) == 0
 	switch {
@@ -176,14 +176,14 @@ func (s *server) file(a action) (path, problem string) {
 		return "", "this server reads and writes whole files: leave out start, end and view_range"
 	}
 	path = s.resolve(a.Args.Path)
-	// Opening a pipe or a device could block for ever.
+	// Opening a pipe or a device could block forever.
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
 		return "", path + " is not a regular file"
 	}
 	return path, ""
 }
 
-// resolve makes a path absolute. It confines nothing: that is the sandbox's job.
+// resolve makes a path absolute. It restricts nothing, because that is the sandbox's task.
 func (s *server) resolve(path string) string {
 	if filepath.IsAbs(path) {
 		return filepath.Clean(path)

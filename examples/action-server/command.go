@@ -11,10 +11,10 @@ import (
 )
 
 const (
-	// outputHalf is how much is kept of each end of a command's output.
+	// outputHalf is how many bytes are kept from each end of a command's output.
 	outputHalf = 128 << 10
-	// pipeGrace is how long output is still read after the command's shell has ended. Something left in the background
-	// may hold the pipe for ever.
+	// pipeGrace is how long output is read after the command's shell has ended. A background process may keep the pipe
+	// open forever.
 	pipeGrace = 250 * time.Millisecond
 )
 
@@ -22,13 +22,13 @@ type commandResult struct {
 	output   string
 	exitCode int
 	pid      int
-	// note says, for people, why the command has no exit code of its own.
+	// note tells people why the command has no exit code of its own.
 	note string
 }
 
-// command runs one command line in a shell and in a process group of its own. When the timeout passes or ctx ends the
-// whole group is killed. What an ended command left in the background goes on until the server stops; it should
-// write somewhere else than to the output, which is closed.
+// command runs a command line in a shell with its own process group. When the timeout passes or ctx ends, the whole
+// group is killed. Background processes of a command that ended by itself go on until the server stops. They should not
+// write to the output, which is closed.
 func (s *server) command(ctx context.Context, line, dir string, timeout time.Duration) (commandResult, error) {
 	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -42,7 +42,7 @@ func (s *server) command(ctx context.Context, line, dir string, timeout time.Dur
 	if err := shell.Start(); err != nil {
 		return commandResult{}, err
 	}
-	_ = shell.Wait() // the process state and limited say all there is to know
+	_ = shell.Wait() // the process state and limited have the result
 	group := shell.Process.Pid
 
 	result := commandResult{output: output.String(), exitCode: exitCode(shell.ProcessState), pid: group}
@@ -55,7 +55,7 @@ func (s *server) command(ctx context.Context, line, dir string, timeout time.Dur
 	default:
 		result.note = fmt.Sprintf("\n[The command was ended because it ran longer than %s.]", timeout)
 	}
-	_ = endGroup(group) // also when the shell itself was faster than the timeout
+	_ = endGroup(group) // even if the shell ended before the timeout
 	result.exitCode = -1
 	return result, nil
 }
@@ -76,7 +76,7 @@ func exitCode(state *os.ProcessState) int {
 
 func endGroup(group int) error { return syscall.Kill(-group, syscall.SIGKILL) }
 
-// keepLeftovers remembers a group that still has processes, and forgets those that have none any more.
+// keepLeftovers remembers a group that still has processes, and drops those that are empty.
 func (s *server) keepLeftovers(group int) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
@@ -88,7 +88,7 @@ func (s *server) keepLeftovers(group int) {
 	}
 }
 
-// endLeftovers ends what commands left in the background.
+// endLeftovers kills the background processes of commands.
 func (s *server) endLeftovers() {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
@@ -108,7 +108,7 @@ func (b *boundedOutput) Write(p []byte) (int, error) {
 	n := min(len(p), outputHalf-len(b.head))
 	b.head = append(b.head, p[:n]...)
 	b.tail = append(b.tail, p[n:]...)
-	if excess := len(b.tail) - outputHalf; excess > outputHalf { // trimmed now and then, not at every write
+	if excess := len(b.tail) - outputHalf; excess > outputHalf { // trim from time to time, not at every write
 		b.drop(excess)
 	}
 	return written, nil
@@ -119,7 +119,7 @@ func (b *boundedOutput) drop(n int) {
 	b.dropped += n
 }
 
-// String gives what was kept as valid UTF-8, without the line ends at its end.
+// String returns what was kept, as valid UTF-8 without trailing line breaks.
 func (b *boundedOutput) String() string {
 	if excess := len(b.tail) - outputHalf; excess > 0 {
 		b.drop(excess)

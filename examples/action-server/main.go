@@ -1,14 +1,14 @@
-// Command berth-action-server executes an agent's actions inside a sandbox: it runs commands and reads and writes
-// files for whoever holds the session's key. It speaks the wire form of OpenHands' V0 action execution server, so a
-// client of that one can use it, and it is small on purpose:
+// Command berth-action-server executes an agent's actions inside a sandbox: it runs commands and reads and writes files
+// for clients that have the session's key. It speaks the protocol of OpenHands' V0 action execution server, so clients
+// of that server can use it. It is small on purpose:
 //
 //	GET  /alive           {"status":"ok"} once it is ready; no key needed
 //	GET  /server_info     uptime, idle time, resources; no key needed
 //	POST /execute_action  {"action":{"action":"run","args":{"command":"..."}}}, or "read", or "write"
 //
-// Every command gets a shell of its own: a "cd" does not carry over to the next one, "cwd" in the arguments says where
-// to run. It confines nothing: what the sandbox allows, a command may do. The key guards the server against the
-// network, not against the code it runs.
+// Every command runs in its own shell: "cd" does not affect the next command; use the argument "cwd" instead. The
+// server restricts nothing: a command may do what the sandbox allows. The key protects the server from the network, not
+// from the code it runs.
 package main
 
 import (
@@ -28,15 +28,15 @@ import (
 )
 
 const (
-	// stopGrace is what requests under way get to finish after a SIGTERM. Then their commands are ended.
+	// stopGrace is how long requests in progress may take after a SIGTERM. Then their commands are killed.
 	stopGrace = 3 * time.Second
-	// endGrace is what they get to answer after that.
+	// endGrace is how long they may then take to answer.
 	endGrace = time.Second
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	context.AfterFunc(ctx, stop) // a second signal kills the process
 	os.Exit(run(ctx, os.Args[1:], os.Stderr))
 }
 
@@ -66,7 +66,7 @@ type options struct {
 	initDelay time.Duration
 }
 
-// parse reads flags and environment. It takes SESSION_API_KEY out of the environment, so that commands do not inherit
+// parse parses flags and environment. It removes SESSION_API_KEY from the environment, so that commands do not inherit
 // it and print it by accident.
 func parse(args []string, stderr io.Writer) (options, error) {
 	o := options{key: os.Getenv("SESSION_API_KEY")}
@@ -105,8 +105,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	return o, nil
 }
 
-// serve runs the server until ctx ends, then lets requests under way finish for a moment, and leaves no command
-// behind.
+// serve runs the server until ctx ends, then waits a moment for requests in progress. It leaves no command behind.
 func serve(ctx context.Context, o options, stderr io.Writer) error {
 	workdir, err := filepath.Abs(o.workdir)
 	if err != nil {
@@ -138,7 +137,7 @@ func serve(ctx context.Context, o options, stderr io.Writer) error {
 		initialized := time.AfterFunc(o.initDelay, handler.setReady)
 		defer initialized.Stop()
 	} else {
-		handler.setReady() // before it says that it listens: a client that comes at once is served
+		handler.setReady() // before the message that it listens, so that a client can come at once
 	}
 
 	ended := make(chan error, 1)
@@ -172,7 +171,7 @@ func shutdown(ctx context.Context, server *http.Server, limit time.Duration) err
 	return server.Shutdown(ctx)
 }
 
-// wait says whether d passed before ctx ended.
+// wait reports whether d passed before ctx ended.
 func wait(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

@@ -16,7 +16,7 @@ import (
 	"github.com/berth-dev/berth/internal/testbin"
 )
 
-// process is the built server, running.
+// process is a running server, as built.
 type process struct {
 	*exec.Cmd
 	url string
@@ -25,7 +25,7 @@ type process struct {
 	rest io.Reader
 }
 
-// launch starts the binary with nothing but env in its environment, and waits until it listens.
+// launch starts the binary with only env in its environment, and waits until it listens.
 func launch(t *testing.T, env []string, args ...string) *process {
 	t.Helper()
 	p := &process{Cmd: exec.CommandContext(t.Context(), testbin.Build(t, "./examples/action-server"), args...)}
@@ -57,7 +57,7 @@ func launch(t *testing.T, env []string, args ...string) *process {
 	}
 }
 
-// stop sends SIGTERM and wants a clean exit.
+// stop sends SIGTERM and expects a clean exit.
 func (p *process) stop(t *testing.T) {
 	t.Helper()
 	if err := p.Process.Signal(syscall.SIGTERM); err != nil {

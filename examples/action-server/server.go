@@ -17,13 +17,13 @@ import (
 )
 
 const (
-	// maxBody bounds the body of a request, and with it what one "write" can hold.
+	// maxBody is the most that a request body may have, in bytes, and thereby limits "write".
 	maxBody = 16 << 20
-	// bodyTimeout bounds how long a client may take to send it.
+	// bodyTimeout is how long a client may take to send it.
 	bodyTimeout = time.Minute
 )
 
-// server is the HTTP side: who may ask, and what is asked.
+// server is the HTTP handler. It checks the key and the request.
 type server struct {
 	http.Handler
 	workdir string
@@ -33,11 +33,11 @@ type server struct {
 	lastAction atomic.Int64
 
 	mutex sync.Mutex
-	// leftovers are the process groups of commands that ended and left something running in the background.
+	// leftovers are the process groups of commands that left background processes.
 	leftovers map[int]bool
 }
 
-// newServer makes a server that is not ready yet. An empty key opens it to everybody.
+// newServer returns a server that is not ready yet. With an empty key, everybody may use it.
 func newServer(workdir, key string) *server {
 	s := &server{workdir: workdir, started: time.Now(), leftovers: map[int]bool{}}
 	s.lastAction.Store(s.started.UnixNano())
@@ -45,19 +45,19 @@ func newServer(workdir, key string) *server {
 	mux.HandleFunc("GET /alive", s.alive)
 	mux.HandleFunc("GET /server_info", s.info)
 	mux.HandleFunc("POST /execute_action", s.executeAction)
-	// A web page that the machine's user happens to visit must not reach a server without a key.
+	// A web page that the machine's user visits must not reach a server without a key.
 	s.Handler = http.NewCrossOriginProtection().Handler(requireKey(key, mux))
 	return s
 }
 
 func (s *server) setReady() { s.ready.Store(true) }
 
-// requireKey lets health questions through, and everything else only with the key.
+// requireKey passes on health checks, and other requests only with the key.
 func requireKey(key string, next http.Handler) http.Handler {
 	want := sha256.Sum256([]byte(key))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		open := key == "" || r.URL.Path == "/alive" || r.URL.Path == "/server_info"
-		// Hashing makes the lengths equal: the comparison takes as long for every wrong key.
+		// Hashing makes the lengths equal, so the comparison takes equally long for every wrong key.
 		got := sha256.Sum256([]byte(r.Header.Get("X-Session-API-Key")))
 		if !open && subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
 			refuse(w, http.StatusForbidden, "the X-Session-API-Key header is missing or wrong")
@@ -84,7 +84,7 @@ func (s *server) info(w http.ResponseWriter, _ *http.Request) {
 	})
 }
 
-// resources tells what can be told without a library: the disk, and on Linux this process's memory. In bytes.
+// resources returns what is easy to measure, in bytes: the disk and, on Linux, this process's memory.
 func resources(workdir string) map[string]any {
 	found := map[string]any{}
 	var disk syscall.Statfs_t
@@ -106,7 +106,7 @@ func resources(workdir string) map[string]any {
 	return found
 }
 
-// executeAction answers 200 with an observation for every action it understands, also for one that failed.
+// executeAction answers 200 with an observation for every known action, even if the action failed.
 func (s *server) executeAction(w http.ResponseWriter, r *http.Request) {
 	if !s.ready.Load() {
 		refuse(w, http.StatusServiceUnavailable, "not initialized")
@@ -128,11 +128,11 @@ func (s *server) executeAction(w http.ResponseWriter, r *http.Request) {
 	reply(w, http.StatusOK, s.execute(r.Context(), *request.Action))
 }
 
-// readJSON reads the whole body, within bounds. That it is read to its end also lets the server notice, while a
-// command runs, that the client has gone.
+// readJSON reads the whole body, within limits. Only after reading it to the end does the server notice a client that
+// disconnects while a command runs.
 func readJSON(w http.ResponseWriter, r *http.Request, target any) (status int, problem string) {
 	controller := http.NewResponseController(w)
-	_ = controller.SetReadDeadline(time.Now().Add(bodyTimeout)) // not every writer can; then there is no deadline
+	_ = controller.SetReadDeadline(time.Now().Add(bodyTimeout)) // without a deadline if the writer does not support it
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	_ = controller.SetReadDeadline(time.Time{})
 	var tooLarge *http.MaxBytesError
@@ -155,5 +155,5 @@ func refuse(w http.ResponseWriter, status int, detail string) {
 func reply(w http.ResponseWriter, status int, value any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(value) // the client may have gone
+	_ = json.NewEncoder(w).Encode(value) // the client may have disconnected
 }

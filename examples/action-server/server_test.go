@@ -20,7 +20,7 @@ import (
 	"github.com/berth-dev/berth/internal/testbin"
 )
 
-// patience is how long a test waits for what should happen soon: the machine may be slow.
+// patience is how long a test waits for what should happen soon. The machine may be slow.
 const patience = 30 * time.Second
 
 func TestMain(m *testing.M) {
@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// start serves a working directory of its own until the test ends.
+// start starts a server with its own working directory. It stops when the test ends.
 func start(t *testing.T, key string) (s *server, url string) {
 	t.Helper()
 	s = newServer(t.TempDir(), key)
@@ -77,7 +77,7 @@ func post(ctx context.Context, url, body string, headers ...string) (int, answer
 	defer response.Body.Close()
 	text, err := io.ReadAll(response.Body)
 	if err == nil {
-		_ = json.Unmarshal(text, &a) // the server's refusals of foreign origins are plain text
+		_ = json.Unmarshal(text, &a) // refusals of foreign origins are plain text
 	}
 	return response.StatusCode, a, err
 }
@@ -214,8 +214,8 @@ func TestRunGivesOutputExitCodeAndWorkingDirectory(t *testing.T) {
 	}
 }
 
-// watched gives a command prefix that holds a pipe open for as long as a process of the command lives, and functions
-// that wait until it has begun and until it has ended.
+// watched returns a command prefix that keeps a pipe open as long as a process of the command lives, and functions that
+// wait for its beginning and its end.
 func watched(t *testing.T, s *server) (redirect string, begun, ended func()) {
 	t.Helper()
 	path := filepath.Join(s.workdir, "life")

@@ -1,5 +1,5 @@
-// Command quickstart is what an agent platform does with berth, in one page: connect a session, run an action through
-// the connected server, disconnect. `make run` runs it on the local provider.
+// Command quickstart shows on one page how an agent platform uses berth: it connects a session, runs an action on the
+// connected server, and disconnects. `make run` runs it on the local provider.
 package main
 
 import (
@@ -33,7 +33,7 @@ func quickstart(ctx context.Context, session string) (err error) {
 	}
 	defer func() {
 		fmt.Println("$ berth disconnect", session)
-		// Also after Ctrl-C: a sandbox that nobody ends is paid for.
+		// Also after Ctrl-C: a sandbox that nobody destroys costs money.
 		if disconnectErr := berth(context.WithoutCancel(ctx), os.Stdout, "disconnect", session); err == nil {
 			err = disconnectErr
 		}
@@ -68,11 +68,11 @@ func connect(ctx context.Context, session string) (connection, error) {
 	return result, json.Unmarshal(stdout.Bytes(), &result)
 }
 
-// berth runs the host. Its progress and its errors go to our standard error.
+// berth runs the berth command. Its progress and its errors go to our standard error.
 func berth(ctx context.Context, stdout io.Writer, args ...string) error {
 	command := exec.CommandContext(ctx, "bin/berth", args...)
 	command.Stdout, command.Stderr = stdout, os.Stderr
-	// An interrupted berth undoes what it made: let it.
+	// An interrupted berth undoes what it made, so let it finish.
 	command.Cancel = func() error { return command.Process.Signal(os.Interrupt) }
 	command.WaitDelay = time.Minute
 	return command.Run()

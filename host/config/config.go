@@ -1,9 +1,8 @@
-// Package config reads berth's configuration: HCL into typed values, and every mistake into a diagnostic that points at
+// Package config reads berth's configuration: it turns HCL into typed values, and every mistake into a diagnostic for
 // its line.
 //
-// Reading has two passes. Load needs no plugin: it checks everything the host owns and leaves the config blocks, which
-// belong to the plugins, unevaluated. Provider.PluginConfig reads one config block, once the plugin has described what
-// may stand in it.
+// Reading has two passes. Load needs no plugin: it checks everything except the config blocks, which belong to the
+// plugins. Provider.PluginConfig evaluates one config block, given the attributes that its plugin described.
 package config
 
 import (
@@ -22,92 +21,92 @@ import (
 	"github.com/berth-dev/berth/host/redact"
 )
 
-// Config is a configuration that was read. Its methods and those of its providers may be called concurrently.
+// Config is a loaded configuration. Its methods and those of its providers may be called concurrently.
 type Config struct {
-	// Path is the file as it was named to Load, and empty for the built-in configuration.
+	// Path is the path given to Load. It is empty for the built-in configuration.
 	Path  string
 	Host  Host
 	State State
 	// Providers are in the order of the file. There is at least one unless Load reported errors.
 	Providers []*Provider
-	// Secrets takes in the secret values that are met, in Load and in PluginConfig. Whatever berth prints goes through it.
+	// Secrets collects the secret values found by Load and PluginConfig. Everything berth prints is redacted with it.
 	Secrets *redact.Set
-	// Lock is what the lock file beside the configuration says, and nil when there is none.
+	// Lock is the content of the lock file beside the configuration, or nil if there is none.
 	Lock *Lock
 
-	dir       string // what relative paths are relative to; absolute
+	dir       string // base of relative paths; absolute
 	getenv    func(string) (string, bool)
 	functions *hcl.EvalContext
 	server    serverSettings
 	health    connect.Health
 	limits    connect.Limits
-	fallback  hcl.Range // where a mistake points that no block is to blame for
+	fallback  hcl.Range // where diagnostics that belong to no block point
 
 	mutex sync.Mutex
 	files map[string]*file
 }
 
-// Host is what concerns this installation of berth.
+// Host has the settings of this installation of berth.
 type Host struct {
-	// PluginDir is where plugin binaries are, before all other directories of Config.PluginDirs. Absolute.
+	// PluginDir is the first of Config.PluginDirs. It is absolute.
 	PluginDir string
-	// StateDir is where berth keeps what it must remember. Absolute; need not exist.
+	// StateDir is where berth keeps its state. It is absolute and need not exist.
 	StateDir string
-	// Owner names this installation: two owners never touch each other's sandboxes. Empty when not configured; the
-	// caller then derives one from the secret.
+	// Owner names this installation. No owner touches another owner's sandboxes. If empty, the caller derives an owner
+	// from the secret.
 	Owner string
-	// Secret is what session keys are derived from. Empty when not configured; the caller then keeps one of its own in
-	// StateDir.
+	// Secret is what session keys are derived from. If empty, the caller keeps a secret of its own in StateDir.
 	Secret string
-	// DefaultProvider is the label of the provider used when none is asked for: the configured one, or the only one.
-	// Empty when there are several and none is named.
+	// DefaultProvider is the label of the provider to use when none is asked for: the configured one, or the only one.
+	// It is empty if there are several and none is configured.
 	DefaultProvider string
 	// LogLevel is off, error, warn, info, debug or trace.
 	LogLevel string
 }
 
-// Provider is one provider block: one plugin process with its own credentials.
+// Provider is a provider block: one plugin process with its own credentials.
 type Provider struct {
 	// Label is the block's name, unique in the configuration.
 	Label string
-	// Plugin is the plugin's name, and Path its executable: absolute, not checked to exist (see CheckPlugin).
+	// Plugin is the plugin's name, and Path its executable: an absolute path that need not exist (see CheckPlugin).
 	Plugin string
 	Path   string
-	// SHA256 is 64 lower-case hex digits that the executable must have, or empty.
+	// SHA256 is the checksum that the executable must have, as 64 lower-case hex digits, or empty.
 	SHA256 string
 	// Env is added to the plugin's environment. Its values may be secret.
 	Env map[string]string
-	// MTLS is whether the connection to the plugin is encrypted.
+	// MTLS selects whether the connection to the plugin is encrypted.
 	MTLS bool
-	// StartTimeout bounds the start of the plugin process, up to and including its configuration.
+	// StartTimeout limits the start of the plugin process including its configuration.
 	StartTimeout time.Duration
-	// Server is what is started in this provider's sandboxes. Its Health.Timeout is Health.ProbeTimeout.
+	// Server is the action server of this provider's sandboxes. Its Health.Timeout is Health.ProbeTimeout.
 	Server connect.Server
 	Health connect.Health
 	Limits connect.Limits
-	// Lifetime is after how long the provider ends a sandbox by itself.
+	// Lifetime is how long a sandbox lives before the provider ends it.
 	Lifetime time.Duration
-	// Labels go on every sandbox beside berth's own.
+	// Labels are added to berth's own labels of every sandbox.
 	Labels map[string]string
 
 	config    *Config
-	found     bool      // Path was looked for in the plugin directories, not configured
-	stranger  bool      // no block of the configuration names it
+	found     bool      // Path was found by FindPlugin, not configured
+	unlisted  bool      // the configuration has no block for it
 	def       hcl.Range // the block's header
-	named     hcl.Range // what names the plugin: the path, the plugin attribute or the label
+	named     hcl.Range // what names the plugin: the attribute path or plugin, or the label
 	body      *hclsyntax.Body
-	bodyRange hcl.Range         // of the config block's header; the provider's own when there is none
-	fromEnv   map[string]string // by attribute, the environment variable its value came from; under config.mutex
+	bodyRange hcl.Range         // of the config block's header, or def without one
+	fromEnv   map[string]string // environment variables by the attributes they set; guarded by config.mutex
 }
 
 const builtinName = "(built-in configuration)"
 
 const builtinSource = "provider \"local\" {}\n"
 
-// Load reads the configuration file at path. pluginDir is where plugins are when the file does not say; getenv looks an
-// environment variable up as os.LookupEnv does; secrets becomes Config.Secrets. Config blocks are not evaluated yet.
+// Load reads the configuration file at path. pluginDir is the directory of plugins if the file does not set one, getenv
+// looks up environment variables as os.LookupEnv does, and secrets becomes Config.Secrets. Config blocks are not
+// evaluated yet.
 //
-// The result is never nil, so that diagnostics can be written with it, but it is whole only when there are no errors.
+// The result is never nil, so that diagnostics can be printed with it, but it is complete only without errors.
 func Load(
 	path, pluginDir string, getenv func(string) (string, bool), secrets *redact.Set,
 ) (*Config, hcl.Diagnostics) {
@@ -126,8 +125,8 @@ func Load(
 	return c, c.finish(append(diagnostics, c.readLock()...))
 }
 
-// Default is the configuration without a file: the local provider and nothing else. It reports errors only when the
-// environment gives no place to keep state.
+// Default returns the configuration without a file: a single provider, local. It reports errors only if the environment
+// names no directory for state.
 func Default(
 	pluginDir string, getenv func(string) (string, bool), secrets *redact.Set,
 ) (*Config, hcl.Diagnostics) {
@@ -135,7 +134,7 @@ func Default(
 	return c, c.finish(c.read(builtinName, []byte(builtinSource)))
 }
 
-// Provider gives the provider of that label, or the default one for "".
+// Provider returns the provider with the label, or the default one if label is empty.
 func (c *Config) Provider(label string) (*Provider, error) {
 	if label == "" {
 		label = c.Host.DefaultProvider
@@ -154,20 +153,20 @@ func (c *Config) Provider(label string) (*Provider, error) {
 		label, DidYouMean(label, labels), strings.Join(labels, ", "))
 }
 
-// Request returns the request to connect a session on this provider.
+// Request returns a request to connect a session on this provider.
 func (p *Provider) Request(session string) connect.Request {
 	return connect.Request{
 		Session: session, Server: p.Server, Health: p.Health, Limits: p.Limits, Labels: p.Labels, Lifetime: p.Lifetime,
 	}
 }
 
-// Has says that there is a provider with the label.
+// Has reports whether there is a provider with the label.
 func (c *Config) Has(label string) bool {
 	return slices.Contains(c.labels(), label)
 }
 
-// Write prints diagnostics with their source lines. Comments, and literal values that are or might be secret, are
-// blotted out of those lines.
+// Write prints diagnostics with their source lines. Comments, and literals that are or may be secret, are masked in
+// those lines.
 func (c *Config) Write(w io.Writer, diagnostics hcl.Diagnostics, color bool) error {
 	var text strings.Builder
 	if err := hcl.NewDiagnosticTextWriter(&text, c.maskedFiles(), 0, color).WriteDiagnostics(diagnostics); err != nil {
@@ -191,7 +190,7 @@ func newConfig(pluginDir string, getenv func(string) (string, bool), secrets *re
 	return c
 }
 
-// defaultStateDir follows the XDG base directory rules, and is empty when the environment has neither variable.
+// defaultStateDir follows the XDG base directory specification. It returns "" if neither variable is set.
 func defaultStateDir(getenv func(string) (string, bool)) string {
 	if dir, _ := getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
 		return filepath.Join(dir, "berth")

@@ -282,7 +282,7 @@ func TestEveryPresetIsWhole(t *testing.T) {
 	}
 }
 
-// The stand-in has the interface of the real package: a main that parses sys.argv and takes the token from there.
+// The stand-in has the interface of the real package: a main that takes the token from sys.argv.
 func TestTheSweRexPresetGivesTheTokenToTheServerAndToNobodyElse(t *testing.T) {
 	t.Parallel()
 	python, err := exec.LookPath("python3")
@@ -533,8 +533,7 @@ provider "acme" {
 	}
 }
 
-// The fragments stand in a config block. Whatever is wrong with them, nothing of the key may be shown, and the mistake
-// is still found at its line.
+// Each fragment is put into a config block. Diagnostics must point to its line and show nothing of the key.
 func TestNoMistakeShowsALiteralSecret(t *testing.T) {
 	t.Parallel()
 	for name, fragment := range map[string]string{

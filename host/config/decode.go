@@ -18,8 +18,8 @@ import (
 	"github.com/berth-dev/berth/host/connect"
 )
 
-// read parses one file and decodes everything the host owns. A file with syntax errors is not decoded: what could be
-// said of the rest would be guesswork.
+// read parses one file and decodes everything but the config blocks. A file with syntax errors is not decoded, because
+// diagnostics about the rest would be guesses.
 func (c *Config) read(name string, source []byte) hcl.Diagnostics {
 	body, diagnostics := c.parse(name, source)
 	if diagnostics.HasErrors() {
@@ -54,7 +54,7 @@ func (c *Config) read(name string, source []byte) hcl.Diagnostics {
 		seen[p.Label] = block.DefRange
 		c.Providers = append(c.Providers, p)
 	}
-	return append(diagnostics, c.settleHost(blocks["host"])...)
+	return append(diagnostics, c.finishHost(blocks["host"])...)
 }
 
 func (c *Config) parse(name string, source []byte) (*hclsyntax.Body, hcl.Diagnostics) {
@@ -68,8 +68,8 @@ func (c *Config) parse(name string, source []byte) (*hclsyntax.Body, hcl.Diagnos
 	return f.body, diagnostics
 }
 
-// settleHost fills in what can only be known once everything is read, and checks what refers to other blocks.
-func (c *Config) settleHost(blocks hcl.Blocks) hcl.Diagnostics {
+// finishHost sets defaults that depend on other blocks, and checks references to them.
+func (c *Config) finishHost(blocks hcl.Blocks) hcl.Diagnostics {
 	at := func(attribute string) hcl.Range {
 		if len(blocks) > 0 {
 			if given, ok := blocks[0].Body.(*hclsyntax.Body).Attributes[attribute]; ok {
@@ -134,7 +134,7 @@ func (c *Config) decodeProvider(block *hcl.Block) (*Provider, hcl.Diagnostics) {
 	p.Server = server
 	p.Server.Health.Timeout = p.Health.ProbeTimeout
 	if c.server.broken || own.broken {
-		return p, diagnostics // whatever is missing may have been said, only wrongly
+		return p, diagnostics // the missing settings may be among the broken ones
 	}
 	for _, problem := range serverProblems(p.Server, presetName) {
 		diagnostics = append(diagnostics, mistake("Incomplete server", c.serverRange(blocks["server"], p), "%s", problem))
@@ -148,7 +148,7 @@ func (c *Config) decodeServer(blocks hcl.Blocks, settings *serverSettings) hcl.D
 	return diagnostics
 }
 
-// serverRange is where a mistake in the combination of server settings points: the closest server block.
+// serverRange returns where diagnostics about a combination of server settings point: the closest server block.
 func (c *Config) serverRange(own hcl.Blocks, p *Provider) hcl.Range {
 	if len(own) > 0 {
 		return own[0].DefRange
@@ -163,7 +163,7 @@ func (c *Config) serverRange(own hcl.Blocks, p *Provider) hcl.Range {
 	return p.def
 }
 
-// decodeOnly decodes a block that may be given once, if it is given.
+// decodeOnly decodes a block that may occur once, if it occurs.
 func (c *Config) decodeOnly(blocks hcl.Blocks, arguments []argument) hcl.Diagnostics {
 	if len(blocks) == 0 {
 		return nil
@@ -181,17 +181,17 @@ func onlyOne(blocks hcl.Blocks) hcl.Diagnostics {
 	return diagnostics
 }
 
-// argument is one attribute of a block the host owns.
+// argument is one attribute of a block that the host decodes.
 type argument struct {
 	name string
 	kind kind
-	// secret arguments are blotted out of source lines, and their values out of everything else.
+	// secret arguments are masked in source lines, and their values are redacted everywhere.
 	secret bool
-	// set takes a value of the kind's type, never null, and says what is wrong with it: "must be ...".
+	// set stores a value of the kind's type, never null. It returns what is wrong with it, "must be ...", or "".
 	set func(value cty.Value) (problem string)
 }
 
-// kind is a type and what people call it.
+// kind is a type and its name for users.
 type kind struct {
 	cty  cty.Type
 	name string
@@ -210,7 +210,7 @@ var (
 
 const durationForm = `a duration such as "90s" or "1h30m"`
 
-// decode reads the arguments and blocks of a body that the host owns. Provider blocks have a label, others none.
+// decode decodes the arguments and blocks of a body. Provider blocks have a label, others have none.
 func (c *Config) decode(body hcl.Body, arguments []argument, blocks ...string) (*hcl.BodyContent, hcl.Diagnostics) {
 	schema := &hcl.BodySchema{}
 	for _, a := range arguments {
@@ -299,10 +299,10 @@ func limitArguments(l *connect.Limits) []argument {
 	}
 }
 
-// NameRule says what a plugin may be called.
+// NameRule describes the valid names of plugins.
 const NameRule = `1 to 63 of a-z, 0-9, "-" and "_", beginning with a letter`
 
-// ValidName says whether a plugin may be called so.
+// ValidName reports whether name is a valid name of a plugin.
 func ValidName(name string) bool { return nameForm.MatchString(name) }
 
 var (
@@ -324,7 +324,7 @@ func secret(a argument) argument {
 	return a
 }
 
-// text takes check to be nil for any text.
+// text is an argument for any text that check accepts. A nil check accepts all.
 func text(name string, to *string, check func(string) (problem string)) argument {
 	return argument{name: name, kind: kindText, set: func(v cty.Value) string {
 		if check != nil {
@@ -337,7 +337,8 @@ func text(name string, to *string, check func(string) (problem string)) argument
 	}}
 }
 
-// path makes relative paths relative to the configuration file, and "~/" the home directory.
+// path is an argument for a path. Relative paths are relative to the configuration file, and "~/" is the home
+// directory.
 func (c *Config) path(name string, to *string) argument {
 	return text(name, to, func(s string) string {
 		if s == "" {
@@ -378,7 +379,8 @@ func boolean(name string, to *bool) argument {
 	}}
 }
 
-// duration refuses what is out of range: zero and negative ones would panic or spin later.
+// duration is an argument for a duration from least to most. Zero or negative ones would cause a panic or a busy loop
+// later.
 func duration(name string, to *time.Duration, least, most time.Duration) argument {
 	return argument{name: name, kind: kindDuration, set: func(v cty.Value) string {
 		d, err := time.ParseDuration(v.AsString())
@@ -393,7 +395,7 @@ func duration(name string, to *time.Duration, least, most time.Duration) argumen
 	}}
 }
 
-// short writes a duration without the zero units at its end: 10m instead of 10m0s.
+// short formats a duration without the zero units at its end: 10m instead of 10m0s.
 func short(d time.Duration) string {
 	s := d.String()
 	if strings.HasSuffix(s, "m0s") {
@@ -405,7 +407,7 @@ func short(d time.Duration) string {
 	return s
 }
 
-// textMap checks every name.
+// textMap is an argument for a map whose keys check accepts.
 func textMap(name string, to *map[string]string, check func(name string) (problem string)) argument {
 	return argument{name: name, kind: kindTextMap, set: func(v cty.Value) string {
 		var m map[string]string
@@ -444,8 +446,8 @@ func oneOf(allowed ...string) func(string) string {
 	}
 }
 
-// DidYouMean returns a question to append to a sentence: whether the nearest of the candidates is meant, the first of
-// several. It returns "" when none is near.
+// DidYouMean returns a question to append to a sentence, with the nearest candidate, or the first of several equally
+// near ones. It returns "" if none is near.
 func DidYouMean(given string, candidates []string) string {
 	nearest, least := "", 3
 	for _, candidate := range candidates {
@@ -463,7 +465,7 @@ func unacceptable(attribute *hcl.Attribute, problem string) *hcl.Diagnostic {
 	return mistake("Unacceptable value", attribute.Expr.Range(), "%q %s", attribute.Name, sentence(problem))
 }
 
-// sentence ends a sentence that may have ended already.
+// sentence adds the full stop that s may lack.
 func sentence(s string) string {
 	if strings.HasSuffix(s, "?") || strings.HasSuffix(s, ".") {
 		return s
@@ -471,7 +473,7 @@ func sentence(s string) string {
 	return s + "."
 }
 
-// ours marks the diagnostics made here: their words are known to quote no literal.
+// ours marks the diagnostics of this package: their text quotes no literals.
 type ours struct{}
 
 func mistake(summary string, subject hcl.Range, format string, args ...any) *hcl.Diagnostic {

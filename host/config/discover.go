@@ -7,24 +7,24 @@ import (
 	"strings"
 )
 
-// PluginPrefix begins the file name of every plugin; the plugin's name follows.
+// PluginPrefix is the prefix of the file name of every plugin. The plugin's name follows.
 const PluginPrefix = "berth-provider-"
 
-// PluginPathVariable is the environment variable that names further plugin directories, separated as in PATH.
+// PluginPathVariable is the environment variable with further plugin directories, separated as in PATH.
 const PluginPathVariable = "BERTH_PLUGIN_PATH"
 
 // Installed is a plugin in one of the plugin directories.
 type Installed struct {
 	Name string
-	// Path is its executable.
+	// Path is the executable.
 	Path string
-	// ShadowedBy is the executable of the same name in an earlier directory, which is the one that is run. Empty for
-	// that one.
+	// ShadowedBy is the executable of the same name in an earlier directory, which is run instead. It is empty for the
+	// one that is run.
 	ShadowedBy string
 }
 
-// PluginDirs are the directories in which plugins are looked for, the first match counting: Host.PluginDir, then those
-// of BERTH_PLUGIN_PATH.
+// PluginDirs returns the directories in which to look for plugins: Host.PluginDir, then those of BERTH_PLUGIN_PATH. The
+// first match counts.
 func (c *Config) PluginDirs() []string {
 	dirs := []string{c.Host.PluginDir}
 	list, _ := c.getenv(PluginPathVariable)
@@ -42,7 +42,7 @@ func (c *Config) PluginDirs() []string {
 	return dirs
 }
 
-// FindPlugin gives the executable of a plugin: the one that is there, else the one that should be.
+// FindPlugin returns the path of a plugin's executable. If there is none, it returns where it should be.
 func (c *Config) FindPlugin(name string) string {
 	for _, dir := range c.PluginDirs() {
 		if path := filepath.Join(dir, PluginPrefix+name); executable(path) {
@@ -52,8 +52,8 @@ func (c *Config) FindPlugin(name string) string {
 	return filepath.Join(c.Host.PluginDir, PluginPrefix+name)
 }
 
-// InstalledPlugins gives all plugins of the plugin directories by name, each before those it shadows. A directory that
-// cannot be read has none.
+// InstalledPlugins returns all plugins in the plugin directories, sorted by name, each before those it shadows.
+// Directories that cannot be read are skipped.
 func (c *Config) InstalledPlugins() []Installed { return installedIn(c.PluginDirs()) }
 
 func installedIn(dirs []string) []Installed {

@@ -16,11 +16,11 @@ import (
 	"github.com/zclconf/go-cty/cty/function"
 )
 
-// sensitive marks what env() and file() return, and everything computed from it.
+// sensitive marks the results of env() and file(), and everything computed from them.
 const sensitive = "sensitive"
 
-// evaluate gives an attribute's plain value as the kind's type. The value is null when the attribute is set to null,
-// which counts as absent. This is the one place where marks end: whatever carried one is a secret from here on.
+// evaluate returns an attribute's plain value, converted to the kind's type. A null value counts as absent. Marks are
+// removed only here: every value that had one is added to the secrets.
 func (c *Config) evaluate(attribute *hcl.Attribute, k kind) (cty.Value, hcl.Diagnostics) {
 	if words := attribute.Expr.Variables(); len(words) > 0 {
 		return cty.NilVal, hcl.Diagnostics{mistake("Not a value", words[0].SourceRange(),
@@ -37,7 +37,7 @@ func (c *Config) evaluate(attribute *hcl.Attribute, k kind) (cty.Value, hcl.Diag
 		}
 	}
 	value, err := convert.Convert(value, k.cty)
-	if err != nil || holdsNull(value) {
+	if err != nil || hasNull(value) {
 		return cty.NilVal, hcl.Diagnostics{
 			mistake("Wrong type", attribute.Expr.Range(), "%q must be %s.", attribute.Name, k.name),
 		}
@@ -45,10 +45,10 @@ func (c *Config) evaluate(attribute *hcl.Attribute, k kind) (cty.Value, hcl.Diag
 	return value, nil
 }
 
-// allText gives every piece of text inside a value.
+// allText returns every string in a value.
 func allText(value cty.Value) []string {
 	var texts []string
-	// The callback never fails, so neither does the walk.
+	// The callback never fails, so neither does Walk.
 	_ = cty.Walk(value, func(_ cty.Path, v cty.Value) (bool, error) {
 		if v.Type() == cty.String && !v.IsNull() {
 			texts = append(texts, v.AsString())
@@ -58,8 +58,8 @@ func allText(value cty.Value) []string {
 	return texts
 }
 
-// holdsNull says whether an element of a list or map is null.
-func holdsNull(value cty.Value) bool {
+// hasNull reports whether an element of a list or map is null.
+func hasNull(value cty.Value) bool {
 	if value.IsNull() || !value.CanIterateElements() {
 		return false
 	}
@@ -71,8 +71,8 @@ func holdsNull(value cty.Value) bool {
 	return false
 }
 
-// functionContext makes env and file. What they return is remembered at once, so that a secret is known by itself and
-// not only as a part of the text it was put into.
+// functionContext returns the functions env and file. Their results are added to the secrets at once, so that a secret
+// is also redacted apart from the text that it is inserted into.
 func (c *Config) functionContext() *hcl.EvalContext {
 	secretText := func(read func(args []cty.Value) (string, error)) func([]cty.Value, cty.Type) (cty.Value, error) {
 		return func(args []cty.Value, _ cty.Type) (cty.Value, error) {
@@ -99,8 +99,8 @@ func (c *Config) functionContext() *hcl.EvalContext {
 	}}
 }
 
-// usualEnvName is what variables are mostly called. Anything else may be the secret itself, put in the wrong place, and
-// is not repeated.
+// usualEnvName matches common names of variables. Any other name may be a secret in the wrong place, and is not
+// repeated in a message.
 var usualEnvName = regexp.MustCompile(`^([A-Z_][A-Z0-9_]*|[a-z_]+)$`)
 
 func (c *Config) readEnv(args []cty.Value) (string, error) {
@@ -132,7 +132,7 @@ func (c *Config) readFile(args []cty.Value) (string, error) {
 	return strings.TrimSuffix(text, "\r"), nil
 }
 
-// textLimit is far above any configuration, key or certificate, and far below what hurts.
+// textLimit is far larger than any configuration, key or certificate, in bytes, and small enough to read at once.
 const textLimit = 1 << 20
 
 func readText(path string) ([]byte, error) {
@@ -153,7 +153,7 @@ func readText(path string) ([]byte, error) {
 	return content, nil
 }
 
-// reason is an error without the operation and path that the sentence around it already has.
+// reason returns the text of an error without its operation and path, which the message around it already has.
 func reason(err error) string {
 	var pathError *fs.PathError
 	if errors.As(err, &pathError) {

@@ -16,7 +16,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files instead of comparing")
 
-// acme is what a plugin describes, with an attribute of every type.
+// acme is the description of a plugin with an attribute of every type.
 var acme = provider.Description{
 	Name: "acme",
 	Attributes: []provider.Attribute{
@@ -36,7 +36,7 @@ var acme = provider.Description{
 	},
 }
 
-// refusal is what the plugin answers to the configurations in testdata/refused*.hcl.
+// refusal is the plugin's answer to the configurations in testdata/refused*.hcl.
 var refusal = &provider.Error{
 	Code: provider.CodeInvalid, Message: "the configuration was refused",
 	Fields: []provider.FieldError{
@@ -46,8 +46,8 @@ var refusal = &provider.Error{
 	},
 }
 
-// Every configuration in testdata has mistakes. They are read as `berth config check` does: the file, then whether the
-// plugins exist, then every config block, all in one go.
+// Every configuration in testdata has mistakes. The test reads them as `berth config check` does: the file, then
+// whether the plugins exist, then every config block, all at once.
 func TestMistakesAreReportedWithTheirSourceLines(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("testdata/*.hcl")
@@ -81,7 +81,7 @@ func TestMistakesAreReportedWithTheirSourceLines(t *testing.T) {
 	}
 }
 
-// checkAll reads a configuration with both passes.
+// checkAll runs both passes on a configuration.
 func checkAll(path, plugins string, getenv func(string) (string, bool)) (*Config, hcl.Diagnostics) {
 	c, diagnostics := Load(path, plugins, getenv, &redact.Set{})
 	for _, p := range c.Providers {

@@ -16,22 +16,22 @@ import (
 	"github.com/zclconf/go-cty/cty"
 )
 
-// LockName is the file beside the configuration that holds the checksums of the plugins it trusts.
+// LockName is the name of the lock file, which is beside the configuration and has the checksums of trusted plugins.
 const LockName = "berth.lock.hcl"
 
-// Lock is what a lock file says. A configuration that has one runs no plugin but those in it.
+// Lock is the content of a lock file. A configuration with a lock file runs only the plugins in it.
 type Lock struct {
-	// Path is the file.
+	// Path is the path of the lock file.
 	Path string
 	// Plugins are the trusted plugins by name.
 	Plugins map[string]Locked
 }
 
-// Locked is a plugin that is trusted.
+// Locked is a trusted plugin.
 type Locked struct {
-	// Version is what the plugin called itself when it was locked.
+	// Version is the plugin's description of itself when it was locked.
 	Version string
-	// SHA256 are the checksums of its binary in hex, by platform: "linux_amd64".
+	// SHA256 are the checksums of its binary in hex, by platform, such as "linux_amd64".
 	SHA256 map[string]string
 }
 
@@ -43,7 +43,8 @@ const lockHeader = `# The plugin binaries that the configuration beside this fil
 # Made by "berth plugin lock", which also accepts a new binary. Keep it with the configuration.
 `
 
-// LockPath is where the configuration's lock file is, or would be. Empty for the built-in configuration.
+// LockPath returns the path of the configuration's lock file, which need not exist. It is empty for the built-in
+// configuration.
 func (c *Config) LockPath() string {
 	if c.Path == "" {
 		return ""
@@ -51,7 +52,7 @@ func (c *Config) LockPath() string {
 	return filepath.Join(c.dir, LockName)
 }
 
-// readLock reads the lock file if there is one.
+// readLock reads the lock file, if there is one.
 func (c *Config) readLock() hcl.Diagnostics {
 	path := c.LockPath()
 	source, err := readText(path)
@@ -90,7 +91,7 @@ func (c *Config) readLock() hcl.Diagnostics {
 	return diagnostics
 }
 
-// Write writes the lock file: all of it or nothing, and the same text for the same content.
+// Write writes the lock file atomically. The same content always results in the same text.
 func (l *Lock) Write() error {
 	file := hclwrite.NewEmptyFile()
 	for _, name := range slices.Sorted(maps.Keys(l.Plugins)) {
@@ -107,7 +108,7 @@ func (l *Lock) Write() error {
 	return replaceFile(l.Path, append([]byte(lockHeader), hclwrite.Format(file.Bytes())...))
 }
 
-// replaceFile puts a file in place at once, so that nobody ever reads half of it.
+// replaceFile replaces a file atomically, so that nobody reads half of it.
 func replaceFile(path string, text []byte) error {
 	file, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
 	if err != nil {
@@ -122,24 +123,24 @@ func replaceFile(path string, text []byte) error {
 	return os.Rename(file.Name(), path)
 }
 
-// Trust says which binary of a plugin may be run.
+// Trust describes which binary of a plugin may be run.
 type Trust struct {
-	// SHA256 is the checksum the binary must have. Empty accepts any.
+	// SHA256 is the checksum that the binary must have. If empty, any binary may be run.
 	SHA256 string
-	// Refusal says why no binary may be run, whatever its checksum. Empty normally.
+	// Refusal is the reason why no binary may be run, whatever its checksum. It is normally empty.
 	Refusal string
-	// Remedy is what a user does who wants another binary to be run. Empty for changing the provider block's sha256.
+	// Remedy tells a user how to accept another binary. If empty, the remedy is to change the provider block's sha256.
 	Remedy string
 }
 
-// Trust says which binary of the provider's plugin may be run: the one that its block names, the one that the lock file
-// names, and if both do, they must agree.
+// Trust returns which binary of the provider's plugin may be run: the one of its block or of the lock file. If both
+// name one, they must agree.
 func (p *Provider) Trust() Trust {
 	trust := p.config.Trust(p.Plugin)
 	switch {
-	case p.stranger && p.Path == p.config.FindPlugin(p.Plugin):
+	case p.unlisted && p.Path == p.config.FindPlugin(p.Plugin):
 		return trust
-	case p.stranger: // whoever names a file means it
+	case p.unlisted: // whoever names a file trusts it
 		return Trust{}
 	case p.SHA256 == "":
 		if p.config.Lock != nil && trust.SHA256 == "" {
@@ -156,8 +157,8 @@ func (p *Provider) Trust() Trust {
 	return trust
 }
 
-// Trust says which binary of a plugin the lock file trusts. A plugin that is not in it is not its business: whoever runs
-// that one does so knowingly.
+// Trust returns which binary of a plugin the lock file trusts. A plugin that the lock file lacks is accepted: whoever
+// runs it does so knowingly.
 func (c *Config) Trust(plugin string) Trust {
 	if c.Lock == nil {
 		return Trust{}

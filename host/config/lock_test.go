@@ -13,7 +13,7 @@ import (
 
 const sumA, sumB = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"
 
-// loadLocked reads a configuration with one provider, acme, and a lock file beside it.
+// loadLocked loads a configuration with one provider, acme, and a lock file.
 func loadLocked(t *testing.T, lock string) (c *Config, mistakes string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "config.hcl")

@@ -14,28 +14,29 @@ import (
 	"github.com/berth-dev/berth/host/redact"
 )
 
-// file is a source text that diagnostics point into.
+// file is a source file for diagnostics.
 type file struct {
 	source []byte
-	body   *hclsyntax.Body // nil when it has syntax errors
-	// shown are the places whose literals may be seen: values of attributes known to be no secret. All other literals are
-	// blotted out, because as long as a plugin has not described its config block, and wherever something is misspelt or
+	body   *hclsyntax.Body // nil if it has syntax errors
+	// shown are the places whose literals may be printed: values of attributes that are known not to be secret. All
+	// other literals are masked. Until a plugin has described its config block, or where something is misspelt or
 	// broken, anything may be a key.
 	shown map[hcl.Range]bool
 }
 
-// show says whether the literals in a place may be seen.
+// show sets whether the literals in a place may be printed.
 func (c *Config) show(place hcl.Range, visible bool) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
 	c.files[place.Filename].shown[place] = visible
 }
 
-// mistakeLimit keeps a file that is no configuration at all from being quoted in full.
+// mistakeLimit is the most diagnostics that are printed. It prevents a file that is no configuration from being quoted
+// in full.
 const mistakeLimit = 100
 
-// finish makes diagnostics fit to be handed out: in the order of the file, each once, not too many, and without secrets
-// in their words.
+// finish prepares diagnostics for printing: sorted by place, without duplicates, limited in number, and without secrets
+// in their text.
 func (c *Config) finish(diagnostics hcl.Diagnostics) hcl.Diagnostics {
 	slices.SortStableFunc(diagnostics, func(a, b *hcl.Diagnostic) int {
 		return cmp.Or(cmp.Compare(filename(a), filename(b)), cmp.Compare(offset(a), offset(b)))
@@ -82,7 +83,7 @@ func offset(d *hcl.Diagnostic) int {
 	return d.Subject.Start.Byte
 }
 
-// hiddenLiterals are what is blotted out of a file: messages of the HCL parser may quote it.
+// hiddenLiterals returns the masked literals of a file, which messages of the HCL parser may quote.
 func (c *Config) hiddenLiterals(name string) *redact.Set {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -94,7 +95,7 @@ func (c *Config) hiddenLiterals(name string) *redact.Set {
 	return set
 }
 
-// maskedFiles are the sources as diagnostics may show them. Every byte keeps its place.
+// maskedFiles returns the sources for diagnostics. Every byte keeps its position.
 func (c *Config) maskedFiles() map[string]*hcl.File {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -106,34 +107,34 @@ func (c *Config) maskedFiles() map[string]*hcl.File {
 	return files
 }
 
-// masked keeps only what is known to be harmless: punctuation, names of attributes, blocks and functions, which
-// variable or file is read, and whatever is shown. Everything else is overwritten, and comments are blanked. It relies
-// on tokens alone, so that it works on broken files.
+// masked returns the source without anything that may be secret. It keeps punctuation, names of attributes, blocks and
+// functions, names of variables and files that are read, and the shown places. It replaces the rest, and comments with
+// blanks. It needs only tokens, so it works on broken files. hidden are the masked literals.
 func (f *file) masked(name string) (text []byte, hidden []string) {
 	text = bytes.Clone(f.source)
-	blot(text, '*')
+	mask(text, '*')
 	tokens, _ := hclsyntax.LexConfig(f.source, name, hcl.InitialPos)
 	for i, token := range tokens {
 		place := text[token.Range.Start.Byte:token.Range.End.Byte]
 		switch {
 		case token.Type == hclsyntax.TokenComment:
-			blot(place, ' ')
-		case !holdsText(token.Type),
+			mask(place, ' ')
+		case !mayBeSecret(token.Type),
 			f.isShown(token.Range) && !isArgument(tokens, i, "env"),
 			isName(f.source, tokens, i),
 			isArgument(tokens, i, "env") && usualEnvName.Match(token.Bytes),
 			isArgument(tokens, i, "file"):
 			copy(place, token.Bytes)
 		default:
-			blot(place, '*')
+			mask(place, '*')
 			hidden = append(hidden, string(token.Bytes))
 		}
 	}
 	return text, hidden
 }
 
-// blot overwrites everything but white space.
-func blot(place []byte, with byte) {
+// mask replaces everything but white space.
+func mask(place []byte, with byte) {
 	for i, b := range place {
 		if !strings.ContainsRune(" \t\r\n", rune(b)) {
 			place[i] = with
@@ -141,8 +142,8 @@ func blot(place []byte, with byte) {
 	}
 }
 
-// holdsText says whether tokens of this type can carry (a part of) somebody's secret. The others are punctuation.
-func holdsText(t hclsyntax.TokenType) bool {
+// mayBeSecret reports whether tokens of this type can be a secret or a part of one. The others are punctuation.
+func mayBeSecret(t hclsyntax.TokenType) bool {
 	switch t {
 	case hclsyntax.TokenQuotedLit, hclsyntax.TokenStringLit, hclsyntax.TokenNumberLit, hclsyntax.TokenIdent,
 		hclsyntax.TokenInvalid, hclsyntax.TokenBadUTF8, hclsyntax.TokenNil:
@@ -165,7 +166,7 @@ func (f *file) isShown(place hcl.Range) bool {
 
 var plainName = regexp.MustCompile(`^([a-z][a-z0-9_]*|[A-Z][A-Z0-9_]*)$`)
 
-// isName says whether a token is the name of an attribute, block, map entry or function.
+// isName reports whether a token is the name of an attribute, block, map entry or function.
 func isName(source []byte, tokens hclsyntax.Tokens, i int) bool {
 	if tokens[i].Type != hclsyntax.TokenIdent || !plainName.Match(tokens[i].Bytes) || i+1 >= len(tokens) {
 		return false
@@ -183,16 +184,16 @@ func isName(source []byte, tokens hclsyntax.Tokens, i int) bool {
 	return false
 }
 
-// isArgument says whether a token is the first argument of a function.
+// isArgument reports whether a token is the first argument of the function.
 func isArgument(tokens hclsyntax.Tokens, i int, function string) bool {
 	return i >= 3 && tokens[i].Type == hclsyntax.TokenQuotedLit && tokens[i-1].Type == hclsyntax.TokenOQuote &&
 		tokens[i-2].Type == hclsyntax.TokenOParen && string(tokens[i-3].Bytes) == function
 }
 
-// navigation names the provider block a diagnostic is in.
+// navigation names the provider block of a diagnostic.
 type navigation struct{ body *hclsyntax.Body }
 
-// ContextString is looked for by the diagnostic writer.
+// ContextString implements the interface that the diagnostic writer looks for.
 func (n navigation) ContextString(offset int) string {
 	if n.body == nil {
 		return ""

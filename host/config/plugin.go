@@ -15,7 +15,7 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// CheckPlugin says, at the provider block, when there is no executable at p.Path, and which plugins there are instead.
+// CheckPlugin reports, at the provider block, that there is no executable at p.Path, and which plugins are installed.
 func (p *Provider) CheckPlugin() hcl.Diagnostics {
 	if executable(p.Path) {
 		return nil
@@ -49,9 +49,9 @@ func (p *Provider) CheckPlugin() hcl.Diagnostics {
 	return p.config.finish(hcl.Diagnostics{mistake("Unknown plugin", p.named, "%s %s", missing, found)})
 }
 
-// PluginConfig reads the config block against what the plugin described, and gives the JSON for its Configure call:
-// values as written, else from the environment variables the plugin names, else the plugin's defaults. Secret values
-// are added to Config.Secrets.
+// PluginConfig evaluates the config block, given the plugin's description, and returns the JSON for its Configure call.
+// A value comes from the block, else from the environment variables that the plugin names, else from the plugin's
+// default. Secret values are added to Config.Secrets.
 func (p *Provider) PluginConfig(description provider.Description) ([]byte, hcl.Diagnostics) {
 	schema := &hcl.BodySchema{}
 	for _, a := range description.Attributes {
@@ -78,7 +78,7 @@ func (p *Provider) PluginConfig(description provider.Description) ([]byte, hcl.D
 		return nil, p.config.finish(diagnostics)
 	}
 	encoded, err := json.Marshal(values)
-	if err != nil { // only a default that is not JSON can do this
+	if err != nil { // only if a default is not JSON
 		return nil, p.config.finish(hcl.Diagnostics{
 			mistake("Faulty plugin", p.named, "The plugin %q describes a default that is not JSON.", p.Plugin),
 		})
@@ -86,7 +86,7 @@ func (p *Provider) PluginConfig(description provider.Description) ([]byte, hcl.D
 	return encoded, p.config.finish(diagnostics)
 }
 
-// Explain turns a plugin's refusal of its configuration into diagnostics, each at the attribute that was refused.
+// Explain turns a plugin's refusal of its configuration into diagnostics, one for each refused attribute.
 func (p *Provider) Explain(refusal *provider.Error) hcl.Diagnostics {
 	if refusal == nil {
 		return nil
@@ -114,7 +114,7 @@ func (p *Provider) Explain(refusal *provider.Error) hcl.Diagnostics {
 	return p.config.finish(diagnostics)
 }
 
-// attribute gives one attribute's value as JSON, nil when it has none, and the environment variable it came from.
+// attribute returns an attribute's value as JSON, or nil if it has none, and the environment variable it came from.
 func (p *Provider) attribute(
 	a provider.Attribute, given *hcl.Attribute,
 ) (value json.RawMessage, variable string, _ hcl.Diagnostics) {
@@ -169,7 +169,7 @@ func (p *Provider) attribute(
 	return json.RawMessage(a.Default), "", nil
 }
 
-// accept checks a value against what the plugin said beyond the type, and encodes it.
+// accept checks a value against the plugin's rules beyond the type, and encodes it.
 func (p *Provider) accept(a provider.Attribute, value cty.Value) (_ json.RawMessage, problem string) {
 	if a.Sensitive {
 		p.config.Secrets.Add(allText(value)...)
@@ -217,7 +217,7 @@ func kindOf(t provider.AttributeType) (kind, bool) {
 	return kind{}, false
 }
 
-// fromText reads an environment variable as the kind's type: lists and maps as JSON.
+// fromText converts an environment variable to the kind's type. Lists and maps are JSON.
 func fromText(text string, t provider.AttributeType, k kind) (cty.Value, error) {
 	if t == provider.TypeStringList || t == provider.TypeStringMap {
 		return ctyjson.Unmarshal([]byte(text), k.cty)

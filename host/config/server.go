@@ -14,11 +14,11 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// preset gives a server whose start, health and key are known.
+// preset returns the action server of a preset.
 func preset(name string) (connect.Server, bool) {
 	switch name {
 	case "action-server":
-		// The example of this repository.
+		// The example in this repository.
 		return connect.Server{
 			Server: provider.Server{
 				Command: []string{"berth-action-server", "--port", "{port}"},
@@ -28,8 +28,8 @@ func preset(name string) (connect.Server, bool) {
 			KeyEnv: []string{"SESSION_API_KEY"}, KeyHeader: "X-Session-API-Key",
 		}, true
 	case "openhands":
-		// The action execution server of the OpenHands V0 runtime images. /alive answers 200 from the start; only its
-		// body tells when the server is ready.
+		// The action execution server of the OpenHands V0 runtime images. /alive answers 200 at once; only its body
+		// shows whether the server is ready.
 		return connect.Server{
 			Server: provider.Server{
 				Command: []string{
@@ -45,8 +45,8 @@ func preset(name string) (connect.Server, bool) {
 			KeyEnv: []string{"SESSION_API_KEY"}, KeyHeader: "X-Session-API-Key",
 		}, true
 	case "agent-server":
-		// The OpenHands V1 agent server. It listens on loopback unless told otherwise; /ready came later than the other
-		// two paths, and the environment variable without a number is the older one.
+		// The OpenHands V1 agent server. It listens on loopback by default. Older versions have no /ready, and use the
+		// environment variable without a number.
 		return connect.Server{
 			Server: provider.Server{
 				Command: []string{"openhands-agent-server", "--host", "0.0.0.0", "--port", "{port}"},
@@ -73,16 +73,16 @@ func preset(name string) (connect.Server, bool) {
 
 var presetNames = []string{"action-server", "openhands", "agent-server", "swe-rex", "custom"}
 
-// sweRexStart does what the swerex-remote script does. The script takes its token in argv only, where every process of
-// the sandbox can read it; here the token goes from the environment into the list the script's parser reads, and the
-// commands that the server runs later do not inherit it.
+// sweRexStart replaces the script swerex-remote. The script takes its token in argv, which every process in the sandbox
+// can read. This one moves it from the environment to the list that the script's parser reads, and the commands that
+// the server runs later do not inherit it.
 const sweRexStart = `import os, sys
 from swerex.server import main
 token = os.environ.pop("SWEREX_AUTH_TOKEN")
 sys.argv[1:] = ["--host", os.environ.get("HOST", "0.0.0.0"), "--port", sys.argv[1], "--auth-token", token]
 main()`
 
-// serverSettings are what a server block says. What is nil it does not say.
+// serverSettings are the attributes of a server block. Those not set are nil.
 type serverSettings struct {
 	preset      *string
 	command     []string
@@ -95,7 +95,7 @@ type serverSettings struct {
 	keyEnv      []string
 	keyHeader   *string
 	allowPublic *bool
-	broken      bool // has mistakes
+	broken      bool // has errors
 }
 
 func (s *serverSettings) arguments() []argument {
@@ -131,9 +131,9 @@ func (s *serverSettings) arguments() []argument {
 
 var headerForm = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]*$")
 
-// resolveServer puts a provider's server block over the general one, and both over the preset, attribute by attribute
-// and env entry by entry. A block that changes the preset drops what the general block said of the other server. It also
-// returns the preset's name.
+// resolveServer overlays the general server block on the preset, and a provider's own block on both, attribute by
+// attribute and env entry by entry. If the own block changes the preset, only those attributes of the general block
+// count that suit any preset. It also returns the preset's name.
 func resolveServer(general, own serverSettings) (server connect.Server, presetName string) {
 	name := "action-server"
 	if general.preset != nil {
@@ -187,7 +187,7 @@ func override[T any](to *T, value *T) {
 
 var extraPortPlaceholder = regexp.MustCompile(`\{port\.([^}]*)\}`)
 
-// serverProblems returns, in sentences, what can only be wrong with the whole.
+// serverProblems returns, in sentences, what is wrong with the combination of settings.
 func serverProblems(s connect.Server, presetName string) []string {
 	var problems []string
 	complain := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
@@ -224,7 +224,7 @@ func serverProblems(s connect.Server, presetName string) []string {
 	return problems
 }
 
-// given keeps apart what was set and what was not.
+// given is an argument that leaves *to nil unless it is set.
 func given[T any](name string, to **T, k kind, check func(T) (problem string)) argument {
 	return argument{name: name, kind: k, set: func(v cty.Value) string {
 		var value T
@@ -241,7 +241,7 @@ func given[T any](name string, to **T, k kind, check func(T) (problem string)) a
 
 func texts(name string, to *[]string, check func([]string) (problem string)) argument {
 	return argument{name: name, kind: kindTexts, set: func(v cty.Value) string {
-		list := []string{} // an empty list says something, nil does not
+		list := []string{} // not nil, even if empty
 		for _, element := range v.AsValueSlice() {
 			list = append(list, element.AsString())
 		}

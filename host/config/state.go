@@ -6,18 +6,18 @@ import (
 	"time"
 )
 
-// State is where berth keeps the records of who owns which sandbox.
+// State configures where berth keeps its records.
 type State struct {
-	// URL is that of a PostgreSQL database, with a password perhaps, or empty for SQLite in Host.StateDir.
+	// URL is that of a PostgreSQL database, possibly with a password, or empty for SQLite in Host.StateDir.
 	URL string
-	// Lease is how long a host may go unheard of before others take over its sessions.
+	// Lease is how long a host may fail to renew its leases before others take over its sessions.
 	Lease time.Duration
 }
 
 func (c *Config) stateArguments() []argument {
 	return []argument{
 		secret(text("url", &c.State.URL, databaseURL)).then(func() {
-			// The password is a secret also where it stands alone.
+			// The password alone is a secret, too.
 			if parsed, err := url.Parse(c.State.URL); err == nil && parsed.User != nil {
 				password, _ := parsed.User.Password()
 				c.Secrets.Add(password)

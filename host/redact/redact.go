@@ -14,22 +14,23 @@ import (
 	"sync"
 )
 
-// Mask stands where a secret was.
+// Mask replaces a secret.
 const Mask = "[redacted]"
 
-// shortest is the length of the shortest secret that is looked for: replacing anything shorter would garble every text.
+// shortest is the length, in bytes, of the shortest secret that is replaced. Replacing shorter ones would garble every
+// text.
 const shortest = 6
 
-// Set is a set of secrets. The zero value is empty and ready. It is safe for concurrent use and must not be copied.
+// Set is a set of secrets. The zero value is an empty set. It is safe for concurrent use and must not be copied.
 type Set struct {
 	mutex    sync.RWMutex
 	forms    map[string]bool
 	longest  int
-	replacer *strings.Replacer // made when needed; nil after a change
+	replacer *strings.Replacer // built on demand; nil after a change
 }
 
-// Add takes in secrets, and the shapes in which they are likely to turn up: inside JSON and quoted text, in URLs, in
-// base64, and line by line. Values shorter than 6 bytes are ignored.
+// Add adds secrets, and the forms in which they are likely to appear: in JSON and quoted text, in URLs, in base64, and
+// line by line. Values shorter than 6 bytes are ignored.
 func (s *Set) Add(secrets ...string) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
@@ -48,7 +49,7 @@ func (s *Set) Add(secrets ...string) {
 	}
 }
 
-// String gives text with every secret replaced by Mask, the longest first.
+// String returns text with every secret replaced by Mask, the longest first.
 func (s *Set) String(text string) string {
 	replacer, _ := s.current()
 	if replacer == nil {
@@ -57,7 +58,7 @@ func (s *Set) String(text string) string {
 	return replacer.Replace(text)
 }
 
-// current gives the replacer and the length of the longest form; nil while the set is empty.
+// current returns the replacer and the length of the longest form. The replacer is nil while the set is empty.
 func (s *Set) current() (*strings.Replacer, int) {
 	s.mutex.RLock()
 	replacer, longest, empty := s.replacer, s.longest, len(s.forms) == 0
@@ -86,7 +87,7 @@ func (s *Set) newReplacer() *strings.Replacer {
 	return strings.NewReplacer(pairs...)
 }
 
-// forms are the shapes of one secret, some of them more than once.
+// forms returns the forms of one secret. Some may occur more than once.
 func forms(secret string) []string {
 	if len(secret) < shortest {
 		return nil
@@ -97,7 +98,7 @@ func forms(secret string) []string {
 			continue
 		}
 		all = append(all, s, url.QueryEscape(s), url.PathEscape(s), inner(strconv.Quote(s)))
-		all = append(all, strings.ReplaceAll(s, `"`, `\"`)) // as hclog does it
+		all = append(all, strings.ReplaceAll(s, `"`, `\"`)) // as hclog quotes it
 		all = append(all, jsonForms(s)...)
 		all = append(all, base64Forms(s)...)
 	}
@@ -106,7 +107,7 @@ func forms(secret string) []string {
 
 func inner(quoted string) string { return quoted[1 : len(quoted)-1] }
 
-// jsonForms are the two ways of Go's encoder, of which the plainer is also everybody else's.
+// jsonForms returns the two forms of Go's encoder. The one without HTML escapes is also that of other encoders.
 func jsonForms(secret string) []string {
 	var all []string
 	for _, escapeHTML := range []bool{false, true} {
@@ -120,8 +121,8 @@ func jsonForms(secret string) []string {
 	return all
 }
 
-// base64Forms are the secret alone, padded and not, and what of it does not depend on its neighbours when it stands
-// inside something longer, such as the "user:password" of an Authorization header.
+// base64Forms returns the base64 of the secret alone, padded and unpadded, and the part that is the same wherever the
+// secret stands in a longer text, such as the "user:password" of an Authorization header.
 func base64Forms(secret string) []string {
 	var all []string
 	for _, encoding := range []*base64.Encoding{base64.StdEncoding, base64.URLEncoding} {
@@ -136,11 +137,12 @@ func base64Forms(secret string) []string {
 	return all
 }
 
-// Writer wraps w so that no secret gets through, even one that arrives in pieces: text is held back until its line is
-// complete. Flush passes on the rest; Close does the same and leaves w open. The writer is safe for concurrent use.
+// Writer returns a writer that removes secrets before it writes to w, even those that arrive in pieces: it buffers each
+// line until it is complete. Flush and Close write the rest; Close does not close w. The writer is safe for concurrent
+// use.
 func (s *Set) Writer(w io.Writer) *Writer { return &Writer{set: s, to: w} }
 
-// Writer is what Set.Writer makes.
+// Writer is returned by [Set.Writer].
 type Writer struct {
 	set   *Set
 	mutex sync.Mutex
@@ -148,16 +150,16 @@ type Writer struct {
 	held  []byte
 }
 
-// lineLimit is how much of an unfinished line is held back.
+// lineLimit is how many bytes of an incomplete line are buffered.
 const lineLimit = 64 << 10
 
-// Write takes all of p, and fails when the writer beneath does.
+// Write takes all of p. It fails if the underlying writer does.
 func (w *Writer) Write(p []byte) (int, error) {
 	w.mutex.Lock()
 	defer w.mutex.Unlock()
 	before := len(w.held)
 	w.held = append(w.held, p...)
-	if i := bytes.LastIndexAny(p, "\n\r"); i >= 0 { // what was held has no line end
+	if i := bytes.LastIndexAny(p, "\n\r"); i >= 0 { // the buffered text has no line end
 		end := before + i + 1
 		line := w.set.String(string(w.held[:end]))
 		w.held = append(w.held[:0], w.held[end:]...)
@@ -173,7 +175,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// passMost writes a long unfinished line, except for as much of its end as could be the beginning of a secret.
+// passMost writes a long incomplete line, except for its end, which may be the beginning of a secret.
 func (w *Writer) passMost() error {
 	clean := w.set.String(string(w.held))
 	_, longest := w.set.current()
@@ -183,7 +185,7 @@ func (w *Writer) passMost() error {
 	return err
 }
 
-// Flush writes what is held back.
+// Flush writes what is buffered.
 func (w *Writer) Flush() error {
 	w.mutex.Lock()
 	defer w.mutex.Unlock()
@@ -193,5 +195,5 @@ func (w *Writer) Flush() error {
 	return err
 }
 
-// Close flushes.
+// Close is Flush.
 func (w *Writer) Close() error { return w.Flush() }

@@ -150,7 +150,7 @@ func TestALineWithoutEndIsNotHeldForEver(t *testing.T) {
 	var out strings.Builder
 	w := set.Writer(&out)
 	const times = 20_000
-	for range times { // 7 characters at a time, so that a key lies across every cut sooner or later
+	for range times { // 7 bytes at a time, so that every cut falls into a key sooner or later
 		for rest := key + ","; rest != ""; rest = rest[min(7, len(rest)):] {
 			fmt.Fprint(w, rest[:min(7, len(rest))])
 		}

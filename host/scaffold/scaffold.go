@@ -1,6 +1,6 @@
-// Package scaffold writes the beginning of a plugin: a complete module with a provider on a toy cloud, a simulator of
-// that cloud, and tests. The folder starter holds it as it is written, but for the names; it is part of this module, so
-// that it is compiled and tested with it.
+// Package scaffold writes a new plugin: a complete module with a provider for a toy cloud, a simulator of that cloud,
+// and tests. The plugin is a copy of the folder starter under another name. The folder is part of this module, so it is
+// compiled and tested with it.
 package scaffold
 
 import (
@@ -26,30 +26,31 @@ import (
 //go:embed all:starter
 var starter embed.FS
 
-// The names in the starter that give way to the plugin's own.
+// The names in the starter that are replaced with the plugin's own.
 const (
 	starterPath = sdkModule + "/host/scaffold/starter"
 	starterName = "acme"
+	starterType = "Acme"
 	starterEnv  = "ACME"
 )
 
-// sdkModule is the module that holds the SDK.
+// sdkModule is the path of the module with the SDK.
 const sdkModule = "github.com/berth-dev/berth"
 
-// Plugin says what to write.
+// Plugin describes the plugin to write.
 type Plugin struct {
-	// Name is the provider's, as users write it. The caller has checked it.
+	// Name is the provider's name, as users write it. Write does not check it.
 	Name string
-	// Dir is where the module goes. It must not exist, or be empty.
+	// Dir is the directory for the module. It must be empty or not exist.
 	Dir string
-	// Module is the module's path.
+	// Module is the module path.
 	Module string
-	// SDK is a checkout of the SDK's module: see FindSDK.
+	// SDK is a checkout of the SDK's module: see [FindSDK].
 	SDK string
 }
 
-// Write writes the plugin's module. When it fails it leaves nothing behind. It runs the go command in the checkout, to
-// learn what the SDK needs; nothing is downloaded.
+// Write writes the plugin's module. If it fails, it leaves nothing behind. It runs the go command in the checkout to
+// learn the SDK's requirements. Nothing is downloaded.
 func Write(ctx context.Context, p Plugin) error {
 	if err := module.CheckImportPath(p.Module); err != nil {
 		return fmt.Errorf("the module path: %w", err)
@@ -79,9 +80,10 @@ func mustBeFree(dir string) error {
 	return nil
 }
 
-// sources are the files of the starter with the plugin's names in them.
+// sources returns the files of the starter, by path, with the plugin's names in them.
 func (p Plugin) sources() (map[string][]byte, error) {
-	names := strings.NewReplacer(starterPath, p.Module, starterName, p.Name, starterEnv, EnvPrefix(p.Name))
+	names := strings.NewReplacer(starterPath, p.Module, starterName, p.Name,
+		starterType, typeName(p.Name), starterEnv, EnvPrefix(p.Name))
 	files := map[string][]byte{}
 	err := fs.WalkDir(starter, "starter", func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
@@ -103,14 +105,23 @@ func (p Plugin) sources() (map[string][]byte, error) {
 	return files, err
 }
 
-// EnvPrefix begins the names of the plugin's environment variables: ACME_API_KEY.
+// EnvPrefix returns the prefix of the plugin's environment variables, such as ACME of ACME_API_KEY.
 func EnvPrefix(name string) string { return strings.ToUpper(strings.ReplaceAll(name, "-", "_")) }
+
+// typeName returns the name of the provider's Go type: MyCloud for my-cloud.
+func typeName(name string) string {
+	var camel strings.Builder
+	for _, word := range strings.FieldsFunc(name, func(r rune) bool { return r == '-' || r == '_' }) {
+		camel.WriteString(strings.ToUpper(word[:1]) + word[1:])
+	}
+	return camel.String()
+}
 
 // needed are the packages outside the standard library that the starter imports.
 var needed = []string{sdkModule + "/shared/provider", sdkModule + "/shared/cloud", sdkModule + "/shared/providertest", "github.com/hashicorp/go-hclog", "go.uber.org/goleak"}
 
-// requirements makes go.mod and go.sum from those of the checkout, so that the versions are the ones the SDK is tested
-// with and everything is in the module cache that was there when the SDK was built.
+// requirements returns go.mod and go.sum. The versions are those of the checkout, so they are tested with the SDK and
+// in the module cache since it was built.
 func (p Plugin) requirements(ctx context.Context) (mod, sum []byte, err error) {
 	checkout, err := readMod(p.SDK)
 	if err != nil {
@@ -142,7 +153,7 @@ func (p Plugin) requirements(ctx context.Context) (mod, sum []byte, err error) {
 	return mod, sums, err
 }
 
-// modulesOf gives the modules that packages are made of, without the SDK's own.
+// modulesOf returns the modules of the packages and their dependencies, without the SDK's own.
 func modulesOf(ctx context.Context, sdk string, packages []string) ([]module.Version, error) {
 	command := exec.CommandContext(ctx, "go", append([]string{"list", "-deps", "-json=Module"}, packages...)...)
 	command.Dir = sdk
@@ -165,7 +176,7 @@ func modulesOf(ctx context.Context, sdk string, packages []string) ([]module.Ver
 			return modules, nil
 		case err != nil:
 			return nil, err
-		case pkg.Module == nil || pkg.Module.Main: // the standard library, the SDK
+		case pkg.Module == nil || pkg.Module.Main: // standard library or SDK
 			continue
 		}
 		m := module.Version{Path: pkg.Module.Path, Version: pkg.Module.Version}
@@ -182,7 +193,7 @@ func writeAll(dir string, files map[string][]byte) (err error) {
 		if err == nil {
 			return
 		}
-		for name := range files { // the directory was empty: whatever is there is from here
+		for name := range files { // the directory was empty, so all of this was written here
 			top, _, _ := strings.Cut(name, "/")
 			os.RemoveAll(filepath.Join(dir, top))
 		}

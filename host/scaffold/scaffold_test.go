@@ -46,7 +46,7 @@ func offline(t *testing.T, dir string, command ...string) string {
 	return string(output)
 }
 
-// That its tests pass too is for the end-to-end tests to show; as part of this module they run with all others.
+// The end-to-end tests check that the new plugin's tests pass. As a part of this module they also run with all others.
 func TestANewPluginCompilesWithItsTestsAndWithoutTheNetwork(t *testing.T) {
 	t.Parallel()
 	dir := write(t, "my-cloud_2")

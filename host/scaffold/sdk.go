@@ -9,8 +9,8 @@ import (
 	"golang.org/x/mod/modfile"
 )
 
-// FindSDK gives the absolute path of the checkout that a new plugin is to use: the one named, else the one this program
-// was built from, else the one around this program or around the working directory.
+// FindSDK returns the absolute path of the checkout for a new plugin to use: the one named, else the one this program
+// was built from, else the one that contains this program or the working directory.
 func FindSDK(named string) (string, error) {
 	if named != "" {
 		dir, err := filepath.Abs(named)
@@ -36,10 +36,10 @@ func FindSDK(named string) (string, error) {
 		"published yet: clone it and name the clone with --sdk", sdkModule)
 }
 
-// startingPoints are where a checkout may be, or above.
+// startingPoints returns directories that may be in a checkout.
 func startingPoints() []string {
 	var points []string
-	if _, file, _, ok := runtime.Caller(0); ok && filepath.IsAbs(file) { // not with -trimpath
+	if _, file, _, ok := runtime.Caller(0); ok && filepath.IsAbs(file) { // false with -trimpath
 		points = append(points, filepath.Dir(file))
 	}
 	if executable, err := os.Executable(); err == nil {
@@ -54,7 +54,7 @@ func startingPoints() []string {
 	return points
 }
 
-// readMod reads the go.mod of a checkout of the SDK's module.
+// readMod parses the go.mod of a checkout of the SDK's module.
 func readMod(dir string) (*modfile.File, error) {
 	path := filepath.Join(dir, "go.mod")
 	text, err := os.ReadFile(path)

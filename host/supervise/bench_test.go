@@ -12,7 +12,7 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// BenchmarkStart is from nothing to a configured plugin and its first answer, and the stop.
+// BenchmarkStart measures the start of a plugin, its configuration, its first answer and the stop.
 func BenchmarkStart(b *testing.B) {
 	stubPath(b) // builds it
 	for _, mtls := range []bool{false, true} {
@@ -28,7 +28,7 @@ func BenchmarkStart(b *testing.B) {
 	}
 }
 
-// BenchmarkPing is the price of supervision: one round trip through a Plugin and through go-plugin alone.
+// BenchmarkPing compares a call through a Plugin with one through go-plugin alone.
 func BenchmarkPing(b *testing.B) {
 	b.Run("supervised", func(b *testing.B) {
 		benchmarkPing(b, newPlugin(b, nil))

@@ -11,11 +11,11 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// handshakeProblem says what is wrong with a plugin's handshake line,
+// handshakeProblem returns what is wrong with a plugin's handshake line,
 //
 //	core protocol | plugin protocol | network | address | "grpc" | certificate
 //
-// or "" when nothing is. go-plugin would notice most of it too, but not in words that help.
+// or "" if it is in order. go-plugin notices most problems too, but its messages do not help users.
 func handshakeProblem(line string, mtls bool) string {
 	parts := strings.Split(strings.TrimSpace(line), "|")
 	if len(parts) < 4 {
@@ -39,13 +39,13 @@ func handshakeProblem(line string, mtls bool) string {
 	return ""
 }
 
-// otherProtocol is in the problem of a plugin that speaks another version of the contract, and in no other one.
+// otherProtocol marks the problem of a plugin that speaks another version of the plugin protocol.
 const otherProtocol = " of the plugin protocol, this host speaks version"
 
-// minCertificate tells a certificate from the other things that old plugins put into its place.
+// minCertificate is shorter than any certificate, and longer than what old plugins put in its place.
 const minCertificate = 50
 
-// PluginToHost decides whether the address a plugin listens on is one to connect to: API keys travel there.
+// PluginToHost returns the address to connect to, and an error unless it is safe to send API keys there.
 func (p *process) PluginToHost(network, address string) (string, string, error) {
 	switch {
 	case network == "unix" && filepath.Dir(address) == p.dir:
@@ -61,7 +61,7 @@ func (p *process) PluginToHost(network, address string) (string, string, error) 
 	return "", "", fmt.Errorf("it listens on an unknown kind of network, %q", network)
 }
 
-// HostToPlugin leaves addresses as they are: plugin and host share a machine.
+// HostToPlugin returns the address unchanged: plugin and host share a machine.
 func (p *process) HostToPlugin(network, address string) (string, string, error) {
 	return network, address, nil
 }

@@ -69,7 +69,7 @@ func TestAPluginUnderADebuggerIsUsedAndLeftAlone(t *testing.T) {
 	if socket == "" {
 		t.Fatal("the plugin did not say where it serves")
 	}
-	for range 2 { // two runs of the host against one plugin
+	for range 2 { // two hosts, one after the other, use one plugin
 		p := newPlugin(t, func(s *Spec) { s.Path, s.MTLS, s.Reattach = "/nowhere", true, socket })
 		if pid := ask(t, p, "pid"); pid != strconv.Itoa(debugged.Process.Pid) || p.Pid() != 0 {
 			t.Errorf("answered by process %s instead of %d", pid, debugged.Process.Pid)

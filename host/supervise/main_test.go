@@ -23,19 +23,19 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// patience is how long a test waits for what must happen: far longer than it takes.
+// patience is how long a test waits for an event, far longer than it should take.
 const patience = 20 * time.Second
 
-// The test binary is also the host that a test kills: it runs this plugin and waits.
+// hostVariable makes the test binary a host that runs the named plugin and waits to be killed.
 const hostVariable = "BERTH_TEST_HOST_OF"
 
-// typedByOperator waits on the standard input of the test process, where no plugin may read it.
+// typedByOperator is in the standard input of the test process. Plugins must not read it.
 const typedByOperator = "a line for the host\n"
 
 var (
-	socketParent string // where all socket directories are made
+	socketParent string // of all socket directories
 	stdinReader  *os.File
-	stdinWriter  *os.File // never closed: the host's input does not end
+	stdinWriter  *os.File // never closed, so that the host's input does not end
 )
 
 func TestMain(m *testing.M) {
@@ -84,7 +84,7 @@ func stubPath(t testing.TB) string {
 	return testbin.Build(t, "./host/supervise/internal/stub")
 }
 
-// stubProcesses lists the stubs that live and were started from this test process's build.
+// stubProcesses returns the living stub processes of this test process's build.
 func stubProcesses() []string {
 	listing, _ := exec.Command("ps", "-axo", "pid=,stat=,command=").Output()
 	var stubs []string
@@ -97,10 +97,10 @@ func stubProcesses() []string {
 	return stubs
 }
 
-var builtStub = "none" // set by newPlugin; read when all tests are over
+var builtStub = "none" // set by newPlugin, read after all tests
 var setBuiltStub sync.Once
 
-// logBuffer is a log that a test can read while it is written.
+// logBuffer is a log that can be read while it is written.
 type logBuffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -126,7 +126,7 @@ func configuredWith(configJSON string) func(provider.Description) ([]byte, error
 	return func(provider.Description) ([]byte, error) { return []byte(configJSON), nil }
 }
 
-// newPlugin makes a plugin that runs the stub without mTLS, and stops it when the test ends. change may be nil.
+// newPlugin returns a Plugin that runs the stub without mTLS, and stops it when the test ends. change may be nil.
 func newPlugin(t testing.TB, change func(*Spec)) *Plugin {
 	t.Helper()
 	spec := Spec{
@@ -142,13 +142,13 @@ func newPlugin(t testing.TB, change func(*Spec)) *Plugin {
 	p := New(spec)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithCancel(context.Background())
-		cancel() // calls that a failed test left behind are not waited for
+		cancel() // do not wait for calls that a failed test left behind
 		p.Stop(ctx)
 	})
 	return p
 }
 
-// newStub is newPlugin for a stub with a behaviour.
+// newStub returns a Plugin that runs a stub with the given behaviour.
 func newStub(t testing.TB, behaviour string) *Plugin {
 	t.Helper()
 	return newPlugin(t, func(s *Spec) { s.Env = map[string]string{"STUB": behaviour} })
@@ -160,7 +160,7 @@ func testContext(t testing.TB) context.Context {
 	return ctx
 }
 
-// ask has the stub do something in a Create call and returns what it tells.
+// ask makes the stub do something in a Create call and returns the result.
 func ask(t testing.TB, p *Plugin, action string) string {
 	t.Helper()
 	sandbox, err := p.Create(testContext(t), provider.CreateRequest{Session: action})
@@ -170,7 +170,7 @@ func ask(t testing.TB, p *Plugin, action string) string {
 	return sandbox.Detail
 }
 
-// askInBackground is for calls that do not end by themselves.
+// askInBackground is ask for calls that do not end by themselves.
 func askInBackground(t testing.TB, p *Plugin, action string) <-chan error {
 	result := make(chan error, 1)
 	before := p.callsUnderWay()
@@ -188,7 +188,7 @@ func (p *Plugin) callsUnderWay() int {
 	return p.inFlight
 }
 
-func (p *Plugin) currentRun() *run {
+func (p *Plugin) currentConnection() *connection {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.current
@@ -214,7 +214,7 @@ func receive[T any](t testing.TB, what string, from <-chan T) T {
 	}
 }
 
-// alive says whether the process runs; a zombie does not.
+// alive reports whether the process runs. A zombie does not.
 func alive(pid int) bool {
 	state, err := exec.Command("ps", "-o", "stat=", "-p", strconv.Itoa(pid)).Output()
 	return err == nil && !strings.HasPrefix(strings.TrimSpace(string(state)), "Z")
@@ -227,7 +227,7 @@ func kill(t testing.TB, pid int) {
 	}
 }
 
-// wantError checks an error's class, reason and what its message and log tail contain.
+// wantError checks an error's code and reason, and that its message and log tail contain the texts.
 func wantError(t testing.TB, err error, code provider.Code, reason string, contains ...string) *provider.Error {
 	t.Helper()
 	if err == nil {
@@ -246,7 +246,7 @@ func wantError(t testing.TB, err error, code provider.Code, reason string, conta
 	return e
 }
 
-// beHost is a host that runs one plugin, says so, and never gets to stop it.
+// beHost runs one plugin, prints its pid and waits to be killed.
 func beHost(path string) {
 	p := New(Spec{
 		Name: "acme", Path: path, Configure: configuredWith(`{}`), Env: map[string]string{"STUB": os.Getenv("STUB")},

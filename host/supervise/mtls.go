@@ -12,15 +12,17 @@ import (
 	"time"
 )
 
-// certificateVariable is where a plugin finds the certificate, in PEM, that it is to demand of whoever connects.
+// certificateVariable names the environment variable with the host's certificate, in PEM. The plugin accepts no other
+// client.
 const certificateVariable = "PLUGIN_CLIENT_CERT"
 
 // certificateLife is longer than any plugin runs.
 const certificateLife = 10 * 365 * 24 * time.Hour
 
-// newIdentity makes a certificate for one run of a plugin: how to connect with it, and its PEM for the plugin. go-plugin
-// adds the plugin's own certificate, from the handshake, as the only one to be trusted. It could make this one too
-// (AutoMTLS), but on the curve P-521, which takes several times as long and which gRPC in most languages but Go refuses.
+// newIdentity returns the TLS configuration with which the host connects to one plugin process, and its certificate in
+// PEM for the plugin. go-plugin adds the plugin's own certificate, from the handshake, as the only trusted one.
+// go-plugin's AutoMTLS would use the curve P-521, which takes several times as long and is refused by gRPC in most
+// languages but Go.
 func newIdentity() (*tls.Config, string, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -30,11 +32,11 @@ func newIdentity() (*tls.Config, string, error) {
 		SerialNumber: big.NewInt(1),
 		Subject:      pkix.Name{CommonName: "localhost", Organization: []string{"berth"}},
 		DNSNames:     []string{"localhost"},
-		// A clock that is put back a little must not end a connection.
+		// Tolerate a clock that is set back a little.
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(certificateLife),
 		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-		// Plugins take it for the authority that signed it, which it is.
+		// The certificate signs itself, and plugins verify that.
 		BasicConstraintsValid: true, IsCA: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
@@ -44,6 +46,6 @@ func newIdentity() (*tls.Config, string, error) {
 	return &tls.Config{
 		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
 		MinVersion:   tls.VersionTLS12,
-		ServerName:   "localhost", // which all plugins' certificates are for
+		ServerName:   "localhost", // the name in every plugin's certificate
 	}, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), nil
 }

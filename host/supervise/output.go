@@ -15,39 +15,39 @@ import (
 )
 
 const (
-	// maxLine is where longer lines of a plugin's output are split.
+	// maxLine is the length, in bytes, at which longer lines of output are split.
 	maxLine = 64 << 10
-	// tailLines and tailLine bound what is kept of the output for errors: so many lines of so many bytes.
+	// tailLines and tailLine limit what is kept for errors: the number of lines, and the bytes of each.
 	tailLines = 20
 	tailLine  = 1 << 10
 )
 
-// output takes in what a plugin writes: foreign bytes of any kind and length. Every line goes to the host's log, and
-// the last ones are kept for errors. Safe for concurrent use.
+// output logs what a plugin writes, which may be bytes of any kind and length, and keeps the last lines for errors. It
+// is safe for concurrent use.
 type output struct {
 	log hclog.Logger
 
 	mu       sync.Mutex
 	tail     []string
-	panicked bool // a Go stack trace is coming in
+	panicked bool // a Go stack trace is being printed
 }
 
-// copyFrom takes in everything that can be read, until the end or an error.
+// copyFrom reads r until its end or an error.
 func (o *output) copyFrom(r io.Reader) {
 	w := &lineWriter{out: o}
 	_, _ = io.Copy(w, r)
 	w.flush()
 }
 
-// lastLines are the lines kept for errors, oldest first.
+// lastLines returns the lines kept for errors, oldest first.
 func (o *output) lastLines() []string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return slices.Clone(o.tail)
 }
 
-// line takes in one line: an hclog entry in JSON, text that starts with a level such as "[WARN]", or anything else.
-// The structured entries below INFO are for the log only.
+// line processes one line: an hclog entry in JSON, text that starts with a level such as "[WARN]", or anything else.
+// Structured entries below INFO are logged but not kept.
 func (o *output) line(line []byte) {
 	level, message, pairs, structured := parseEntry(line)
 	if !structured {
@@ -57,7 +57,7 @@ func (o *output) line(line []byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if !structured && level == hclog.NoLevel {
-		// A plugin that dies of a panic explains itself in plain lines until its end.
+		// A panic's trace is plain text and lasts until the process ends.
 		o.panicked = o.panicked || strings.HasPrefix(message, "panic: ") || strings.HasPrefix(message, "fatal error: ")
 		level = hclog.Debug
 		if o.panicked {
@@ -83,8 +83,8 @@ func (o *output) keep(message string, pairs []any) {
 	}
 }
 
-// parseEntry reads an hclog entry. Anything that merely looks like one (a number where a text belongs, an unknown
-// level) is not taken for one.
+// parseEntry parses an hclog entry. It rejects lines that only resemble one, such as those with a number in place of a
+// text or with an unknown level.
 func parseEntry(line []byte) (level hclog.Level, message string, pairs []any, ok bool) {
 	if len(line) == 0 || line[0] != '{' {
 		return hclog.NoLevel, "", nil, false
@@ -101,7 +101,7 @@ func parseEntry(line []byte) (level hclog.Level, message string, pairs []any, ok
 	}
 	for _, key := range slices.Sorted(maps.Keys(entry)) {
 		switch key {
-		case "@message", "@level", "@timestamp": // the log has its own
+		case "@message", "@level", "@timestamp": // the log adds its own
 		default:
 			pairs = append(pairs, printable([]byte(strings.TrimPrefix(key, "@"))), entry[key])
 		}
@@ -109,7 +109,7 @@ func parseEntry(line []byte) (level hclog.Level, message string, pairs []any, ok
 	return level, printable([]byte(message)), pairs, true
 }
 
-// levelOfText reads the level that a plain line may start with.
+// levelOfText returns the level with which a plain line starts, or hclog.NoLevel.
 func levelOfText(line string) hclog.Level {
 	word, _, found := strings.Cut(strings.TrimPrefix(line, "["), "]")
 	if !found || !strings.HasPrefix(line, "[") {
@@ -121,8 +121,8 @@ func levelOfText(line string) hclog.Level {
 	return hclog.NoLevel
 }
 
-// printable makes foreign bytes fit for a terminal: valid UTF-8 without control characters. Line breaks inside, which
-// only structured entries can have, become spaces.
+// printable makes bytes safe to print on a terminal: valid UTF-8 without control characters. Line breaks within a
+// structured entry become spaces.
 func printable(b []byte) string {
 	return strings.Map(func(r rune) rune {
 		switch {
@@ -135,7 +135,7 @@ func printable(b []byte) string {
 	}, strings.ToValidUTF8(string(b), "\uFFFD"))
 }
 
-// lineWriter cuts what is written to it into lines for an output. Not safe for concurrent use.
+// lineWriter splits what is written to it into lines for an output. It is not safe for concurrent use.
 type lineWriter struct {
 	out     *output
 	partial []byte

@@ -12,7 +12,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// newTestOutput returns an output and what it logged, without times.
+// newTestOutput returns an output and a buffer with what it logs, without times.
 func newTestOutput() (*output, *bytes.Buffer) {
 	log := &bytes.Buffer{}
 	return &output{log: hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: log, DisableTime: true})}, log

@@ -1,5 +1,5 @@
-// Package supervise runs plugin processes. A Plugin looks like the provider it stands for: it starts the process when
-// the first call comes, watches it, starts it again after a crash, and ends it whatever it does.
+// Package supervise runs plugin processes. A Plugin implements the provider interfaces: it starts the process on the
+// first call, watches it, restarts it after a crash, and ends it even if it does not cooperate.
 package supervise
 
 import (
@@ -16,47 +16,47 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// Spec says what to run and how.
+// Spec describes which plugin to run and how.
 type Spec struct {
-	// Name is the label of the provider block. It names the plugin in logs and errors.
+	// Name is the label of the provider block, for logs and errors.
 	Name string
 	// Path is the executable. It is made absolute and never looked up in PATH.
 	Path string
-	// SHA256 is the executable's checksum in hex. Empty accepts any.
+	// SHA256 is the executable's checksum in hex. If empty, any executable is accepted.
 	SHA256 string
-	// Remedy is how users have a binary with another checksum accepted: "run ...". Empty is a change of their
-	// configuration.
+	// Remedy tells users how to accept a binary with another checksum: "run ...". If empty, they are told to change
+	// their configuration.
 	Remedy string
-	// Refusal says why the executable must not be run, whatever its checksum. Empty normally.
+	// Refusal is the reason not to run the executable at all, whatever its checksum. It is normally empty.
 	Refusal string
-	// Env is added to the few variables that plugins inherit, and wins over them. No place for secrets: those go
-	// through Configure.
+	// Env is added to the few variables that plugins inherit, and overrides them. Secrets do not belong here: they are
+	// passed by Configure.
 	Env map[string]string
-	// MTLS has host and plugin authenticate each other. Without it a plugin must listen on a unix socket.
+	// MTLS makes host and plugin authenticate each other. Without it, a plugin must listen on a unix socket.
 	MTLS bool
-	// StartTimeout bounds a start: launch, Describe and Configure together. Zero means 10 s.
+	// StartTimeout limits launch, Describe and Configure together. The default is 10 s.
 	StartTimeout time.Duration
-	// DrainTimeout bounds how long Stop waits for calls under way. Zero means 10 s.
+	// DrainTimeout limits how long Stop waits for calls in progress. The default is 10 s.
 	DrainTimeout time.Duration
-	// Configure gives the JSON for the plugin's Configure from what the plugin says of itself. It is called at every
-	// start. Nil is for a plugin that is only to be described: no other call is allowed then.
+	// Configure returns the JSON for the plugin's Configure, given the plugin's description. It is called at every
+	// start. If nil, Describe is the only call allowed.
 	Configure func(provider.Description) ([]byte, error)
-	// Reattach is the socket of a plugin that already runs under a debugger: it is used as it is, neither started nor
-	// watched nor stopped. Empty normally.
+	// Reattach is the socket of a plugin that already runs under a debugger. That plugin is neither started, watched
+	// nor stopped. It is normally empty.
 	Reattach string
 	// Log may be nil.
 	Log hclog.Logger
 }
 
-// limits are the times and numbers that tests shorten.
+// limits are the durations and counts that tests override.
 type limits struct {
 	healthPeriod  time.Duration // between two health checks
 	healthTimeout time.Duration // of one health check
-	healthMisses  int           // in a row that get a plugin killed
+	healthMisses  int           // in a row before the plugin is killed
 	backoffBase   time.Duration // before the second restart; doubles
 	backoffCap    time.Duration
-	stable        time.Duration // a run this long clears the record
-	failures      int           // within failureWindow that stop the restarts
+	stable        time.Duration // a process that lasts this long clears the failures
+	failures      int           // within failureWindow, before restarts stop
 	failureWindow time.Duration
 	stopGrace     time.Duration // from asking a process to exit to killing it
 }
@@ -79,41 +79,41 @@ const (
 	backoffJitter       = 10 // percent
 )
 
-// Plugin is a provider whose calls are answered by a plugin process. There is at most one process at a time. It is
-// started by the first call, and again by the first call after it ended: at once the first time, then after growing
-// pauses, and after too many failures in a short time not until some of them are long enough ago.
+// Plugin is a provider backed by a plugin process. There is at most one process at a time. The first call starts it, as
+// does the first call after it ended: at once after the first failure, then after growing pauses. After too many
+// failures in a short time it is not started until enough time has passed.
 //
-// All errors are *provider.Error, except that Spec.Configure's own come back as they are. Those that are about the
-// process and not from it are CodeUnreachable with ReasonPluginCrashed (the call may or may not have had its effect) or
-// ReasonPluginFailed (there was no call). Safe for concurrent use.
+// All errors are *provider.Error, except that those of Spec.Configure are returned unchanged. Errors of the process
+// itself have CodeUnreachable with ReasonPluginCrashed (the call may have had its effect) or ReasonPluginFailed (the
+// call was never made). A Plugin is safe for concurrent use.
 type Plugin struct {
 	spec   Spec
 	limits limits
 	log    hclog.Logger
 
-	accepting context.Context // ends when Stop begins: no call is accepted and no start goes on
-	refuse    context.CancelFunc
-	living    context.Context // ends when Stop has drained: no process stays
-	abandon   context.CancelFunc
-	runs      sync.WaitGroup // the goroutines that own a run
+	accepting   context.Context // done when Stop begins: no calls are accepted and starts are cut short
+	refuse      context.CancelFunc
+	living      context.Context // done when Stop has drained the calls: the process must end
+	abandon     context.CancelFunc
+	supervisors sync.WaitGroup // one goroutine per connection
 
 	mu       sync.Mutex
-	current  *run // being started or running
+	current  *connection // starting or ready
 	stopped  bool
 	inFlight int
-	drained  chan struct{} // closed once stopped and inFlight is 0
-	record   record
+	drained  chan struct{} // closed when stopped and inFlight is 0
+	history  history
 }
 
-// record is what the plugin's failures so far have led to.
-type record struct {
+// history is what is remembered of the plugin's failures.
+type history struct {
 	failures  []time.Time
 	last      *provider.Error
-	pauses    retry.Backoff // nil without a failure
-	notBefore time.Time     // when the next start is due
+	backoff   retry.Backoff // nil before the first failure
+	notBefore time.Time     // the earliest next start
 }
 
-// New prepares a plugin. It starts nothing.
+// New returns a Plugin whose process is not started yet.
 func New(spec Spec) *Plugin {
 	if spec.StartTimeout <= 0 {
 		spec.StartTimeout = defaultStartTimeout
@@ -130,8 +130,8 @@ func New(spec Spec) *Plugin {
 	return p
 }
 
-// Stop refuses new calls, waits for those under way until DrainTimeout or ctx ends, and then ends the process: within
-// a few seconds, whatever the plugin does. It returns an error when calls were cut off. Idempotent.
+// Stop refuses new calls, waits for those in progress until DrainTimeout or ctx ends, and then ends the process within
+// a few seconds, even if it does not cooperate. It returns an error if calls were cut off. It is idempotent.
 func (p *Plugin) Stop(ctx context.Context) error {
 	p.mu.Lock()
 	if !p.stopped {
@@ -144,7 +144,7 @@ func (p *Plugin) Stop(ctx context.Context) error {
 	p.refuse()
 	err := p.drain(ctx)
 	p.abandon()
-	p.runs.Wait()
+	p.supervisors.Wait()
 	return err
 }
 
@@ -165,7 +165,7 @@ func (p *Plugin) drain(ctx context.Context) error {
 		p.spec.Name, p.inFlight)
 }
 
-// Pid is the id of the plugin's process, 0 while there is none.
+// Pid returns the id of the plugin's process, or 0 if there is none.
 func (p *Plugin) Pid() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -175,66 +175,66 @@ func (p *Plugin) Pid() int {
 	return p.current.pid()
 }
 
-// acquire gives a run that is ready for a call, starting one if necessary, and counts the call as under way. The
-// caller must release it. A start is shared by all who wait for it, and goes on when they give up.
-func (p *Plugin) acquire(ctx context.Context) (*run, error) {
+// beginCall returns a connection that is ready for a call, starting one if necessary, and counts the call as in
+// progress. The caller must end it with endCall. A start is shared by all its callers and continues when they give up.
+func (p *Plugin) beginCall(ctx context.Context) (*connection, error) {
 	for {
-		r, err := p.currentOrNew() //nolint:contextcheck // a start belongs to all who wait for it
+		c, err := p.currentOrNew() //nolint:contextcheck // a start belongs to all who wait for it
 		if err != nil {
 			return nil, err
 		}
 		select {
-		case <-r.started:
+		case <-c.started:
 		case <-p.accepting.Done():
 			return nil, p.stoppedError()
 		case <-ctx.Done():
-			return nil, p.gaveUp(ctx)
+			return nil, p.notReadyError(ctx)
 		}
-		if r.err != nil {
-			return nil, r.err
+		if c.err != nil {
+			return nil, c.err
 		}
-		if p.enter(r) {
-			return r, nil
+		if p.countCall(c) {
+			return c, nil
 		}
 		select {
-		case <-r.over:
+		case <-c.over:
 		case <-p.accepting.Done():
 			return nil, p.stoppedError()
 		case <-ctx.Done():
-			return nil, p.gaveUp(ctx)
+			return nil, p.notReadyError(ctx)
 		}
 	}
 }
 
-func (p *Plugin) currentOrNew() (*run, error) {
+func (p *Plugin) currentOrNew() (*connection, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.stopped {
 		return nil, p.stoppedError()
 	}
 	if p.current == nil {
-		if err := p.keepsFailing(); err != nil {
+		if err := p.tooManyFailures(); err != nil {
 			return nil, err
 		}
-		r, notBefore := newRun(p.spec), p.record.notBefore
-		p.current = r
-		p.runs.Go(func() { p.own(r, notBefore) })
+		c, notBefore := newConnection(p.spec), p.history.notBefore
+		p.current = c
+		p.supervisors.Go(func() { p.supervise(c, notBefore) })
 	}
 	return p.current, nil
 }
 
-// enter counts a call to a run unless the run is over.
-func (p *Plugin) enter(r *run) bool {
+// countCall counts a call as in progress unless the connection has ended. It reports whether it did.
+func (p *Plugin) countCall(c *connection) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.stopped || r.ended() {
+	if p.stopped || c.ended() {
 		return false
 	}
 	p.inFlight++
 	return true
 }
 
-func (p *Plugin) release() {
+func (p *Plugin) endCall() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.inFlight--
@@ -243,40 +243,40 @@ func (p *Plugin) release() {
 	}
 }
 
-// own sees one run from its start to its end.
-func (p *Plugin) own(r *run, notBefore time.Time) {
-	if err := p.start(r, notBefore); err != nil {
-		r.err = err
-		p.retire()
-		close(r.started)
+// supervise starts a connection, watches it, and closes it at its end.
+func (p *Plugin) supervise(c *connection, notBefore time.Time) {
+	if err := p.start(c, notBefore); err != nil {
+		c.err = err
+		p.clearCurrent()
+		close(c.started)
 		return
 	}
 	ready := time.Now()
-	p.log.Debug("plugin ready", "pid", r.pid(), "version", r.description.Version)
-	close(r.started)
+	p.log.Debug("plugin ready", "pid", c.pid(), "version", c.description.Version)
+	close(c.started)
 
-	p.watch(r)
-	if r.ended() {
-		p.crashed(r, time.Since(ready))
+	p.watch(c)
+	if c.ended() {
+		p.handleCrash(c, time.Since(ready))
 	}
-	p.retire()
-	close(r.over)
-	r.close(p.limits.stopGrace)
+	p.clearCurrent()
+	close(c.over)
+	c.close(p.limits.stopGrace)
 }
 
-// retire makes room for the next run.
-func (p *Plugin) retire() {
+// clearCurrent lets the next call start a new connection.
+func (p *Plugin) clearCurrent() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.current = nil
 }
 
-// errLate ends a start that takes too long. It is no deadline of the context, because the plugin would learn of that and
-// give up a moment before the host does.
+// errLate ends a start that takes too long. The context has no deadline, because the plugin would see it and give up a
+// moment before the host does.
 var errLate = errors.New("the start took too long")
 
-// start waits until a start is due and carries it out. A run that failed to start needs no closing.
-func (p *Plugin) start(r *run, notBefore time.Time) error {
+// start waits until notBefore and starts the connection. It closes a connection that failed to start.
+func (p *Plugin) start(c *connection, notBefore time.Time) error {
 	due := time.NewTimer(time.Until(notBefore))
 	defer due.Stop()
 	select {
@@ -288,12 +288,12 @@ func (p *Plugin) start(r *run, notBefore time.Time) error {
 	defer giveUp(nil)
 	limit := time.AfterFunc(p.spec.StartTimeout, func() { giveUp(errLate) })
 	defer limit.Stop()
-	err := r.start(ctx)
+	err := c.start(ctx)
 	if err == nil {
 		return nil
 	}
-	problem := r.startProblem(ctx, err)
-	r.close(p.limits.stopGrace)
+	problem := c.startProblem(ctx, err)
+	c.close(p.limits.stopGrace)
 	var refused refusedError
 	switch {
 	case p.accepting.Err() != nil:
@@ -304,21 +304,21 @@ func (p *Plugin) start(r *run, notBefore time.Time) error {
 	failure := &provider.Error{
 		Code: provider.CodeUnreachable, Reason: provider.ReasonPluginFailed, Cause: err,
 		Message: fmt.Sprintf("plugin %q did not start: %s", p.spec.Name, problem),
-		LogTail: r.lastLines(),
+		LogTail: c.lastLines(),
 	}
 	if strings.Contains(problem, otherProtocol) {
-		failure.LogTail = nil // the plugin says the same there
+		failure.LogTail = nil // it would only repeat the problem
 	}
 	p.log.Info("plugin did not start", "path", p.spec.Path, "problem", problem)
-	if r.pid() != 0 {
-		p.failed(failure)
+	if c.pid() != 0 {
+		p.addFailure(failure)
 	}
 	return failure
 }
 
-// watch returns when the run's process has ended or must end.
-func (p *Plugin) watch(r *run) {
-	if r.process == nil { // somebody else's: it may well stand still in a debugger
+// watch returns when the process has ended or must end.
+func (p *Plugin) watch(c *connection) {
+	if c.process == nil { // it belongs to somebody else, and may stand still in a debugger
 		<-p.living.Done()
 		return
 	}
@@ -328,64 +328,64 @@ func (p *Plugin) watch(r *run) {
 		select {
 		case <-p.living.Done():
 			return
-		case <-r.process.done:
+		case <-c.process.done:
 			return
 		case <-tick.C:
 		}
-		// Whatever it answered since the last look is a sign of life: a busy plugin may be late for the check itself.
-		if r.answered.Swap(false) || r.answers(p.living, p.limits.healthTimeout) {
+		// Any answer since the last check is a sign of life: a busy plugin may be late for the check itself.
+		if c.answered.Swap(false) || c.alive(p.living, p.limits.healthTimeout) {
 			misses = 0
 			continue
 		}
 		if misses++; misses == p.limits.healthMisses {
-			r.process.kill(fmt.Sprintf("it did not answer %d health checks in a row", misses))
+			c.process.kill(fmt.Sprintf("it did not answer %d health checks in a row", misses))
 		}
 	}
 }
 
-func (p *Plugin) crashed(r *run, lasted time.Duration) {
-	p.log.Warn("plugin crashed", "ending", r.process.ending(), "after", lasted.Round(time.Millisecond))
+func (p *Plugin) handleCrash(c *connection, lasted time.Duration) {
+	p.log.Warn("plugin crashed", "ending", c.process.ending(), "after", lasted.Round(time.Millisecond))
 	if lasted >= p.limits.stable {
 		p.mu.Lock()
-		p.record = record{}
+		p.history = history{}
 		p.mu.Unlock()
 	}
-	p.failed(p.crashError(r))
+	p.addFailure(p.crashError(c))
 }
 
-// failed takes a failure to the record: the first one costs nothing, the next ones growing pauses.
-func (p *Plugin) failed(err *provider.Error) {
+// addFailure records a failure. The first one delays nothing, later ones delay the next start more and more.
+func (p *Plugin) addFailure(err *provider.Error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	p.record.failures = append(p.record.failures, now)
-	p.record.last = err
-	if p.record.pauses == nil {
-		p.record.pauses = retry.WithJitterPercent(backoffJitter,
+	p.history.failures = append(p.history.failures, now)
+	p.history.last = err
+	if p.history.backoff == nil {
+		p.history.backoff = retry.WithJitterPercent(backoffJitter,
 			retry.WithCappedDuration(p.limits.backoffCap, retry.NewExponential(p.limits.backoffBase)))
 		return
 	}
-	pause, _ := p.record.pauses.Next()
-	p.record.notBefore = now.Add(pause)
+	pause, _ := p.history.backoff.Next()
+	p.history.notBefore = now.Add(pause)
 }
 
-// keepsFailing is the error that keeps a plugin from being started once more, nil if nothing does.
-func (p *Plugin) keepsFailing() error {
-	recent := p.record.failures[:0]
-	for _, at := range p.record.failures {
+// tooManyFailures returns an error if the plugin failed too often lately to be started again, else nil.
+func (p *Plugin) tooManyFailures() error {
+	recent := p.history.failures[:0]
+	for _, at := range p.history.failures {
 		if time.Since(at) < p.limits.failureWindow {
 			recent = append(recent, at)
 		}
 	}
-	p.record.failures = recent
+	p.history.failures = recent
 	if len(recent) < p.limits.failures {
 		return nil
 	}
 	return &provider.Error{
 		Code: provider.CodeUnreachable, Reason: provider.ReasonPluginFailed,
 		Message: fmt.Sprintf("plugin %q failed %d times within %s and is not started again for now; the last time: %s",
-			p.spec.Name, len(recent), p.limits.failureWindow, p.record.last.Message),
-		LogTail: p.record.last.LogTail,
+			p.spec.Name, len(recent), p.limits.failureWindow, p.history.last.Message),
+		LogTail: p.history.last.LogTail,
 	}
 }
 
@@ -396,20 +396,20 @@ func (p *Plugin) stoppedError() error {
 	}
 }
 
-func (p *Plugin) gaveUp(ctx context.Context) error {
+func (p *Plugin) notReadyError(ctx context.Context) error {
 	err := provider.AsError(ctx.Err())
 	err.Message = fmt.Sprintf("plugin %q was not ready in time: %s", p.spec.Name, err.Message)
 	return err
 }
 
-// crashError is for the calls that were under way when the run's process ended.
-func (p *Plugin) crashError(r *run) *provider.Error {
+// crashError returns the error for calls that were in progress when the process ended.
+func (p *Plugin) crashError(c *connection) *provider.Error {
 	err := &provider.Error{
 		Code: provider.CodeUnreachable, Reason: provider.ReasonPluginCrashed, Retryable: true,
-		LogTail: r.lastLines(),
+		LogTail: c.lastLines(),
 	}
-	if r.ended() {
-		err.Message = fmt.Sprintf("plugin %q crashed: %s", p.spec.Name, r.process.ending())
+	if c.ended() {
+		err.Message = fmt.Sprintf("plugin %q crashed: %s", p.spec.Name, c.process.ending())
 	} else {
 		err.Retryable = false
 		err.Message = fmt.Sprintf("plugin %q was stopped before the call ended", p.spec.Name)

@@ -198,7 +198,7 @@ func TestTheHostsStandardInputIsNotThePlugins(t *testing.T) {
 	if line := receive(t, "the host gets its input", read); line != typedByOperator {
 		t.Errorf("the host reads %q", line)
 	}
-	io.WriteString(stdinWriter, typedByOperator) // for the next run of this test
+	io.WriteString(stdinWriter, typedByOperator) // for the next iteration of this test
 }
 
 func TestTheSocketDirectoryIsPrivateAndRemoved(t *testing.T) {
@@ -206,7 +206,7 @@ func TestTheSocketDirectoryIsPrivateAndRemoved(t *testing.T) {
 	p := newPlugin(t, nil)
 	check := func() string {
 		ask(t, p, "pid")
-		dir := p.currentRun().process.dir
+		dir := p.currentConnection().process.dir
 		info, err := os.Stat(dir)
 		if err != nil || info.Mode().Perm() != 0o700 || filepath.Dir(dir) != socketParent {
 			t.Errorf("socket directory %s: %v, %v", dir, info, err)
@@ -237,7 +237,7 @@ func TestASocketPathThatWouldBeTooLongIsAvoided(t *testing.T) {
 	t.Setenv("XDG_RUNTIME_DIR", long)
 	p := newPlugin(t, nil)
 	ask(t, p, "pid")
-	if dir := p.currentRun().process.dir; filepath.Dir(dir) != short {
+	if dir := p.currentConnection().process.dir; filepath.Dir(dir) != short {
 		t.Errorf("the socket is in %s instead of %s", dir, short)
 	}
 
@@ -333,7 +333,7 @@ func TestTheChecksumIsCheckedAnewAtEveryStart(t *testing.T) {
 	if err := os.Rename(path, path+".old"); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(path, []byte("#!/bin/sh\n"), 0o755); err != nil { // never run
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"), 0o755); err != nil { // never executed
 		t.Fatal(err)
 	}
 	_, err := p.Describe(testContext(t))
@@ -386,12 +386,12 @@ func TestACallerThatGivesUpDoesNotEndTheStart(t *testing.T) {
 	defer cancel()
 	_, err := p.Describe(ctx)
 	wantError(t, err, provider.CodeTimeout, "", `plugin "acme" was not ready in time`)
-	r := p.currentRun()
+	r := p.currentConnection()
 	if err := os.WriteFile(signal, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	ask(t, p, "pid")
-	if p.currentRun() != r {
+	if p.currentConnection() != r {
 		t.Error("the start was given up with its caller")
 	}
 }
@@ -458,8 +458,8 @@ func TestTheFirstRestartIsImmediateAndTheNextOnesWaitLonger(t *testing.T) {
 		eventually(t, "the crash is noticed", func() bool { return p.Pid() == 0 })
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		at = p.record.failures[len(p.record.failures)-1]
-		return at, p.record.notBefore.Sub(at)
+		at = p.history.failures[len(p.history.failures)-1]
+		return at, p.history.notBefore.Sub(at)
 	}
 	if _, pause := crash(); pause > 0 {
 		t.Errorf("the first restart is due after %s", pause)
@@ -482,7 +482,7 @@ func TestAStableRunClearsTheRecord(t *testing.T) {
 		kill(t, p.Pid())
 		eventually(t, "the crash is noticed", func() bool { return p.Pid() == 0 })
 	}
-	if p.record.notBefore.After(time.Now()) {
+	if p.history.notBefore.After(time.Now()) {
 		t.Error("the next restart has to wait")
 	}
 	ask(t, p, "pid")
@@ -503,20 +503,20 @@ func TestACrashLoopEndsWithAVerdict(t *testing.T) {
 	if e.Retryable {
 		t.Error("the verdict invites to try again")
 	}
-	if len(p.record.failures) != p.limits.failures {
+	if len(p.history.failures) != p.limits.failures {
 		t.Error("the plugin was started again")
 	}
 
 	p.limits.failureWindow = 0
 	_, err = p.Describe(testContext(t))
 	wantError(t, err, provider.CodeUnreachable, provider.ReasonPluginFailed, "did not start")
-	if len(p.record.failures) != 1 {
+	if len(p.history.failures) != 1 {
 		t.Error("old failures still count")
 	}
 }
 
-// leavesNothing carries out work, which must not be the first of its kind in the process, and waits until there are no
-// more goroutines, files and socket directories than before. Its caller is not parallel.
+// leavesNothing calls work and waits until there are no more goroutines, files and socket directories than before. The
+// process must have done such work before. The calling test must not be parallel.
 func leavesNothing(t *testing.T, work func()) {
 	t.Helper()
 	count := func() int {
@@ -598,7 +598,7 @@ func TestAPluginThatDoesNotAnswerIsKilledAndReplaced(t *testing.T) {
 func TestAPluginThatAnswersCallsIsNotKilledForMissingHealthChecks(t *testing.T) {
 	t.Parallel()
 	p := newPlugin(t, nil)
-	p.limits.healthPeriod, p.limits.healthTimeout = 400*time.Millisecond, time.Nanosecond // every check is missed
+	p.limits.healthPeriod, p.limits.healthTimeout = 400*time.Millisecond, time.Nanosecond // every check fails
 	ask(t, p, "pid")
 	pid := p.Pid()
 	for began := time.Now(); time.Since(began) < 6*p.limits.healthPeriod; {
@@ -735,7 +735,7 @@ func TestStopEndsAStart(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(patience / 2): // less than the start may take
+	case <-time.After(patience / 2): // less than a start may take
 		t.Fatal("Stop waits for the start")
 	}
 	wantError(t, receive(t, "the caller is told", caller), provider.CodeUnreachable, provider.ReasonPluginFailed,

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// executable checks the file that is to be run and returns its absolute path.
+// executable checks the file to be run and returns its absolute path.
 func executable(spec Spec) (string, error) {
 	remedy := spec.Remedy
 	if remedy == "" {
@@ -48,10 +48,10 @@ func executable(spec Spec) (string, error) {
 	return path, nil
 }
 
-// maxSocketPath is the longest path of a unix socket that all supported systems allow.
+// maxSocketPath is the longest path of a unix socket, in bytes, that all supported systems allow.
 const maxSocketPath = 103
 
-// socketDir makes a directory for one plugin's socket that only this user can enter.
+// socketDir creates a directory for one plugin's socket that only this user can enter.
 func socketDir() (string, error) {
 	parents := []string{os.TempDir()}
 	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
@@ -74,14 +74,14 @@ func socketDir() (string, error) {
 	return "", fmt.Errorf("making a directory for the plugin's socket: %w", err)
 }
 
-// inherited are the variables of the host that plugins see: where things are, in which language, and how to get out.
+// inherited are the host's variables that plugins see: directories, locale, certificates and proxies.
 var inherited = []string{
 	"PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "TZ", "USER", "LOGNAME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR",
 	"SSL_CERT_FILE", "SSL_CERT_DIR",
 	"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
 }
 
-// environment is a plugin's environment; of two values for one name the later one counts.
+// environment returns a plugin's environment. If a name occurs twice, the later value counts.
 func environment(extra map[string]string) []string {
 	var env []string
 	for _, name := range inherited {

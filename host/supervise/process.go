@@ -16,39 +16,39 @@ import (
 )
 
 const (
-	// pipeGrace is how long the output of a process that ended is still read. Usually it ends with the process; a
-	// child outside the process group may hold it open for ever.
+	// pipeGrace is how long output is read after the process ended. Usually the output ends too, but a child outside
+	// the process group may keep it open forever.
 	pipeGrace = 200 * time.Millisecond
-	// startAttempts and startPause bridge the moment in which a freshly installed file is still open for writing.
+	// startAttempts and startPause bridge the moment in which a newly installed file is still open for writing.
 	startAttempts = 5
 	startPause    = 100 * time.Millisecond
 )
 
-// process is one run of a plugin's executable, and the runner through which go-plugin sees it. go-plugin gets to read
-// the handshake line and nothing else; all other output goes to out. The process leads a group of its own, which is
-// killed whole, and holds the other end of a private stdin, whose end tells it that the host is done with it or gone.
+// process is one run of a plugin's executable, and implements go-plugin's runner. go-plugin reads only the handshake
+// line; all other output goes to out. The process leads its own process group, which is killed as a whole. The end of
+// its private stdin tells the process to exit, and comes also when the host dies.
 type process struct {
-	mtls bool // whether the handshake must bring a certificate
+	mtls bool // the handshake must include a certificate
 	out  *output
 
-	// To be set before the start.
+	// Set before the start.
 	path string
-	dir  string   // where its socket must be
-	env  []string // all of it: nothing is inherited
+	dir  string   // for its socket
+	env  []string // complete: nothing is inherited
 
-	// go-plugin's ends and ours of what it believes to be the plugin's stdout and stderr.
+	// Both ends of the pipes that go-plugin takes for the plugin's stdout and stderr.
 	handshake, silence             *io.PipeReader
 	handshakeWriter, silenceWriter *io.PipeWriter
 
-	done chan struct{} // closed when the process has ended and its output is read
+	done chan struct{} // closed when the process has ended and its output was read
 
 	mu      sync.Mutex
 	running *os.Process      // nil before the start and after the end
 	pid     int              // 0 before the start
 	stdin   io.Closer        // nil before the start
 	end     *os.ProcessState // nil until the end
-	killed  bool             // also keeps a process from being started
-	why     string           // for killed processes: the reason, if there is one to tell
+	killed  bool             // also prevents a start
+	why     string           // why it was killed, if there is a reason to report
 	refused string           // what is wrong with the handshake line
 }
 
@@ -90,8 +90,8 @@ func (p *process) start() error {
 	}
 	started := make(chan error)
 	go func() {
-		// The kernel ties the parent's death signal to the thread that started the child, so that thread must last
-		// as long as the child does.
+		// The kernel ties the parent's death signal to the thread that started the child, so that thread must live as
+		// long as the child.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := p.launch(command, stdin)
@@ -116,8 +116,8 @@ func (p *process) launch(command *exec.Cmd, stdin io.Closer) error {
 	return nil
 }
 
-// wait sees the process to its end. It asks the process and not the command, which would also wait for whoever else
-// holds the pipes.
+// wait waits for the end of the process. It does not use the command's Wait, which would also wait for any other
+// process that has the pipes open.
 func (p *process) wait(running *os.Process, stdout, stderr io.ReadCloser) {
 	var readers sync.WaitGroup
 	readers.Go(func() { p.readStdout(stdout) })
@@ -125,9 +125,9 @@ func (p *process) wait(running *os.Process, stdout, stderr io.ReadCloser) {
 
 	end, _ := running.Wait()
 	p.mu.Lock()
-	p.running, p.end = nil, end // from here on the pid is not ours to kill
+	p.running, p.end = nil, end // from now on the pid may belong to another process
 	p.mu.Unlock()
-	_ = syscall.Kill(-p.pid, syscall.SIGKILL) // the children it left in its group
+	_ = syscall.Kill(-p.pid, syscall.SIGKILL) // kills the children left in its group
 
 	cut := time.AfterFunc(pipeGrace, func() {
 		stdout.Close()
@@ -143,7 +143,7 @@ func (p *process) wait(running *os.Process, stdout, stderr io.ReadCloser) {
 	p.silenceWriter.Close()
 }
 
-// readStdout passes the handshake on if it is in order, and logs whatever else the plugin prints.
+// readStdout passes on a correct handshake and logs everything else that the plugin prints.
 func (p *process) readStdout(stdout io.Reader) {
 	reader := bufio.NewReaderSize(stdout, maxLine)
 	line, _ := reader.ReadSlice('\n')
@@ -151,7 +151,7 @@ func (p *process) readStdout(stdout io.Reader) {
 		if problem := handshakeProblem(string(line), p.mtls); problem != "" {
 			p.refuse(problem)
 		} else {
-			_, _ = p.handshakeWriter.Write(line) // fails when nobody waits for it any more
+			_, _ = p.handshakeWriter.Write(line) // fails if nobody waits for it any more
 		}
 	}
 	p.out.copyFrom(reader)
@@ -164,7 +164,7 @@ func (p *process) refuse(problem string) {
 	p.kill("")
 }
 
-// Wait returns when the process has ended. How it ended is not go-plugin's business: see ending.
+// Wait returns when the process has ended. It returns no error: see ending.
 func (p *process) Wait(context.Context) error {
 	<-p.done
 	return nil
@@ -176,8 +176,8 @@ func (p *process) Kill(context.Context) error {
 	return nil
 }
 
-// kill kills the process group at once, or keeps the process from being started. why is for people; the first reason
-// given stays. Safe at any time, any number of times.
+// kill kills the process group at once, or prevents the process from being started. why is shown to users; only the
+// first reason is kept. It may be called at any time, repeatedly.
 func (p *process) kill(why string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -190,7 +190,7 @@ func (p *process) kill(why string) {
 	}
 	if p.running != nil {
 		_ = syscall.Kill(-p.pid, syscall.SIGKILL)
-		_ = p.running.Kill() // in case it left its own group
+		_ = p.running.Kill() // if it left its own group
 	}
 }
 
@@ -203,7 +203,7 @@ func (p *process) closeStdin() {
 	}
 }
 
-// ending says how the process ended, in words: "exit status 3", "signal: killed (it did not answer ...)".
+// ending describes how the process ended: "exit status 3", "signal: killed (it did not answer ...)".
 func (p *process) ending() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -216,7 +216,7 @@ func (p *process) ending() string {
 	return p.end.String()
 }
 
-// endedByItself says whether the process ended without being killed by the host.
+// endedByItself reports whether the process ended without being killed by the host.
 func (p *process) endedByItself() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -229,14 +229,14 @@ func (p *process) handshakeRefused() string {
 	return p.refused
 }
 
-// id is the process id, 0 before the start.
+// id returns the process id, or 0 before the start.
 func (p *process) id() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.pid
 }
 
-// ID is the process id, "" before the start.
+// ID returns the process id, or "" before the start.
 func (p *process) ID() string {
 	if id := p.id(); id != 0 {
 		return strconv.Itoa(id)
@@ -244,14 +244,14 @@ func (p *process) ID() string {
 	return ""
 }
 
-// Stdout carries the handshake line.
+// Stdout returns the stream with the handshake line.
 func (p *process) Stdout() io.ReadCloser { return p.handshake }
 
-// Stderr carries nothing: go-plugin's reader panics on lines it does not expect.
+// Stderr returns an empty stream: go-plugin's reader panics on lines it does not expect.
 func (p *process) Stderr() io.ReadCloser { return p.silence }
 
-// Name is the executable.
+// Name returns the executable's path.
 func (p *process) Name() string { return p.path }
 
-// Diagnose has nothing to add to go-plugin's errors: see Plugin.startFailure.
+// Diagnose returns nothing: see connection.startProblem.
 func (p *process) Diagnose(context.Context) string { return "" }

@@ -4,8 +4,8 @@ package supervise
 
 import "syscall"
 
-// processAttributes puts a plugin into a process group of its own, out of reach of the terminal's Ctrl-C. That the host
-// died it learns from its stdin alone.
+// processAttributes puts a plugin into its own process group, so that the terminal's Ctrl-C does not reach it. Only the
+// end of its stdin tells it that the host died.
 func processAttributes() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true}
 }

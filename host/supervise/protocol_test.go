@@ -43,7 +43,7 @@ func TestTheProtocolDocumentTellsWhatThisHostDoes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	document := strings.Join(strings.Fields(string(text)), " ") // wherever its lines break
+	document := strings.Join(strings.Fields(string(text)), " ") // ignore line breaks
 	for _, variable := range slices.Concat(inherited, []string{certificateVariable, plugin.EnvUnixSocketDir}) {
 		if !strings.Contains(document, "`"+variable+"`") {
 			t.Errorf("it does not name the variable %s", variable)
@@ -62,7 +62,7 @@ func TestTheProtocolDocumentTellsWhatThisHostDoes(t *testing.T) {
 	}
 }
 
-// The other way round: hosts of a later time, and what the SDK of today makes of them.
+// The following tests are about future hosts and today's SDK.
 
 func TestAHostOfProtocol2OnlyGetsOneLineFromThePlugin(t *testing.T) {
 	t.Parallel()
@@ -75,7 +75,7 @@ func TestAHostOfProtocol2OnlyGetsOneLineFromThePlugin(t *testing.T) {
 	if code := stub.ProcessState.ExitCode(); code != 1 || stderr.String() != want+"\n" {
 		t.Errorf("exit code %d, %q", code, stderr.String())
 	}
-	// A host that compares the numbers by itself is told this side's.
+	// A host that compares the versions by itself still receives this side's.
 	if stdout.String() != "1|1|unix||grpc\n" {
 		t.Errorf("it printed %q", stdout.String())
 	}
@@ -150,8 +150,8 @@ func laterHost(behaviour, versions string) []string {
 	return []string{"GORACE=atexit_sleep_ms=0", "STUB=" + behaviour, "PLUGIN_PROTOCOL_VERSIONS=" + versions}
 }
 
-// connectAs is a host, made of nothing but go-plugin, that speaks the given versions of the contract. Of version 2 it
-// knows that it exists.
+// connectAs connects as a host, made of go-plugin alone, that speaks the given protocol versions. It has no calls for
+// version 2.
 func connectAs(t *testing.T, behaviour string, versions ...int) (_ plugin.ClientProtocol, version int, _ error) {
 	t.Helper()
 	sets := map[int]plugin.PluginSet{}
@@ -161,8 +161,8 @@ func connectAs(t *testing.T, behaviour string, versions ...int) (_ plugin.Client
 			sets[v] = provider.ClientPlugins()[v]
 		}
 	}
-	// go-plugin hands its own standard input on, which is what another test here types into. The stub gets one of its
-	// own, which does not end.
+	// go-plugin passes on its own standard input, which another test writes to. The stub gets a separate one that does
+	// not end.
 	input := filepath.Join(t.TempDir(), "input")
 	if err := syscall.Mkfifo(input, 0o600); err != nil {
 		t.Fatal(err)

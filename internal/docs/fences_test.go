@@ -1,4 +1,4 @@
-// Package docs holds the documentation to the program.
+// Package docs tests that the documentation matches the program.
 package docs
 
 import (
@@ -6,14 +6,14 @@ import (
 	"strings"
 )
 
-// fence is a block of code in a Markdown document.
+// fence is a fenced code block in a Markdown document.
 type fence struct {
-	line int // where its first line of code is, from 1
+	line int // of its first line of code, from 1
 	kind string
 	text string
 }
 
-// fences gives a document's blocks of code, in order.
+// fences returns a document's code blocks, in order.
 func fences(document string) ([]fence, error) {
 	var all []fence
 	var open *fence

@@ -21,9 +21,9 @@ func TestMain(m *testing.M) { os.Exit(testbin.Main(m)) }
 
 // The kinds of code in the tutorial.
 const (
-	kindShell  = "sh"     // is run, all blocks as one script
-	kindOutput = "output" // stands behind a block that is run, and must be in what that printed; "..." is any text
-	kindGo     = "go"     // is in the starter, word for word
+	kindShell  = "sh"     // all blocks are run as one script
+	kindOutput = "output" // must be in the output of the block before; "..." matches any text
+	kindGo     = "go"     // must be in the starter, word for word
 )
 
 const tutorialPath, starterPath = "../../docs/write-a-plugin.md", "../../host/scaffold/starter"
@@ -82,7 +82,7 @@ func TestTheTutorialsGoIsTheStarters(t *testing.T) {
 	}
 }
 
-// The whole tutorial takes most of a minute: the end-to-end tests ask for it.
+// The whole tutorial takes most of a minute, so it runs only with the end-to-end tests.
 func TestTheTutorialDoesWhatItSays(t *testing.T) {
 	if os.Getenv("BERTH_TUTORIAL") == "" {
 		t.Skip("set BERTH_TUTORIAL=1 to run every command of the tutorial")
@@ -127,7 +127,7 @@ func TestTheTutorialDoesWhatItSays(t *testing.T) {
 // mark is printed before a block.
 func mark(block int) string { return fmt.Sprintf("--- block %d", block) }
 
-// pattern finds the expected lines in this order, with anything between them. Spaces count as one.
+// pattern matches the expected lines in this order, with anything between them. Any number of spaces counts as one.
 func pattern(expected string) *regexp.Regexp {
 	var parts []string
 	for line := range strings.Lines(strings.TrimSpace(expected)) {
@@ -140,7 +140,8 @@ func pattern(expected string) *regexp.Regexp {
 	return regexp.MustCompile(`(?s:` + strings.Join(parts, `.*`) + `)`)
 }
 
-// tutorialEnvironment is that of a newcomer who has built berth before: what was downloaded and compiled is there.
+// tutorialEnvironment returns the environment of a user who has built berth before: the module and build caches are
+// filled.
 func tutorialEnvironment(t *testing.T, bin, dir string) []string {
 	t.Helper()
 	caches, err := exec.CommandContext(t.Context(), "go", "env", "GOCACHE", "GOMODCACHE").Output()

@@ -2,6 +2,6 @@
 
 package testbin
 
-// Race reports whether the tests run with the race detector. What they build should be built with it too, so that it is
-// found compiled.
+// Race reports whether the tests run with the race detector. What they build should use it too, because that is already
+// in the build cache.
 const Race = false

@@ -22,7 +22,7 @@ var (
 	built  map[string]string // the executables in it, by package
 )
 
-// Main wraps m.Run for TestMain: it removes what Build made.
+// Main is m.Run for TestMain. It removes what Build built.
 func Main(m *testing.M) int {
 	defer func() {
 		if folder != "" {
@@ -32,8 +32,8 @@ func Main(m *testing.M) int {
 	return m.Run()
 }
 
-// Build compiles a main package of this module, such as "./plugins/mock", once for the test process, and returns the
-// executable. It is named and placed as in bin/: berth, berth-action-server, plugins/berth-provider-NAME, sim/NAME. The
+// Build builds a main package of this module, such as "./plugins/mock", once per test process, and returns the path of
+// the executable. The layout is that of bin/: berth, berth-action-server, plugins/berth-provider-NAME, sim/NAME. The
 // test's TestMain must call Main.
 func Build(t testing.TB, pkg string) string {
 	t.Helper()
@@ -45,7 +45,7 @@ func Build(t testing.TB, pkg string) string {
 	return built[pkg]
 }
 
-// BuildTree compiles what a user has in bin/ and returns that directory.
+// BuildTree builds everything that users have in bin/ and returns its directory.
 func BuildTree(t testing.TB) string {
 	t.Helper()
 	mutex.Lock()
@@ -56,7 +56,7 @@ func BuildTree(t testing.TB) string {
 	return folder
 }
 
-// build compiles the packages that are not built yet, in one go invocation. The caller has locked mutex.
+// build builds the packages that are not built yet, in one go invocation. The caller must have locked mutex.
 func build(pkgs ...string) error {
 	if folder == "" {
 		dir, err := os.MkdirTemp("", "berth-bin-")
@@ -98,9 +98,9 @@ func place(pkg string) string {
 	return name
 }
 
-// compile builds in a directory that all test processes share, where the go command links only what has changed, and
-// takes the executables from there: in a moment they may be another checkout's. Neither the commit nor debug information
-// is linked in: either costs time at every build.
+// compile builds in a directory that all test processes share, where the go command only links what has changed. It
+// then takes the executables from there, because another checkout may soon replace them. They have no build info and no
+// debug information, which would slow every build down.
 func compile(pkgs []string) error {
 	shared, unlock, err := lockShared(pkgs)
 	if err != nil {
@@ -125,8 +125,8 @@ func compile(pkgs []string) error {
 	return nil
 }
 
-// lockShared returns the shared directory for these packages, locked. Without a cache directory it is one of this
-// process's own.
+// lockShared locks and returns the shared directory for these packages. Without a cache directory it returns one for
+// this process alone.
 func lockShared(pkgs []string) (dir string, unlock func(), err error) {
 	kind := "plain"
 	if Race {
@@ -136,7 +136,7 @@ func lockShared(pkgs []string) (dir string, unlock func(), err error) {
 	if err != nil {
 		cache = folder
 	}
-	// Packages that are built together have a directory together, and others do not wait for them.
+	// Packages that are built together share a directory, so that others do not wait for them.
 	dir = filepath.Join(cache, "berth", "testbin", kind, strings.ReplaceAll(strings.TrimPrefix(pkgs[0], "./"), "/", "-"))
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", nil, err
@@ -152,8 +152,8 @@ func lockShared(pkgs []string) (dir string, unlock func(), err error) {
 	return dir, func() { lock.Close() }, nil
 }
 
-// take links an executable to a second name. It stays what it is when the first one is built anew, because the go command
-// then makes a new file. Across file systems it is copied.
+// take links an executable to a second name. A new build does not change it, because the go command then creates a new
+// file. Across file systems, take copies.
 func take(from, to string) error {
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return err
@@ -169,8 +169,8 @@ func take(from, to string) error {
 	return write(context.Background(), to, content)
 }
 
-// Write makes an executable file. It is written by another process: one that this process had open for writing could not
-// be executed for as long as some child that is just being started has it open, too.
+// Write writes an executable file. Another process does the writing: if this process had the file open for writing, a
+// child that is just being started might have it open too, and executing it would fail.
 func Write(t testing.TB, path string, content []byte) {
 	t.Helper()
 	if err := write(t.Context(), path, bytes.NewReader(content)); err != nil {

@@ -18,7 +18,7 @@ import (
 // possible, most often only the situation that its check creates.
 type breach struct {
 	check string
-	// does describes what the plugin does then, for people.
+	// does describes, for people, what the plugin then does.
 	does string
 	// method and effect are for breaches in calls.
 	method string
@@ -27,7 +27,7 @@ type breach struct {
 	early func(*early)
 }
 
-// instead replaces the honest call, which answer can still make.
+// instead replaces the honest call. answer can still make that call.
 func instead[Request, Reply any](
 	answer func(ctx context.Context, f *faulty, q Request, honest func(context.Context, Request) (Reply, error)) (Reply, error),
 	honest func(c *cloud) func(context.Context, Request) (Reply, error),
@@ -76,7 +76,7 @@ func listed(spoil func(s *provider.Sandbox)) effect {
 	})
 }
 
-// answers makes Ping return one status instead of another.
+// answers makes Ping return the status wrong in place of right.
 func answers(wrong, right provider.PingStatus) effect {
 	return after(func(_ context.Context, c *call) error {
 		if result := c.reply.(*provider.PingResult); result.Status == right {
@@ -94,7 +94,7 @@ func probes(change func(req *provider.PingRequest)) effect {
 	})
 }
 
-// otherCode replaces an error with one code by one with another.
+// otherCode replaces the code of errors with code right.
 func otherCode(method string, right, wrong provider.Code) effect {
 	return effect{failed: func(_ context.Context, c *call, err error) error {
 		if c.method == method && provider.CodeOf(err) == right {
@@ -104,8 +104,8 @@ func otherCode(method string, right, wrong provider.Code) effect {
 	}}
 }
 
-// past reports whether a session ever had a sandbox, and whether it has one now.
-func (f *faulty) past(ctx context.Context, owner, session string) (ever, now bool) {
+// hadSandbox reports whether a session ever had a sandbox, and whether it has one now.
+func (f *faulty) hadSandbox(ctx context.Context, owner, session string) (ever, now bool) {
 	_ = f.cloud.store.do(ctx, func(w *world) error { // an error is "never"
 		for _, s := range w.Sandboxes {
 			if s.Owner == owner && s.Session == session {
@@ -118,7 +118,7 @@ func (f *faulty) past(ctx context.Context, owner, session string) (ever, now boo
 	return ever, now
 }
 
-// memory is what breaches remember, in this process.
+// memory is what breaches remember within this process.
 type memory struct {
 	mutex    sync.Mutex
 	sessions map[string]int
@@ -133,15 +133,15 @@ func newMemory() *memory {
 	return &memory{sessions: map[string]int{}, own: map[string]bool{}, broken: map[string]bool{}, waiting: map[string]int{}}
 }
 
-// cutOff reports whether ctx ended for this cause. Its error is not reliable, because at the deadline the caller's
-// cancellation often arrives first; but the calls that the suite cancels have a deadline far away.
+// cutOff reports whether ctx ended for this cause. ctx's error is unreliable, because at the deadline the caller's
+// cancellation often arrives first. But calls that the suite cancels have a deadline far away.
 func cutOff(ctx context.Context, cause error) bool {
 	deadline, set := ctx.Deadline()
 	late := set && time.Until(deadline) < time.Second
 	return ctx.Err() != nil && late == errors.Is(cause, context.DeadlineExceeded)
 }
 
-// breaches are all there are, in the order of the suite's checks.
+// breaches are all breaches, in the order of the suite's checks.
 var breaches = slices.Concat(earlyBreaches, callBreaches)
 
 var callBreaches = []breach{
@@ -165,7 +165,7 @@ var callBreaches = []breach{
 	{check: "attach/missing", does: "Attach says unreachable when there never was a sandbox", method: "attach",
 		effect: effect{failed: func(ctx context.Context, c *call, err error) error {
 			q := c.request.(provider.AttachRequest)
-			if ever, _ := c.faulty.past(ctx, q.Owner, q.Session); !ever && q.SandboxID == "" && provider.CodeOf(err) == provider.CodeNotFound {
+			if ever, _ := c.faulty.hadSandbox(ctx, q.Owner, q.Session); !ever && q.SandboxID == "" && provider.CodeOf(err) == provider.CodeNotFound {
 				return provider.Errorf(provider.CodeUnreachable, "mock: told to answer so")
 			}
 			return err
@@ -179,7 +179,7 @@ var callBreaches = []breach{
 	{check: "attach/gone", does: "Attach to a destroyed sandbox fails with another error than not found", method: "attach",
 		effect: effect{failed: func(ctx context.Context, c *call, err error) error {
 			q := c.request.(provider.AttachRequest)
-			if ever, now := c.faulty.past(ctx, q.Owner, q.Session); ever && !now {
+			if ever, now := c.faulty.hadSandbox(ctx, q.Owner, q.Session); ever && !now {
 				return provider.Errorf(provider.CodeFailed, "mock: told to answer so")
 			}
 			return err
@@ -222,7 +222,7 @@ var callBreaches = []breach{
 			if !strings.HasPrefix(c.request.(provider.StartServerRequest).Server.Command[0], "/nonexistent/") {
 				return err
 			}
-			return c.giveEndpoints(ctx)
+			return c.returnEndpoints(ctx)
 		}}},
 	{check: "start/gone", does: "StartServer in a destroyed sandbox says unreachable", method: "start",
 		effect: otherCode("start", provider.CodeNotFound, provider.CodeUnreachable)},
@@ -362,8 +362,8 @@ var callBreaches = []breach{
 	{check: "secrets/stderr", does: "StartServer writes api_key to standard error", method: "start", effect: before(leakSecret)},
 }
 
-// giveEndpoints lets StartServer succeed without a server.
-func (c *call) giveEndpoints(ctx context.Context) error {
+// returnEndpoints makes StartServer succeed without a server.
+func (c *call) returnEndpoints(ctx context.Context) error {
 	q := c.request.(provider.StartServerRequest)
 	return c.faulty.cloud.store.do(ctx, func(w *world) error {
 		s, err := w.find(time.Now(), provider.SandboxRef{Owner: q.Owner, SandboxID: q.SandboxID})
@@ -375,7 +375,7 @@ func (c *call) giveEndpoints(ctx context.Context) error {
 	})
 }
 
-// forgetDead removes the record of a server that was started and is dead already.
+// forgetDead removes the record of a server that has died already.
 func forgetDead(ctx context.Context, c *call) error {
 	return c.faulty.cloud.store.do(ctx, func(w *world) error {
 		now := time.Now()
@@ -387,7 +387,7 @@ func forgetDead(ctx context.Context, c *call) error {
 	})
 }
 
-// hideLaterEnd hides that a server ended, unless it did at once.
+// hideLaterEnd hides the end of a server, unless it ended at once.
 func hideLaterEnd(ctx context.Context, c *call) error {
 	result := c.reply.(*provider.PingResult)
 	if result.Status != provider.PingExited {
@@ -423,7 +423,7 @@ func createTwice(ctx context.Context, f *faulty, q provider.CreateRequest, hones
 	return s, err
 }
 
-// ownOnly lets a process attach to what it has made itself.
+// ownOnly lets a process attach only to sandboxes of its own.
 var ownOnly = effect{after: func(_ context.Context, c *call) error {
 	s, ok := c.reply.(*provider.Sandbox)
 	if !ok {
@@ -457,7 +457,7 @@ func listNeighbours(ctx context.Context, c *call) error {
 }
 
 func attachAndCreate(ctx context.Context, f *faulty, q provider.AttachRequest, honest attaches) (provider.Sandbox, error) {
-	ever, _ := f.past(ctx, q.Owner, q.Session)
+	ever, _ := f.hadSandbox(ctx, q.Owner, q.Session)
 	found, err := honest(ctx, q)
 	if !ever && provider.CodeOf(err) == provider.CodeNotFound {
 		_, _ = f.cloud.Create(ctx, provider.CreateRequest{Session: q.Session, Owner: q.Owner, Lifetime: q.Lifetime})
@@ -478,7 +478,7 @@ func attachForeign(ctx context.Context, f *faulty, q provider.AttachRequest, hon
 	return found, err
 }
 
-// deadURL is where a start/endpoint sends callers. Ping does as if all were well there.
+// deadURL is the endpoint in a spoiled answer. Ping works as if the endpoint were right.
 const deadURL = "http://127.0.0.1:1"
 
 var deadEndpoint = effect{
@@ -567,7 +567,7 @@ func startOrBreak(ctx context.Context, f *faulty, q provider.StartServerRequest,
 	return endpoints, err
 }
 
-// deafTo lets a call go on that was cut off for the cause; the other one ends it.
+// deafTo makes a call ignore that it was cut off for the cause. Other causes still end it.
 func deafTo(cause error) effect {
 	return effect{context: func(ctx context.Context) (context.Context, context.CancelFunc) {
 		deaf, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -627,7 +627,7 @@ func destroyNothing(ctx context.Context, c *call) error {
 	})
 }
 
-// parseBreach finds a breach by its check.
+// parseBreach finds a breach by the name of its check.
 func parseBreach(check string) (breach, error) {
 	var known []string
 	for _, b := range breaches {

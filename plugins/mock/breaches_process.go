@@ -24,22 +24,22 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// breachVariable contains the breaches outside of calls, for the time before there is a configuration: GROUP/NAME,
-// several separated by commas.
+// breachVariable contains the breaches outside of calls, which begin before there is a configuration: GROUP/NAME,
+// separated by commas.
 const breachVariable = "MOCK_BREACHES"
 
-// early is what the breaches of breachVariable change, before the plugin serves.
+// early is what breaches outside of calls change before the plugin serves.
 type early struct {
-	// sent changes messages on their way out, and received may refuse them, or change them, on their way in.
+	// sent changes outgoing messages. received may refuse or change incoming ones.
 	sent     []func(m protoreflect.Message)
 	received []func(data []byte, m protoreflect.Message, err error) error
-	// close is what Close waits for.
+	// close is called by Close, which waits for it.
 	close func(f *faulty)
 	// open is the other end of a standard input that does not end.
 	open *os.File
 }
 
-// now are the early breaches of this process.
+// now are the changes in this process.
 var now early
 
 var earlyBreaches = []breach{
@@ -134,7 +134,7 @@ var earlyBreaches = []breach{
 	}},
 }
 
-// launchBreaches sets up the early breaches of a list.
+// launchBreaches applies a list of breaches outside of calls.
 func launchBreaches(list string) error {
 	if list == "" {
 		return nil
@@ -154,7 +154,7 @@ func launchBreaches(list string) error {
 	return nil
 }
 
-// stdinOrSignal forwards standard input, and reports that it has ended or that the signal came.
+// stdinOrSignal forwards standard input. It returns a channel that is closed at its end or by the signal.
 func stdinOrSignal(s os.Signal) <-chan struct{} {
 	told := make(chan struct{})
 	tell := sync.OnceFunc(func() { close(told) })
@@ -171,7 +171,7 @@ func stdinOrSignal(s os.Signal) <-chan struct{} {
 		tell()
 	}()
 	go func() {
-		_, _ = io.Copy(writer, stdin) // however it ends, it has ended
+		_, _ = io.Copy(writer, stdin) // any error means its end
 		tell()
 		writer.Close()
 	}()
@@ -187,7 +187,7 @@ func noteInterrupted(ctx context.Context, c *call, err error) error {
 	return err
 }
 
-// wire is the codec of all messages, with something in between.
+// wire is the codec of all messages. It applies the changes to them.
 type wire struct{ encoding.CodecV2 }
 
 func (w wire) Marshal(v any) (mem.BufferSlice, error) {
@@ -213,7 +213,7 @@ func (w wire) Unmarshal(data mem.BufferSlice, v any) error {
 	return err
 }
 
-// onMessage changes messages of a name, also inside others.
+// onMessage changes messages with the name, including nested ones.
 func onMessage(name protoreflect.Name, change func(protoreflect.Message)) func(protoreflect.Message) {
 	var visit func(protoreflect.Message)
 	visit = func(m protoreflect.Message) {
@@ -236,7 +236,7 @@ func set(m protoreflect.Message, field protoreflect.Name, value protoreflect.Val
 	m.Set(m.Descriptor().Fields().ByName(field), value)
 }
 
-// onConfigure changes the configuration before anybody looks at it.
+// onConfigure changes the configuration before it is read.
 func onConfigure(change func(text []byte) []byte) func([]byte, protoreflect.Message, error) error {
 	return func(_ []byte, m protoreflect.Message, err error) error {
 		if err == nil && m.Descriptor().Name() == "ConfigureRequest" {
@@ -247,8 +247,8 @@ func onConfigure(change func(text []byte) []byte) func([]byte, protoreflect.Mess
 	}
 }
 
-// forgiving drops refused attributes, if it forgives their kind: a text that is not among the allowed ones, or anything
-// else.
+// forgiving drops errors about attributes that forgives accepts. oneOf is set for a text that is not among the allowed
+// ones.
 func forgiving(forgives func(oneOf bool) bool) func(*early) {
 	return func(e *early) {
 		e.received = append(e.received, onConfigure(func(text []byte) []byte {

@@ -15,13 +15,13 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// A moment puts something before or after the honest call.
+// A moment runs a step before or after the honest call.
 type moment func(step func(ctx context.Context, c *call) error) effect
 
 func before(step func(context.Context, *call) error) effect { return effect{before: step} }
 func after(step func(context.Context, *call) error) effect  { return effect{after: step} }
 
-// Readers of arguments.
+// Functions that parse arguments.
 
 func atMost(arguments []string, n int) error {
 	if len(arguments) > n {
@@ -66,13 +66,13 @@ func needCode(arguments []string) (int, error) {
 	return codeAt(arguments, 0, 0)
 }
 
-// Makers of effects.
+// Functions that make effects.
 
 func plain(e effect) func([]string) (effect, error) {
 	return func(arguments []string) (effect, error) { return e, atMost(arguments, 0) }
 }
 
-// makeError makes the call fail. named puts the sandbox that was made into the error.
+// makeError makes the call fail. If named is set, the error names the sandbox that was created.
 func makeError(at moment, named bool) func([]string) (effect, error) {
 	return func(arguments []string) (effect, error) {
 		name := first(arguments)
@@ -125,7 +125,7 @@ func hangs(ctx context.Context, _ *call) error {
 	return ctx.Err()
 }
 
-// makeIgnoreCancel lets the call go on for a while after it was cancelled.
+// makeIgnoreCancel makes the call go on for a while after it was cancelled.
 func makeIgnoreCancel(arguments []string) (effect, error) {
 	d, err := needDuration(arguments)
 	return effect{context: func(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -146,7 +146,7 @@ func makeCrash(at moment) func([]string) (effect, error) {
 	}
 }
 
-// makeStartExited makes the server die at once, and StartServer report it itself instead of leaving it to Ping.
+// makeStartExited makes the server exit at once and StartServer report it, instead of Ping.
 func makeStartExited(arguments []string) (effect, error) {
 	code, err := needCode(arguments)
 	return effect{after: func(ctx context.Context, c *call) error {
@@ -161,7 +161,7 @@ func makeStartExited(arguments []string) (effect, error) {
 	}}, err
 }
 
-// makeDie makes the server die some time after its start.
+// makeDie makes the server exit some time after its start.
 func makeDie(arguments []string) (effect, error) {
 	in, err := needDuration(arguments[:min(1, len(arguments))])
 	if err != nil {
@@ -209,7 +209,7 @@ func badURL(_ context.Context, c *call) error {
 	return nil
 }
 
-// makeLag makes List outdated: sandboxes just made are missing, and ones just destroyed are still there.
+// makeLag makes List outdated: new sandboxes are missing, and destroyed ones still appear.
 func makeLag(arguments []string) (effect, error) {
 	lag, err := needDuration(arguments)
 	if lag > tombstoneLife {
@@ -223,10 +223,10 @@ func makeLag(arguments []string) (effect, error) {
 	}}, err
 }
 
-// longLine is longer than what readers of lines usually take.
+// longLine is longer than most readers of lines accept, in bytes.
 const longLine = 200 << 10
 
-// stderrNoise writes what has been seen to upset readers of a plugin's log.
+// stderrNoise writes what is known to upset readers of a plugin's log.
 func stderrNoise(_ context.Context, c *call) error {
 	for _, line := range []string{
 		`{"@message":42}`,
@@ -243,14 +243,14 @@ func stderrNoise(_ context.Context, c *call) error {
 	return nil
 }
 
-// stdoutNoise writes where only the handshake belongs. It blocks if nobody reads.
+// stdoutNoise writes to the stream of the handshake. It blocks if nobody reads.
 func stdoutNoise(_ context.Context, c *call) error {
 	fmt.Fprintf(c.faulty.stdout, "mock: noise on standard output\n1|2|3|4|5|6\n%s\n", strings.Repeat("x", longLine))
 	return nil
 }
 
-// makeFork starts a child that keeps the plugin's standard error open and is not waited for when the plugin ends: in the
-// plugin's process group, or as a daemon in a session of its own. It ends by itself.
+// makeFork starts a child that keeps the plugin's standard error open, and that the plugin does not wait for. It is in
+// the plugin's process group or, as a daemon, in its own session. It exits by itself.
 func makeFork(daemon bool) func([]string) (effect, error) {
 	return func(arguments []string) (effect, error) {
 		d, err := durationAt(arguments, 0, 30*time.Second)
@@ -268,7 +268,7 @@ func makeFork(daemon bool) func([]string) (effect, error) {
 	}
 }
 
-// leakSecret logs the key in the ways that plugins do by mistake.
+// leakSecret logs the key in the ways in which plugins do by mistake.
 func leakSecret(_ context.Context, c *call) error {
 	key := c.faulty.cloud.config.APIKey
 	fmt.Fprintf(c.faulty.stderr, "mock: calling the cloud with api_key=%s\n", key)

@@ -16,25 +16,26 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// methods are what a fault can hit. "launch" is the start of the process, and only known to launchFaults.
+// methods are what a fault can affect. "launch" is the start of the process, known only to launchFaults.
 var methods = []string{"configure", "create", "attach", "start", "ping", "list", "renew", "suspend", "destroy", "logs"}
 
-// anyMethod hits every method except "configure".
+// anyMethod is every method except "configure".
 const anyMethod = "any"
 
 // effect is what a fault does around the honest call.
 type effect struct {
 	// context replaces the call's context.
 	context func(context.Context) (context.Context, context.CancelFunc)
-	// before comes before the honest call, which is left out when it fails or answers by itself.
+	// before is called before the honest call, which is skipped if before fails or sets answered.
 	before func(ctx context.Context, c *call) error
-	// after comes after the honest call, if that succeeded. It may change the reply or fail.
+	// after is called after an honest call that succeeded. It may change the reply or fail.
 	after func(ctx context.Context, c *call) error
-	// failed comes after a call that failed, and returns the error to fail with. Nil makes the call succeed with reply.
+	// failed is called after a call that failed, and returns the error to use instead. If nil, the call succeeds with
+	// reply.
 	failed func(ctx context.Context, c *call, err error) error
 }
 
-// call is one call under way.
+// call is a call in progress.
 type call struct {
 	faulty *faulty
 	method string
@@ -44,12 +45,12 @@ type call struct {
 	answered bool
 }
 
-// kind is a fault that can be asked for.
+// kind is a kind of fault.
 type kind struct {
 	name string
-	// arguments is how they are written after the name, for people.
+	// arguments is the syntax after the name, for people.
 	arguments string
-	// methods that it can hit; nil for all.
+	// methods are the ones it can affect, or nil for all.
 	methods []string
 	make    func(arguments []string) (effect, error)
 }
@@ -61,7 +62,7 @@ var kinds = []kind{
 	{"error_named", ":ERROR[:RETRY_AFTER]", []string{"create"}, makeError(after, true)},
 	{"invalid", ":ATTRIBUTE", []string{"configure"}, makeInvalid},
 	{"panic", "", nil, plain(effect{before: panics})},
-	// The call takes long, or for ever.
+	// The call takes long, or forever.
 	{"delay", ":DURATION", nil, makeDelay},
 	{"hang", "", nil, plain(effect{before: hangs})},
 	{"hang_after", "", nil, plain(effect{after: hangs})},
@@ -72,7 +73,7 @@ var kinds = []kind{
 	// The server in the sandbox ends.
 	{"exited", ":CODE", []string{"start"}, makeStartExited},
 	{"die", ":DURATION[:CODE]", []string{"start"}, makeDie},
-	// Ping misreports the server's health.
+	// Ping returns a wrong status.
 	{"exited", ":CODE", []string{"ping"}, makePingExited},
 	{"not_yet", "", []string{"ping"}, verdict(provider.PingNotYet)},
 	{"denied", "", []string{"ping"}, verdict(provider.PingDenied)},
@@ -83,7 +84,7 @@ var kinds = []kind{
 	{"bad_url", "", []string{"start"}, plain(effect{after: badURL})},
 	{"bad_status", "", []string{"ping"}, verdict("no such status")},
 	{"lag", ":DURATION", []string{"list"}, makeLag},
-	// The process misbehaves beside the call.
+	// The process misbehaves independently of the call.
 	{"stderr_noise", "", nil, plain(effect{before: stderrNoise})},
 	{"stdout_noise", "", nil, plain(effect{before: stdoutNoise})},
 	{"fork_child", "[:DURATION]", nil, makeFork(false)},
@@ -91,7 +92,7 @@ var kinds = []kind{
 	{"leak_secret", "", nil, plain(effect{before: leakSecret})},
 }
 
-// failures are the errors that can be asked for.
+// failures are the errors that can be requested.
 var failures = map[string]provider.Error{
 	"invalid":     {Code: provider.CodeInvalid},
 	"denied":      {Code: provider.CodeDenied},
@@ -112,7 +113,7 @@ var failures = map[string]provider.Error{
 // fault is one entry of the faults attribute.
 type fault struct {
 	method string
-	// nth is the only call it hits; 0 is every call.
+	// nth is the only call to affect, or 0 for every call.
 	nth int
 	effect
 }
@@ -172,7 +173,7 @@ func findKind(name, method string) (kind, error) {
 	return kind{}, fmt.Errorf("there is no fault %q; for %s there are %s", name, method, strings.Join(known, ", "))
 }
 
-// faulty is the cloud with its faults: what the host gets to see.
+// faulty is the cloud with its faults, as the host sees it.
 type faulty struct {
 	cloud  *cloud
 	faults []fault
@@ -186,7 +187,7 @@ type faulty struct {
 	memory *memory
 }
 
-// open makes the provider of a configuration.
+// open returns the provider of a configuration.
 func open(ctx context.Context, config Config, log hclog.Logger) (*faulty, error) {
 	f := &faulty{cloud: newCloud(config), log: log, stdout: processStdout, stderr: processStderr, exit: os.Exit, memory: newMemory()}
 	refused := f.cloud.problems(ctx)
@@ -220,12 +221,11 @@ func open(ctx context.Context, config Config, log hclog.Logger) (*faulty, error)
 	return f, nil
 }
 
-// launchVariable contains faults for the start of the process, before the handshake and so before any configuration:
-// FAULT[:ARGUMENTS], several separated by commas.
+// launchVariable contains faults of the process's start, before the handshake and any configuration: FAULT[:ARGUMENTS],
+// separated by commas.
 const launchVariable = "MOCK_LAUNCH"
 
-// launchFaults lets the faults of the environment happen. The ones that wait end with standard input, as the process
-// itself would.
+// launchFaults causes the faults of the environment. Those that wait end with standard input, as the process would.
 func launchFaults(list string) error {
 	if list == "" {
 		return nil
@@ -242,14 +242,14 @@ func launchFaults(list string) error {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin) // however it ends, it has ended
+		_, _ = io.Copy(io.Discard, os.Stdin) // any error means its end
 		cancel()
 	}()
 	_, err := inject(ctx, f, "launch", list, func(context.Context, string) (struct{}, error) { return struct{}{}, nil })
 	return err
 }
 
-// Close ends what the provider runs. Children forked on request are left alone: that is what they are for.
+// Close stops what the provider runs. Forked children live on, as requested.
 func (f *faulty) Close() error {
 	if now.close != nil {
 		now.close(f)
@@ -299,12 +299,12 @@ func (f *faulty) Logs(ctx context.Context, req provider.LogsRequest) ([]string, 
 	return inject(ctx, f, "logs", req, f.cloud.Logs)
 }
 
-// inject makes one call with the faults that hit it.
+// inject makes one call with the faults that affect it.
 func inject[Request, Reply any](
 	ctx context.Context, f *faulty, method string, request Request, honest func(context.Context, Request) (Reply, error),
 ) (reply Reply, err error) {
 	var none Reply
-	effects, err := f.hits(ctx, method)
+	effects, err := f.effects(ctx, method)
 	if err != nil {
 		return none, err
 	}
@@ -326,7 +326,7 @@ func inject[Request, Reply any](
 	return reply, nil
 }
 
-// run makes the honest call with what comes before and after it.
+// run makes the honest call with the effects around it.
 func (c *call) run(ctx context.Context, effects []effect, honest func() error) error {
 	for _, e := range effects {
 		if e.before != nil {
@@ -359,8 +359,8 @@ func (c *call) fail(ctx context.Context, effects []effect, err error) error {
 	return err
 }
 
-// hits counts the call and returns its effects, in the order of the configuration.
-func (f *faulty) hits(ctx context.Context, method string) ([]effect, error) {
+// effects counts the call and returns its effects, in the order of the configuration.
+func (f *faulty) effects(ctx context.Context, method string) ([]effect, error) {
 	if len(f.faults) == 0 {
 		return nil, nil
 	}

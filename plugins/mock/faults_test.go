@@ -141,7 +141,7 @@ func TestConfigureCanRefuseAnAttribute(t *testing.T) {
 func TestAFailureAfterConfigureLeavesNoServerBehind(t *testing.T) {
 	t.Parallel()
 	_, err := configure(t, attributes{"faults": []string{"configure=error_after:failed"}})
-	wantError(t, err, provider.CodeFailed, "") // goleak sees the rest
+	wantError(t, err, provider.CodeFailed, "") // goleak detects what is left
 }
 
 func TestPanicPanics(t *testing.T) {
@@ -202,7 +202,7 @@ func TestIgnoreCancelGoesOnForAWhile(t *testing.T) {
 	}
 }
 
-// stdio returns the provider files instead of the test's own streams, and a function that reads what it wrote.
+// stdio gives the provider files for its streams, and returns functions that read what it wrote.
 func stdio(t *testing.T, f *faulty) (stdout, stderr func() string) {
 	t.Helper()
 	file := func(name string) (*os.File, func() string) {
@@ -266,7 +266,7 @@ func TestAServerThatExitsAtOnceIsAnErrorWithCodeAndLog(t *testing.T) {
 	if err != nil || !slices.Equal(lines, want[1:]) {
 		t.Errorf("%q, %v", lines, err)
 	}
-	endpoints := mustStart(t, f, s.ID) // a dead server is started anew
+	endpoints := mustStart(t, f, s.ID) // a dead server is started again
 	mustPing(t, f, s.ID, endpoints.Server, provider.PingAlive)
 }
 
@@ -508,7 +508,7 @@ func TestTheDocumentationNamesEverything(t *testing.T) {
 	}
 }
 
-// binary runs the built plugin by hand, with an open standard input until the test closes it.
+// binary prepares the built plugin. Its standard input stays open until the test closes it.
 func binary(t *testing.T, env ...string) (command *exec.Cmd, stdin io.Closer, stderr *bytes.Buffer) {
 	t.Helper()
 	command = exec.CommandContext(t.Context(), testbin.Build(t, "./plugins/mock"))

@@ -1,6 +1,6 @@
-// Command berth-provider-mock is a provider whose cloud is made up: its sandboxes are entries in memory or in a file,
-// and it fails in whatever way it is told to. It is for testing what stands on top of providers: the berth host, and
-// platforms that want to see how they take a slow, lying or dying one.
+// Command berth-provider-mock is a provider without a real cloud: its sandboxes are entries in memory or in a file, and
+// it fails in whatever way it is told to. It is for testing what uses providers: the berth host, and platforms that
+// want to see how they handle a provider that is slow, wrong or dying.
 package main
 
 import (
@@ -10,7 +10,7 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// The standard streams as the process got them: go-plugin puts others into os.Stdout and os.Stderr.
+// The original standard streams: go-plugin replaces os.Stdout and os.Stderr.
 var processStdout, processStderr = os.Stdout, os.Stderr
 
 func main() {

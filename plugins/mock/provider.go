@@ -38,7 +38,7 @@ type Config struct {
 	Breaches      []string      `berth:"breaches" doc:"Which checks of the conformance suite fail: GROUP/NAME each."`
 }
 
-// tokenHeader carries a sandbox's token, as a cloud's own proxy would want it.
+// tokenHeader carries a sandbox's token, as a cloud's proxy would require it.
 const tokenHeader = "X-Mock-Token"
 
 // cloud is a provider that keeps the contract. The faults that break it are in faults.go.
@@ -46,9 +46,9 @@ type cloud struct {
 	config Config
 	store  *store
 	client *http.Client
-	// web answers for every server of this process; nil with serve = "none".
+	// web answers for every server of this process. It is nil with serve = "none".
 	web *web
-	// public lets web answer without a token.
+	// public makes web answer without a token.
 	public bool
 }
 
@@ -73,7 +73,7 @@ func (c *cloud) problems(ctx context.Context) (refused []provider.FieldError) {
 // defaultURL is the address of the cloud.
 const defaultURL = "https://mock.invalid"
 
-// login applies the credentials and the address from here on.
+// login uses the configured credentials and address from now on.
 func (c *cloud) login() {
 	if c.config.APIKey != "" {
 		sum := sha256.Sum256([]byte(c.config.APIKey))
@@ -84,7 +84,7 @@ func (c *cloud) login() {
 	}
 }
 
-// open starts the web server, where there is to be one.
+// open starts the web server, if configured.
 func (c *cloud) open(ctx context.Context) error {
 	if c.config.Serve == "none" || c.config.State != "" && c.config.Serve != "http" {
 		return nil
@@ -101,7 +101,7 @@ func (c *cloud) open(ctx context.Context) error {
 	}
 	go func() {
 		defer close(c.web.done)
-		_ = c.web.server.Serve(listener) // it ends when Close closes it
+		_ = c.web.server.Serve(listener) // returns when Close closes it
 	}()
 	return nil
 }
@@ -123,7 +123,7 @@ func (c *cloud) Create(ctx context.Context, req provider.CreateRequest) (made pr
 	}
 	err = c.store.do(ctx, func(w *world) error {
 		now := time.Now()
-		// Names are derived from owner and session: one that is found here can only be ours.
+		// Names are derived from owner and session, so a sandbox of that name is ours.
 		if s := w.named(now, req.Owner, req.Session); s != nil {
 			made = c.adopt(s, now, req.Lifetime)
 			return nil
@@ -158,7 +158,7 @@ func (c *cloud) Attach(ctx context.Context, req provider.AttachRequest) (found p
 		now := time.Now()
 		s, err := w.find(now, provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
 		switch {
-		case provider.CodeOf(err) == provider.CodeNotFound: // no id, or an old one
+		case provider.CodeOf(err) == provider.CodeNotFound: // no id, or an outdated one
 			if s = w.named(now, req.Owner, req.Session); s == nil {
 				return c.noSandbox(req)
 			}
@@ -223,7 +223,7 @@ func (c *cloud) StartServer(ctx context.Context, req provider.StartServerRequest
 	return endpoints, err
 }
 
-// start returns a new server. It may be dead already.
+// start returns a new server, which may be dead already.
 func (c *cloud) start(asked provider.Server, now time.Time) (*server, error) {
 	command, env := asked.Expand(asked.Port, asked.ExtraPorts)
 	if len(command) > 0 && strings.HasPrefix(command[0], "/nonexistent/") {
@@ -257,7 +257,7 @@ func (c *cloud) Ping(ctx context.Context, req provider.PingRequest) (result prov
 		}
 		return err
 	})
-	// A server that runs is asked over HTTP if there is any; the rest is known.
+	// A running server is asked over HTTP if possible; other results are known.
 	undecided := result.Status == provider.PingAlive || result.Status == provider.PingNotYet
 	if err == nil && undecided && c.web != nil {
 		return provider.Probe(ctx, c.client, req.Endpoint, req.Health), nil
@@ -298,7 +298,7 @@ func (c *cloud) endServer(ctx context.Context, ref provider.SandboxRef, in time.
 		}
 		s.Server.DiesAt, s.Server.ExitCode = now.Add(in), code
 		if in == 0 {
-			s.Server.ReadyAt = s.Server.DiesAt // it never got there
+			s.Server.ReadyAt = s.Server.DiesAt // it never became ready
 		}
 		log = s.Server.log(s.Server.DiesAt)
 		return nil
@@ -310,7 +310,7 @@ func (c *cloud) List(ctx context.Context, req provider.ListRequest) ([]provider.
 	return c.listAsOf(ctx, req, time.Now())
 }
 
-// listAsOf lists what there was at a moment of the last minute.
+// listAsOf returns the sandboxes at a time within the last minute.
 func (c *cloud) listAsOf(ctx context.Context, req provider.ListRequest, then time.Time) ([]provider.Sandbox, error) {
 	var list []provider.Sandbox
 	err := c.store.do(ctx, func(w *world) error {
@@ -390,9 +390,9 @@ func (c *cloud) describe(s *sandbox) provider.Sandbox {
 	}
 }
 
-// endpoints are known before any server runs.
+// endpoints returns endpoints, which are known before any server runs.
 func (c *cloud) endpoints(s *sandbox, server provider.Server) provider.Endpoints {
-	base := "http://mock.invalid/" + s.ID // a name that never resolves
+	base := "http://mock.invalid/" + s.ID // a name that does not resolve
 	if c.web != nil {
 		base = c.web.url + "/" + s.ID
 	}
@@ -414,7 +414,7 @@ type web struct {
 	done   chan struct{}
 }
 
-// answer is what the server in the sandbox named by the path's first element would answer, on any path below.
+// answer answers for the server in the sandbox that the path's first element names.
 func (c *cloud) answer(w http.ResponseWriter, r *http.Request) {
 	id, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	status, body := http.StatusBadGateway, map[string]string{"status": "no server"}
@@ -436,15 +436,15 @@ func (c *cloud) answer(w http.ResponseWriter, r *http.Request) {
 		}
 		return nil
 	})
-	if err != nil { // the client has gone
+	if err != nil { // the client has disconnected
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body) // the client may have gone
+	_ = json.NewEncoder(w).Encode(body) // the client may have disconnected
 }
 
-// endOfLife is zero, which means never, without a lifetime.
+// endOfLife returns the zero time, which means never, if there is no lifetime.
 func endOfLife(now time.Time, lifetime time.Duration) time.Time {
 	if lifetime <= 0 {
 		return time.Time{}

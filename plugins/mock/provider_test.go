@@ -22,7 +22,7 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// patience is how long a test waits for what should happen soon: the machine may be slow.
+// patience is how long a test waits for what should happen soon. The machine may be slow.
 const patience = 30 * time.Second
 
 // The plugin offers every optional call.
@@ -291,7 +291,7 @@ func TestAServerIsStartedOnceAndAnswersOverHTTPWhenItIsReady(t *testing.T) {
 	}
 	mustPing(t, f, s.ID, endpoints.Server, provider.PingNotYet)
 	eventually(t, "a ready server", func() bool {
-		again := mustStart(t, f, s.ID) // must not start it anew, or it is never ready
+		again := mustStart(t, f, s.ID) // must not start it again, or it is never ready
 		result, err := ping(t, f, s.ID, again.Server)
 		return err == nil && result.Status == provider.PingAlive
 	})
@@ -322,7 +322,7 @@ func TestAServerIsStartedOnceAndAnswersOverHTTPWhenItIsReady(t *testing.T) {
 	if _, err := attach(t, f, "s1", ""); err != nil {
 		t.Fatal(err)
 	}
-	mustPing(t, f, s.ID, endpoints.Server, provider.PingNotYet) // no process survives the sleep
+	mustPing(t, f, s.ID, endpoints.Server, provider.PingNotYet) // suspending ends all processes
 
 	if err := f.Destroy(t.Context(), mine(s.ID)); err != nil {
 		t.Fatal(err)
@@ -477,7 +477,7 @@ func TestTheQuotaCountsLivingSandboxesOfAllOwners(t *testing.T) {
 	}
 	_, err = f.Create(t.Context(), createRequest("s2"))
 	wantError(t, err, provider.CodeExhausted, provider.ReasonQuota)
-	mustCreate(t, f, "s1") // adopting needs no room
+	mustCreate(t, f, "s1") // attaching needs no free place
 	if err := f.Destroy(t.Context(), provider.SandboxRef{Owner: "you", SandboxID: theirs.ID}); err != nil {
 		t.Fatal(err)
 	}
@@ -584,7 +584,7 @@ func TestEndedSandboxesAreForgottenAfterAMinute(t *testing.T) {
 	w.add(&sandbox{ID: "short", Session: "d", CreatedAt: ago(time.Second), DestroyedAt: now})
 	w.add(&sandbox{ID: "replaced", Session: "e", CreatedAt: ago(time.Hour), DestroyedAt: ago(2 * time.Minute)})
 	w.add(&sandbox{ID: "replacement", Session: "e", CreatedAt: ago(time.Minute)})
-	w.sweep(now)
+	w.removeExpired(now)
 
 	var left []string
 	for id := range w.Sandboxes {

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// script is what a server does whose command is `sh -c SCRIPT`, as far as mock understands it.
+// script is what a server with the command `sh -c SCRIPT` does, as far as mock understands it.
 type script struct {
 	lines []string
 	lives time.Duration
@@ -15,7 +15,8 @@ type script struct {
 	code  int
 }
 
-// readScript plays echo, sleep, exit and exec, separated by semicolons; other words do nothing. An exec never ends.
+// readScript understands echo, sleep, exit and exec, separated by semicolons, and ignores other words. An exec never
+// ends.
 func readScript(command []string, env map[string]string) (s script, ok bool) {
 	if len(command) < 3 || command[0] != "sh" || command[1] != "-c" {
 		return s, false

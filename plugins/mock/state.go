@@ -15,18 +15,18 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// tombstoneLife is how long an ended sandbox is remembered, for listings that lag.
+// tombstoneLife is how long a destroyed sandbox is kept for outdated listings.
 const tombstoneLife = time.Minute
 
-// world is everything there is in the cloud. Nothing in it moves by itself: what a sandbox or a server is doing
-// follows from the times written down and from what time it is now.
+// world is the state of the cloud. Nothing in it changes by itself: what a sandbox or a server is doing follows from
+// the recorded times and the current time.
 type world struct {
 	Sandboxes map[string]*sandbox `json:"sandboxes"`
-	// Names leads from provider.SandboxName to the id of the latest sandbox of that name.
+	// Names maps provider.SandboxName to the id of the latest sandbox of that name.
 	Names map[string]string `json:"names"`
-	// Calls counts the calls of each method, for faults that hit only one of them.
+	// Calls counts the calls of each method, for faults that affect only one of them.
 	Calls map[string]int `json:"calls"`
-	// Account is a hash of the key the cloud belongs to; empty until one is used.
+	// Account is a hash of the cloud's key, or empty until one is used.
 	Account string `json:"account,omitempty"`
 }
 
@@ -38,12 +38,12 @@ type sandbox struct {
 	Labels    map[string]string `json:"labels"`
 	CreatedAt time.Time         `json:"created_at"`
 	ExpiresAt time.Time         `json:"expires_at,omitzero"`
-	// DestroyedAt makes it a tombstone.
+	// DestroyedAt is set in tombstones.
 	DestroyedAt time.Time `json:"destroyed_at,omitzero"`
 	Suspended   bool      `json:"suspended"`
-	// Token opens its endpoints.
+	// Token opens the sandbox's endpoints.
 	Token string `json:"token"`
-	// Server is nil when none was started since the sandbox was made or woken.
+	// Server is nil if none was started since the sandbox was created or woken.
 	Server *server `json:"server"`
 }
 
@@ -51,12 +51,12 @@ type server struct {
 	Port      int       `json:"port"`
 	StartedAt time.Time `json:"started_at"`
 	ReadyAt   time.Time `json:"ready_at"`
-	// DiesAt is zero for a server that lives as long as its sandbox runs.
+	// DiesAt is zero if the server lives as long as its sandbox runs.
 	DiesAt   time.Time `json:"dies_at,omitzero"`
 	ExitCode int       `json:"exit_code"`
-	// Fields is what its health path answers.
+	// Fields is the answer of its health path.
 	Fields map[string]string `json:"fields"`
-	// Lines is what it writes, if its command shows that.
+	// Lines is its output, if its command tells.
 	Lines []string `json:"lines,omitempty"`
 }
 
@@ -73,7 +73,7 @@ func (s *sandbox) forgottenAt(t time.Time) bool {
 func (s *server) diedBy(t time.Time) bool  { return !s.DiesAt.IsZero() && !t.Before(s.DiesAt) }
 func (s *server) readyBy(t time.Time) bool { return !t.Before(s.ReadyAt) }
 
-// log is what the server has written until t.
+// log returns what the server has written until t.
 func (s *server) log(t time.Time) []string {
 	if s.Lines != nil {
 		return s.Lines
@@ -97,7 +97,7 @@ func (w *world) named(now time.Time, owner, session string) *sandbox {
 	return s
 }
 
-// find returns the live sandbox with this id, and refuses another owner's.
+// find returns the live sandbox with this id. It refuses another owner's.
 func (w *world) find(now time.Time, ref provider.SandboxRef) (*sandbox, error) {
 	s := w.Sandboxes[ref.SandboxID]
 	switch {
@@ -133,8 +133,8 @@ func (w *world) live(now time.Time) int {
 	return count
 }
 
-// sweep forgets what ended long ago.
-func (w *world) sweep(now time.Time) {
+// removeExpired removes what ended long ago.
+func (w *world) removeExpired(now time.Time) {
 	for id, s := range w.Sandboxes {
 		if s.forgottenAt(now) {
 			delete(w.Sandboxes, id)
@@ -145,11 +145,11 @@ func (w *world) sweep(now time.Time) {
 	}
 }
 
-// store keeps the world: in memory, or in a file that several processes share.
+// store keeps the world in memory, or in a file that several processes share.
 type store struct {
 	// path is empty for memory.
 	path string
-	// account is a hash of the key in use, and unreachable the address that leads nowhere. Both may be empty.
+	// account is a hash of the key in use, and unreachable the wrong address in use. Both may be empty.
 	account, unreachable string
 
 	mutex     sync.Mutex
@@ -161,7 +161,7 @@ func newWorld() world {
 	return world{Sandboxes: map[string]*sandbox{}, Names: map[string]string{}, Calls: map[string]int{}}
 }
 
-// admit lets nobody in who is at the wrong address or has the wrong key.
+// admit returns an error for a wrong address or a wrong key.
 func (s *store) admit(w *world) error {
 	switch {
 	case s.unreachable != "":
@@ -180,7 +180,7 @@ func (s *store) admit(w *world) error {
 
 func newStore(path string) *store { return &store{path: path, world: newWorld()} }
 
-// do runs f with the world to itself, if this process is admitted to it.
+// do calls f with exclusive access to the world, if this process is admitted.
 func (s *store) do(ctx context.Context, f func(w *world) error) error {
 	return s.doAnyway(ctx, func(w *world) error {
 		if err := s.admit(w); err != nil {
@@ -190,8 +190,8 @@ func (s *store) do(ctx context.Context, f func(w *world) error) error {
 	})
 }
 
-// doAnyway runs f with the world to itself. In a file, what f changed is kept only if f succeeds; with memory, f must not
-// fail after it changed something. ctx bounds the wait for other processes.
+// doAnyway calls f with exclusive access to the world. In a file, f's changes are kept only if f succeeds. In memory, f
+// must not fail after a change. ctx limits the wait for other processes.
 func (s *store) doAnyway(ctx context.Context, f func(w *world) error) error {
 	if s.path != "" {
 		return s.doInFile(ctx, f)
@@ -199,7 +199,7 @@ func (s *store) doAnyway(ctx context.Context, f func(w *world) error) error {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
 	if now := time.Now(); now.Sub(s.lastSweep) > tombstoneLife {
-		s.world.sweep(now)
+		s.world.removeExpired(now)
 		s.lastSweep = now
 	}
 	return f(&s.world)
@@ -224,7 +224,7 @@ func (s *store) doInFile(ctx context.Context, f func(w *world) error) error {
 	if err := f(&w); err != nil {
 		return err
 	}
-	w.sweep(time.Now())
+	w.removeExpired(time.Now())
 	after, err := json.MarshalIndent(w, "", " ")
 	if err != nil || bytes.Equal(before, after) {
 		return err
@@ -232,8 +232,8 @@ func (s *store) doInFile(ctx context.Context, f func(w *world) error) error {
 	return replace(s.path, after)
 }
 
-// lock takes an advisory lock that ends with the process at the latest. The file stays: removing it would let two
-// processes have two locks of one name.
+// lock takes an advisory lock that is released at the latest when the process ends. The file stays: if it were removed,
+// two processes could both have a lock of that name.
 func lock(ctx context.Context, path string) (unlock func(), err error) {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -255,7 +255,7 @@ func lock(ctx context.Context, path string) (unlock func(), err error) {
 	}
 }
 
-// replace writes a file in one step, so that a process killed half way leaves the old one.
+// replace writes a file atomically, so that a process killed half-way leaves the old one.
 func replace(path string, text []byte) error {
 	fresh := path + ".new"
 	if err := os.WriteFile(fresh, text, 0o600); err != nil {

@@ -16,7 +16,7 @@ import (
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 )
 
-// createRequest is the body of a create. What newer clients send besides is accepted and does nothing.
+// createRequest is the body of a create. Further fields, which newer clients send, are accepted and ignored.
 type createRequest struct {
 	Name                *string           `json:"name"`
 	Snapshot            string            `json:"snapshot"`
@@ -38,7 +38,7 @@ type createRequest struct {
 	} `json:"buildInfo"`
 }
 
-// problem is an answer that refuses.
+// problem is an error answer.
 type problem struct {
 	status  int
 	message string
@@ -48,15 +48,16 @@ func refusal(status int, format string, args ...any) *problem {
 	return &problem{status, fmt.Sprintf(format, args...)}
 }
 
-// operation of the main API: what it does with the sandbox that the path names. nil: the sandbox is the answer.
+// operation is an operation of the main API on the sandbox named in the path. If it returns nil, the sandbox is the
+// answer.
 type operation struct {
 	name, route string
 	status      int
 	do          func(s *sandbox, r *http.Request, body []byte) (any, *problem)
-	hold        bool // until the sandbox runs
+	wait        bool // wait until the sandbox runs
 }
 
-// apiHandler is the main API. What is not below /api is the dashboard, which answers everything.
+// apiHandler returns the main API. Paths outside /api belong to the dashboard, which answers every request.
 func (c *Cloud) apiHandler() http.Handler {
 	mux := http.NewServeMux()
 	names := map[string]string{}
@@ -101,7 +102,7 @@ func (c *Cloud) authorized(next http.Handler) http.Handler {
 	})
 }
 
-// refuse answers as the API's filter for errors does.
+// refuse answers like the API's error filter.
 func refuse(w http.ResponseWriter, r *http.Request, p *problem) {
 	if p.status == http.StatusTooManyRequests {
 		w.Header().Set("Retry-After-authenticated", "1")
@@ -135,12 +136,12 @@ func (c *Cloud) createSandbox(w http.ResponseWriter, r *http.Request) {
 		if s, err = c.make(request); err != nil {
 			p = refusal(http.StatusInternalServerError, "An unexpected error occurred.")
 		} else {
-			inserted = s.dto() // what the answer shows, even if the sandbox runs by then
+			inserted = s.dto() // taken now, because the sandbox may run soon
 		}
 	}
 	c.mutex.Unlock()
 	if p == nil && s.build == "" {
-		p = c.hold(r, s)
+		p = c.awaitRunning(r, s)
 	}
 	if p != nil {
 		refuse(w, r, p)
@@ -149,7 +150,7 @@ func (c *Cloud) createSandbox(w http.ResponseWriter, r *http.Request) {
 	answer(w, http.StatusOK, inserted)
 }
 
-// check refuses a create. The mutex is held.
+// check returns the problem of a create, or nil. The caller must have locked the mutex.
 func (c *Cloud) check(r createRequest) *problem {
 	switch {
 	case r.Name != nil && badName.MatchString(*r.Name):
@@ -175,7 +176,7 @@ func (c *Cloud) check(r createRequest) *problem {
 	return nil
 }
 
-// make makes a sandbox that is on its way to run. The mutex is held.
+// make creates a sandbox that is about to start. The caller must have locked the mutex.
 func (c *Cloud) make(r createRequest) (*sandbox, error) {
 	now := time.Now()
 	s := &sandbox{
@@ -219,7 +220,7 @@ func (c *Cloud) make(r createRequest) (*sandbox, error) {
 		return s, nil
 	}
 	s.show()
-	s.desired, s.next = started, []change{{now.Add(c.options.Create), started}} // not before the answer has its state
+	s.desired, s.next = started, []change{{now.Add(c.options.Create), started}} // the answer must show the state before
 	return s, nil
 }
 
@@ -232,8 +233,8 @@ func or(value *int, otherwise int) int {
 	return otherwise
 }
 
-// hold waits until a sandbox runs, as creates and starts do, for a while.
-func (c *Cloud) hold(r *http.Request, s *sandbox) *problem {
+// awaitRunning waits until a sandbox runs, at most for the time that the API holds back the answer.
+func (c *Cloud) awaitRunning(r *http.Request, s *sandbox) *problem {
 	deadline := time.Now().Add(c.options.Hold)
 	for {
 		c.mutex.Lock()
@@ -248,13 +249,13 @@ func (c *Cloud) hold(r *http.Request, s *sandbox) *problem {
 		}
 		select {
 		case <-time.After(5 * time.Millisecond):
-		case <-r.Context().Done(): // what was begun goes on
+		case <-r.Context().Done(): // the operation goes on
 			return nil
 		}
 	}
 }
 
-// onSandbox makes the handler of an operation.
+// onSandbox returns the handler of an operation.
 func (c *Cloud) onSandbox(op operation) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -270,10 +271,10 @@ func (c *Cloud) onSandbox(op operation) http.HandlerFunc {
 			s.show()
 			value = s.dto()
 		}
-		hold := op.hold && p == nil && s.state != restoring
+		wait := op.wait && p == nil && s.state != restoring
 		c.mutex.Unlock()
-		if hold {
-			if p = c.hold(r, s); p == nil {
+		if wait {
+			if p = c.awaitRunning(r, s); p == nil {
 				c.mutex.Lock()
 				value = s.dto()
 				c.mutex.Unlock()
@@ -289,7 +290,7 @@ func (c *Cloud) onSandbox(op operation) http.HandlerFunc {
 
 const inProgress = "Sandbox state change in progress"
 
-// operations are those on one sandbox. The mutex is held in each.
+// operations returns the operations on one sandbox. They are called with the mutex locked.
 func (c *Cloud) operations() []operation {
 	set := func(field func(*sandbox) *int) func(*sandbox, *http.Request, []byte) (any, *problem) {
 		return func(s *sandbox, r *http.Request, _ []byte) (any, *problem) {
@@ -313,7 +314,7 @@ func (c *Cloud) operations() []operation {
 			s.destroy()
 			return nil, nil
 		}},
-		{name: "startSandbox", route: "POST /api/sandbox/{id}/start", hold: true, do: startSandbox},
+		{name: "startSandbox", route: "POST /api/sandbox/{id}/start", wait: true, do: startSandbox},
 		{name: "stopSandbox", route: "POST /api/sandbox/{id}/stop", do: func(s *sandbox, _ *http.Request, _ []byte) (any, *problem) {
 			switch {
 			case s.state != started && s.state != paused:
@@ -324,12 +325,12 @@ func (c *Cloud) operations() []operation {
 			s.halt()
 			return nil, nil
 		}},
-		{name: "recoverSandbox", route: "POST /api/sandbox/{id}/recover", hold: true, do: func(s *sandbox, _ *http.Request, _ []byte) (any, *problem) {
+		{name: "recoverSandbox", route: "POST /api/sandbox/{id}/recover", wait: true, do: func(s *sandbox, _ *http.Request, _ []byte) (any, *problem) {
 			if s.state != failed || !s.recoverable {
 				return nil, refusal(http.StatusBadRequest, "Sandbox is not in a recoverable state")
 			}
 			s.renewToken()
-			s.recoverable = false // it goes on showing the error until it runs
+			s.recoverable = false // the error is shown until it runs
 			s.plan(started, s.cloud.options.Start, started)
 			return nil, nil
 		}},
@@ -424,7 +425,7 @@ func startSandbox(s *sandbox, _ *http.Request, _ []byte) (any, *problem) {
 	return nil, nil
 }
 
-// dto is the sandbox as look-ups show it.
+// dto returns the sandbox as look-ups show it.
 func (s *sandbox) dto() map[string]any {
 	dto := s.item()
 	dto["state"] = s.derived()
@@ -440,7 +441,7 @@ func (s *sandbox) dto() map[string]any {
 	return dto
 }
 
-// item is the sandbox as listings show it, with the state as it is written down.
+// item returns the sandbox as listings show it, with the stored state.
 func (s *sandbox) item() map[string]any {
 	item := map[string]any{
 		"id": s.id, "organizationId": organization, "name": s.name, "snapshot": s.snapshot, "user": s.user, "labels": maps.Clone(s.labels),

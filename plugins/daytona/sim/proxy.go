@@ -14,7 +14,7 @@ import (
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 )
 
-// What the proxy reads and takes out of requests.
+// What the proxy reads and removes from requests.
 const (
 	tokenHeader   = "X-Daytona-Preview-Token"
 	tokenQuery    = "DAYTONA_SANDBOX_AUTH_KEY"
@@ -22,11 +22,11 @@ const (
 	idleHeader    = "X-Daytona-Skip-Last-Activity-Update"
 )
 
-// target is a port of a sandbox, or a signed token for one: the first label of the host in the cloud. On this machine,
-// where such names lead nowhere, the first element of the path stands in for it.
+// target matches a port and a sandbox, or a signed token for one. In the cloud it is the first label of the host name.
+// Such names do not resolve on this machine, so here it is the first element of the path.
 var target = regexp.MustCompile(`^(\d{1,5})-([0-9a-f-]{32,36})$`)
 
-// proxyHandler is the proxy: to the daemons below /toolbox, to the sandboxes' ports everywhere else.
+// proxyHandler returns the proxy: /toolbox leads to the daemons, everything else to the sandboxes' ports.
 func (c *Cloud) proxyHandler() http.Handler {
 	toolbox := c.toolboxHandler()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -47,7 +47,7 @@ func (c *Cloud) proxyHandler() http.Handler {
 	})
 }
 
-// page is an answer for people: a trap for programs that only look at the status.
+// page answers with a page for people, to catch programs that only check the status.
 func page(w http.ResponseWriter, title string) {
 	w.Header().Set("Content-Type", "text/html; charset=UTF-8")
 	_, _ = io.WriteString(w, "<!doctype html><title>"+title+"</title>")
@@ -74,7 +74,7 @@ func (c *Cloud) preview(label, path string) http.Handler {
 	}))
 }
 
-// enter finds the sandbox of a request to a port, and says whether the request may go there.
+// enter finds the sandbox of a request to a port, and reports whether the request is allowed.
 func (c *Cloud) enter(id string, port int, r *http.Request) (box *simcloud.Box, allowed bool, _ *problem) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -85,7 +85,7 @@ func (c *Cloud) enter(id string, port int, r *http.Request) (box *simcloud.Box, 
 		}
 	}
 	if s == nil {
-		return nil, false, nil // as for a private one: it does not tell
+		return nil, false, nil // does not reveal whether it exists
 	}
 	given := cmp.Or(r.Header.Get(tokenHeader), r.URL.Query().Get(tokenQuery))
 	bearer := r.Header.Get("Authorization") == "Bearer "+c.options.APIKey
@@ -99,7 +99,7 @@ func (c *Cloud) enter(id string, port int, r *http.Request) (box *simcloud.Box, 
 	return box, true, p
 }
 
-// reach gives the machine of a sandbox that runs, and counts the request as activity. The mutex is held.
+// reach returns the box of a running sandbox and counts the request as activity. The caller must have locked the mutex.
 func (s *sandbox) reach(r *http.Request) (*simcloud.Box, *problem) {
 	if s.state != started {
 		return nil, refusal(http.StatusBadRequest,
@@ -111,7 +111,7 @@ func (s *sandbox) reach(r *http.Request) (*simcloud.Box, *problem) {
 	return s.box, nil
 }
 
-// forward passes a request on without what was for the proxy.
+// forward forwards a request without what was meant for the proxy.
 func forward(box *simcloud.Box, port int, path string, w http.ResponseWriter, r *http.Request) {
 	r = r.Clone(r.Context())
 	for _, name := range []string{tokenHeader, warningHeader, idleHeader} {
@@ -126,23 +126,23 @@ func forward(box *simcloud.Box, port int, path string, w http.ResponseWriter, r 
 			refuseGin(w, r, refusal(http.StatusBadRequest, "bad request: no IP address found. Is the Sandbox started?"))
 			return
 		}
-		w.WriteHeader(http.StatusBadGateway) // nothing listens: no body
+		w.WriteHeader(http.StatusBadGateway) // nothing listens; the body is empty
 	}).ServeHTTP(w, r)
 }
 
-// ginCodes are the words for a status in the answers of the daemon and the proxy.
+// ginCodes are the names of statuses in the answers of the daemon and the proxy.
 var ginCodes = map[int]string{
 	http.StatusBadRequest: "BAD_REQUEST", http.StatusUnauthorized: "UNAUTHORIZED", http.StatusNotFound: "NOT_FOUND",
 	http.StatusConflict: "CONFLICT", http.StatusRequestTimeout: "REQUEST_TIMEOUT",
 }
 
-// refuseGin answers as the daemon and the proxy do, which are not the main API.
+// refuseGin answers like the daemon and the proxy, which differ from the main API.
 func refuseGin(w http.ResponseWriter, r *http.Request, p *problem) {
 	body := map[string]any{
 		"statusCode": p.status, "message": p.message, "code": ginCodes[p.status], "timestamp": stamp(time.Now()),
 		"path": r.URL.Path, "method": r.Method,
 	}
-	if p.status == http.StatusInternalServerError { // an error that nobody gave a status
+	if p.status == http.StatusInternalServerError { // an error without a status
 		body["timestamp"], body["path"] = "0001-01-01T00:00:00Z", ""
 		delete(body, "code")
 	}

@@ -1,7 +1,7 @@
-// Package sim is Daytona on this machine: its main API, the daemon ("toolbox") in each sandbox, and the proxy to their
-// ports, with the cloud's own states, words and oddities. Sandboxes are real: what is started in them runs.
+// Package sim simulates Daytona on this machine: its main API, the daemon ("toolbox") in each sandbox, and the proxy to
+// their ports, with the cloud's states, messages and peculiarities. Sandboxes are real: their commands run.
 //
-// An executable that uses it begins with simcloud.Main.
+// An executable that uses this package must begin with simcloud.Main.
 package sim
 
 import (
@@ -18,30 +18,32 @@ import (
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 )
 
-// Options say how the cloud behaves. The zero value is a cloud without delays.
+// Options configure the cloud. The zero value is a cloud without delays.
 type Options struct {
-	// APIKey opens it. Empty: "dtn_simulated".
+	// APIKey is the accepted key. The default is "dtn_simulated".
 	APIKey string
-	// PathDirs are directories of this machine whose executables the sandboxes find by name.
+	// PathDirs are directories of this machine whose executables are found by name in sandboxes.
 	PathDirs []string
-	// Snapshots are those that exist, besides the default one.
+	// Snapshots exist in addition to the default one.
 	Snapshots []string
 
-	Create, Start, Stop, Archive, Restore, Delete time.Duration // how long these take
-	// Hold is how long a create or start is held back until the sandbox runs. Empty: 30 s.
+	Create, Start, Stop, Archive, Restore, Delete time.Duration // how long each takes
+	// Hold is how long the answer to a create or start waits for the sandbox to run. The default is 30 s.
 	Hold time.Duration
-	// ListLag is how far behind listings are.
+	// ListLag is how outdated listings are.
 	ListLag time.Duration
-	// TokenCache is how long a port's token is still given out after it was looked up. Empty: 1 s. Negative: not at all.
+	// TokenCache is how long a port's token is still returned after it was looked up. The default is 1 s. If negative,
+	// there is no cache.
 	TokenCache time.Duration
-	// Minute is how long a minute of the automatic stop, archive and delete is. Empty: a minute.
+	// Minute is the length of a minute for the automatic stop, archive and delete. The default is a minute.
 	Minute time.Duration
 }
 
-// Cloud is one simulated cloud. Safe for concurrent use.
+// Cloud is a simulated cloud. It is safe for concurrent use.
 type Cloud struct {
-	// Traffic has every call, and makes calls fail. Operations are called as in Daytona's API description:
-	// createSandbox, getSandbox, listSandboxes, startSandbox, executeCommand, ...; requests to a sandbox's port are "preview".
+	// Traffic logs every call and injects faults. Operations have the names of Daytona's API description:
+	// createSandbox, getSandbox, listSandboxes, startSandbox, executeCommand, ... Requests to a sandbox's port are
+	// "preview".
 	Traffic simcloud.Traffic
 
 	options Options
@@ -49,7 +51,7 @@ type Cloud struct {
 	proxy   *simcloud.Server
 
 	mutex      sync.Mutex
-	all        []*sandbox // destroyed ones too: listings are behind
+	all        []*sandbox // including destroyed ones, because listings lag
 	startError *startError
 }
 
@@ -58,7 +60,7 @@ type startError struct {
 	recoverable bool
 }
 
-// sandbox is one of the cloud's.
+// sandbox is a sandbox of the cloud.
 type sandbox struct {
 	cloud *Cloud
 	box   *simcloud.Box
@@ -71,12 +73,12 @@ type sandbox struct {
 	cpu, memory, disk                       int
 
 	state, desired           string
-	next                     []change // to come, in this order
+	next                     []change // in order
 	reason                   string
 	recoverable              bool
-	stop, archive, remove    int // minutes
+	stop, archive, remove    int // in minutes
 	token                    string
-	shownToken               string // what port look-ups give
+	shownToken               string // what port look-ups return
 	shownUntil               time.Time
 	signed                   map[string]signedToken
 	created, updated, active time.Time
@@ -84,13 +86,13 @@ type sandbox struct {
 	shown                    []shown // for listings, oldest first
 }
 
-// change is a state to come.
+// change is a future change of state.
 type change struct {
 	at    time.Time
 	state string
 }
 
-// shown is what listings show from a time on; nil: nothing.
+// shown is what listings show from a time on, or nil for nothing.
 type shown struct {
 	from time.Time
 	item map[string]any
@@ -101,7 +103,7 @@ type signedToken struct {
 	until time.Time
 }
 
-// New starts a cloud. The caller closes it.
+// New starts a cloud. The caller must close it.
 func New(options Options) (*Cloud, error) {
 	if options.APIKey == "" {
 		options.APIKey = "dtn_simulated"
@@ -127,7 +129,7 @@ func New(options Options) (*Cloud, error) {
 	return c, nil
 }
 
-// Close ends the cloud and everything in it.
+// Close shuts down the cloud and destroys its sandboxes.
 func (c *Cloud) Close() {
 	c.api.Close()
 	c.proxy.Close()
@@ -138,20 +140,20 @@ func (c *Cloud) Close() {
 	}
 }
 
-// URL is where the main API is.
+// URL returns the URL of the main API.
 func (c *Cloud) URL() string { return c.api.URL + "/api" }
 
-// Environment points Daytona's SDKs, and berth, at the cloud.
+// Environment returns the environment variables that direct Daytona's SDKs, and berth, to the cloud.
 func (c *Cloud) Environment() map[string]string {
 	return map[string]string{"DAYTONA_API_URL": c.URL(), "DAYTONA_API_KEY": c.options.APIKey}
 }
 
-// Control steers the cloud from another process: see simcloud.Control.
+// Control returns the API for scripts: see [simcloud.Control].
 func (c *Cloud) Control() http.Handler {
 	return simcloud.Control(&c.Traffic, func() any { return c.Sandboxes() })
 }
 
-// Info is a sandbox as tests see it.
+// Info describes a sandbox for tests.
 type Info struct {
 	ID      string            `json:"id"`
 	Name    string            `json:"name"`
@@ -163,7 +165,7 @@ type Info struct {
 	Public  bool              `json:"public"`
 }
 
-// Sandboxes gives those that are there, in whatever state.
+// Sandboxes returns all sandboxes that exist, in any state.
 func (c *Cloud) Sandboxes() []Info {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -177,7 +179,7 @@ func (c *Cloud) Sandboxes() []Info {
 	return list
 }
 
-// Set changes how the cloud behaves from now on.
+// Set changes the options.
 func (c *Cloud) Set(change func(*Options)) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -191,7 +193,7 @@ func (c *Cloud) FailStart(reason string, recoverable bool) {
 	c.startError = &startError{reason, recoverable}
 }
 
-// Force puts a sandbox into a state, whatever it was in. Unless that is "started", its processes end.
+// Force sets the state of a sandbox. Unless it is "started", the sandbox's processes end.
 func (c *Cloud) Force(id, state, reason string, recoverable bool) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -218,7 +220,7 @@ func (c *Cloud) Label(id string, labels map[string]string) {
 	}
 }
 
-// Box returns a sandbox's machine, or nil if there is no such sandbox.
+// Box returns a sandbox's box, or nil if there is no such sandbox.
 func (c *Cloud) Box(id string) *simcloud.Box {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -228,7 +230,7 @@ func (c *Cloud) Box(id string) *simcloud.Box {
 	return nil
 }
 
-// Desire changes the state a sandbox is meant to be in, without doing anything about it.
+// Desire sets the desired state of a sandbox without acting on it.
 func (c *Cloud) Desire(id, state string) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -237,7 +239,7 @@ func (c *Cloud) Desire(id, state string) {
 	}
 }
 
-// Plant makes sandboxes without machines, which are started at once: for listings.
+// Plant adds started sandboxes without boxes, for listings.
 func (c *Cloud) Plant(count int, labels map[string]string) error {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -252,7 +254,7 @@ func (c *Cloud) Plant(count int, labels map[string]string) error {
 	return nil
 }
 
-// find looks up by id, then by name. The mutex is held.
+// find finds a sandbox by id or else by name. The caller must have locked the mutex.
 func (c *Cloud) find(idOrName string) *sandbox {
 	for _, by := range []func(*sandbox) string{func(s *sandbox) string { return s.id }, func(s *sandbox) string { return s.name }} {
 		for _, s := range c.all {
@@ -269,7 +271,7 @@ func (c *Cloud) find(idOrName string) *sandbox {
 	return nil
 }
 
-// The states that the simulator itself puts sandboxes in.
+// The states that the simulator sets.
 const (
 	creating     = "creating"
 	started      = "started"
@@ -288,8 +290,8 @@ const (
 	buildFailed  = "build_failed"
 )
 
-// advance lets happen what was to happen until now: changes of state, and the automatic stop, archive and delete. The
-// mutex is held, as for all methods of sandbox.
+// advance applies what is due: changes of state, and the automatic stop, archive and delete. The caller must have
+// locked the mutex, as for all methods of sandbox.
 func (s *sandbox) advance() {
 	now := time.Now()
 	for len(s.next) > 0 && !s.next[0].at.After(now) {
@@ -308,7 +310,7 @@ func (s *sandbox) advance() {
 	}
 }
 
-// enter puts the sandbox into a state.
+// enter sets the state.
 func (s *sandbox) enter(at time.Time, state string) {
 	s.state, s.updated = state, at
 	switch state {
@@ -329,7 +331,7 @@ func (s *sandbox) enter(at time.Time, state string) {
 	s.show()
 }
 
-// show notes what listings show from now on.
+// show records what listings show from now on.
 func (s *sandbox) show() {
 	var item map[string]any
 	if s.state != destroyed {
@@ -341,7 +343,7 @@ func (s *sandbox) show() {
 	}
 }
 
-// listed is what listings show now.
+// listed returns what listings show now.
 func (s *sandbox) listed() map[string]any {
 	var item map[string]any
 	for _, entry := range s.shown {
@@ -353,7 +355,7 @@ func (s *sandbox) listed() map[string]any {
 	return item
 }
 
-// plan has the states follow each other, each after its delay.
+// plan schedules changes of state, each after its delay.
 func (s *sandbox) plan(desired string, changes ...any) {
 	s.desired, s.next = desired, nil
 	at := time.Now()
@@ -379,16 +381,16 @@ func (s *sandbox) file() {
 }
 
 func (s *sandbox) destroy() {
-	s.freeName() // at once
+	s.freeName() // immediately
 	s.plan(destroyed, time.Duration(0), destroying, s.cloud.options.Delete, destroyed)
 }
 
-// freeName lets another sandbox have the name.
+// freeName makes the name available to another sandbox.
 func (s *sandbox) freeName() {
 	s.name = fmt.Sprintf("DESTROYED_%s_%d", s.name, time.Now().UnixMilli())
 }
 
-// derived is the state that look-ups show, other than listings.
+// derived returns the state that look-ups show, which differs from listings.
 func (s *sandbox) derived() string {
 	switch s.state + ">" + s.desired {
 	case "started>stopped":
@@ -405,13 +407,13 @@ func (s *sandbox) derived() string {
 	return s.state
 }
 
-// changing says that the cloud is at work on the sandbox, and so refuses everything else.
+// changing reports whether the cloud is working on the sandbox, and therefore refuses other operations.
 func (s *sandbox) changing() bool { return len(s.next) > 0 || s.state != s.desired }
 
-// renewToken replaces the token that opens the ports, as every start does.
+// renewToken replaces the token for the ports, as every start does.
 func (s *sandbox) renewToken() { s.token = strings.ToLower(rand.Text() + rand.Text())[:32] }
 
-// portToken is the token that a look-up gives: for a moment, the one it gave before.
+// portToken returns the token for a look-up. For a moment it is the previous one.
 func (s *sandbox) portToken() string {
 	if now := time.Now(); now.After(s.shownUntil) {
 		s.shownToken, s.shownUntil = s.token, now.Add(s.cloud.options.TokenCache)

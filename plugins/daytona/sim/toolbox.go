@@ -18,20 +18,20 @@ import (
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 )
 
-// session is a shell of a sandbox that reads commands. What replaces or ends the shell ends the session for good.
+// session is a shell in a sandbox that reads commands. If the shell is replaced or ends, the session is over.
 type session struct {
 	id       string
 	shell    *simcloud.Process
 	commands []*command
 }
 
-// command is one that a session was given. Its files are on the sandbox's disk, as in the real one.
+// command is a command of a session. As in Daytona, its files are on the sandbox's disk.
 type command struct {
 	id, text string
 	dir      string // on this machine
 }
 
-// toolboxHandler is the daemons of all sandboxes: /toolbox/{id}/...
+// toolboxHandler returns the daemons of all sandboxes: /toolbox/{id}/...
 func (c *Cloud) toolboxHandler() http.Handler {
 	mux := http.NewServeMux()
 	names := map[string]string{}
@@ -71,7 +71,7 @@ func (c *Cloud) toolboxHandler() http.Handler {
 	}, mux)
 }
 
-// tool is one call of a daemon.
+// tool is a call of a daemon.
 type tool struct {
 	cloud *Cloud
 	s     *sandbox
@@ -88,7 +88,7 @@ func (c *Cloud) tool(w http.ResponseWriter, r *http.Request) (t tool, ok bool) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
 	s := c.find(r.PathValue("id"))
-	if s == nil || s.id != r.PathValue("id") { // by id only
+	if s == nil || s.id != r.PathValue("id") { // not by name
 		refuseGin(w, r, refusal(http.StatusUnauthorized, "unauthorized: no access to the sandbox"))
 		return t, false
 	}
@@ -104,7 +104,7 @@ func (t tool) refuse(status int, format string, args ...any) {
 	refuseGin(t.w, t.r, refusal(status, format, args...))
 }
 
-// shellArgv is how the daemon runs a command line.
+// shellArgv returns how the daemon runs a command line.
 func shellArgv(line string) []string { return []string{"bash", "-c", line} }
 
 func (t tool) execute() {
@@ -137,7 +137,7 @@ func (t tool) execute() {
 	answer(t.w, http.StatusOK, map[string]any{"exitCode": exit.Code, "result": string(process.Output.Bytes(simcloud.Both))})
 }
 
-// session finds the session of a call.
+// session returns the session of a call.
 func (t tool) session() *session {
 	t.cloud.mutex.Lock()
 	defer t.cloud.mutex.Unlock()
@@ -197,7 +197,7 @@ func (t tool) sessionExecute() {
 	if err == nil {
 		err = os.WriteFile(filepath.Join(c.dir, "command"), []byte(request.Command+"\n"), 0o600)
 	}
-	if err == nil { // in the shell itself: a command that ends the shell leaves no exit code
+	if err == nil { // in the shell itself, so a command that ends the shell leaves no exit code
 		_, err = fmt.Fprintf(session.shell.Stdin, ". %[1]s/command >%[1]s/stdout 2>%[1]s/stderr </dev/null; echo $? >%[1]s/exit\n", inside)
 	}
 	if err != nil {
@@ -211,7 +211,7 @@ func (t tool) sessionExecute() {
 		answer(t.w, http.StatusAccepted, map[string]any{"cmdId": c.id, "output": nil, "stdout": nil, "stderr": nil, "exitCode": nil})
 		return
 	}
-	for c.exit() == nil { // for ever, if the shell has died
+	for c.exit() == nil { // forever, if the shell has died
 		select {
 		case <-time.After(10 * time.Millisecond):
 		case <-t.r.Context().Done():
@@ -222,7 +222,7 @@ func (t tool) sessionExecute() {
 	answer(t.w, http.StatusOK, map[string]any{"cmdId": c.id, "output": output, "stdout": stdout, "stderr": stderr, "exitCode": *c.exit()})
 }
 
-// exit is nil while the command runs, and for ever if the shell died.
+// exit returns the exit code, or nil while the command runs and if the shell died.
 func (c *command) exit() *int {
 	text, err := os.ReadFile(filepath.Join(c.dir, "exit"))
 	code, parseErr := strconv.Atoi(strings.TrimSpace(string(text)))
@@ -232,7 +232,7 @@ func (c *command) exit() *int {
 	return &code
 }
 
-// output gives what a command printed; in the third form each line has three bytes before it that say where.
+// output returns what a command printed. In both, three bytes before each line tell which stream it is from.
 func (c *command) output() (stdout, stderr, both string) {
 	read := func(name, mark string) string {
 		text, _ := os.ReadFile(filepath.Join(c.dir, name))
@@ -285,7 +285,7 @@ func (t tool) listSessions() {
 	answer(t.w, http.StatusOK, list)
 }
 
-// deleteSession ends everything that was started in the session, in the background too.
+// deleteSession kills everything that was started in the session, including background processes.
 func (t tool) deleteSession() {
 	t.cloud.mutex.Lock()
 	session := t.s.sessions[t.r.PathValue("session")]
@@ -298,13 +298,13 @@ func (t tool) deleteSession() {
 	_ = session.shell.SignalGroup(t.r.Context(), syscall.SIGTERM)
 	select {
 	case <-session.shell.Exited():
-	case <-time.After(200 * time.Millisecond): // the real one is more patient
+	case <-time.After(200 * time.Millisecond): // Daytona waits longer
 	}
 	_ = session.shell.SignalGroup(t.r.Context(), syscall.SIGKILL)
 	t.w.WriteHeader(http.StatusNoContent)
 }
 
-// command finds the command of a call, and answers where there is none.
+// command returns the command of a call. If there is none, it answers the call and returns nil.
 func (t tool) command() *command {
 	session := t.session()
 	if session == nil {
@@ -328,7 +328,7 @@ func (t tool) getCommand() {
 	}
 }
 
-// commandLogs answers in text unless the client says that it is new enough.
+// commandLogs answers in text unless the client's version is recent.
 func (t tool) commandLogs() {
 	c := t.command()
 	if c == nil {
@@ -343,7 +343,7 @@ func (t tool) commandLogs() {
 	answer(t.w, http.StatusOK, map[string]any{"output": both, "stdout": stdout, "stderr": stderr})
 }
 
-// speaksJSON says whether a client's version is 0.167 or later.
+// speaksJSON reports whether a client's version is 0.167 or later.
 func speaksJSON(version string) bool {
 	var major, minor int
 	_, err := fmt.Sscanf(strings.TrimPrefix(version, "v"), "%d.%d", &major, &minor)

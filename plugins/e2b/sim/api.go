@@ -33,7 +33,7 @@ type createRequest struct {
 	} `json:"network"`
 }
 
-// operationOf names the operations of the control API.
+// operationOf returns the name of an operation of the control API.
 func operationOf(r *http.Request) string {
 	path := strings.TrimPrefix(r.URL.Path, "/v2")
 	_, last, deep := strings.Cut(strings.TrimPrefix(path, "/sandboxes/"), "/")
@@ -99,7 +99,8 @@ func reply(w http.ResponseWriter, status int, body any) {
 	_ = json.NewEncoder(w).Encode(body)
 }
 
-// read decodes a body. An empty one is fine where it may be missing.
+// read decodes a body, which may be empty if it is optional. It reports whether it succeeded; otherwise it has
+// answered.
 func read(w http.ResponseWriter, r *http.Request, into any, optional bool) bool {
 	body, err := io.ReadAll(r.Body)
 	if err == nil && len(body) == 0 && optional {
@@ -164,7 +165,7 @@ func (c *Cloud) create(w http.ResponseWriter, r *http.Request, v2 bool) {
 	reply(w, http.StatusCreated, c.opened(s))
 }
 
-// replay answers a create whose key is known already, and notes a new one.
+// replay answers a create whose key is known, and records a new key. It reports whether it answered.
 func (c *Cloud) replay(w http.ResponseWriter, key string, req createRequest) bool {
 	if key == "" {
 		return false
@@ -191,7 +192,7 @@ func (c *Cloud) replay(w http.ResponseWriter, key string, req createRequest) boo
 	return true
 }
 
-// note keeps what a create with a key has made. One that made nothing may be tried again.
+// note records the result of a create with a key. If made is nil, the create may be repeated.
 func (c *Cloud) note(key string, req createRequest, made *sandbox) {
 	if key == "" {
 		return
@@ -205,7 +206,7 @@ func (c *Cloud) note(key string, req createRequest, made *sandbox) {
 	c.keys[key] = idempotent{sandbox: made, body: fmt.Sprint(req.TemplateID, req.Metadata)}
 }
 
-// full answers when no more sandboxes may run.
+// full answers if no more sandboxes may run. It reports whether it did.
 func (c *Cloud) full(w http.ResponseWriter) bool {
 	if c.options.MaxRunning == 0 || c.runningCount() < c.options.MaxRunning {
 		return false
@@ -215,7 +216,7 @@ func (c *Cloud) full(w http.ResponseWriter) bool {
 	return true
 }
 
-// opened is the answer of create, connect and resume: the only one with all tokens.
+// opened returns the answer to create, connect and resume, the only one with all tokens.
 func (c *Cloud) opened(s *sandbox) map[string]any {
 	answer := map[string]any{
 		"templateID": s.template, "sandboxID": s.id, "clientID": "6532622b", "envdVersion": s.envdVersion,
@@ -233,7 +234,7 @@ func (c *Cloud) opened(s *sandbox) map[string]any {
 	return answer
 }
 
-// listed is the answer for one sandbox in a listing. The caller holds the mutex.
+// listed returns a sandbox's entry in a listing. The caller must have locked the mutex.
 func (s *sandbox) listed() map[string]any {
 	state := running
 	if s.state == paused || s.state == pausing || s.state == resuming {
@@ -255,7 +256,7 @@ func (s *sandbox) listed() map[string]any {
 
 var idForm = regexp.MustCompile(`^[a-z0-9]+$`)
 
-// named finds the sandbox of a path, or answers.
+// named returns the sandbox of a path. If there is none, it answers and returns nil.
 func (c *Cloud) named(w http.ResponseWriter, r *http.Request) *sandbox {
 	id, client, _ := strings.Cut(r.PathValue("id"), "-")
 	if !idForm.MatchString(id) || strings.Contains(client, "-") {
@@ -364,7 +365,7 @@ func (c *Cloud) pauseRoute(w http.ResponseWriter, r *http.Request) {
 	if !read(w, r, &ignored, true) {
 		return
 	}
-	done, err := c.pause(context.WithoutCancel(r.Context()), s) // what was begun goes on
+	done, err := c.pause(context.WithoutCancel(r.Context()), s) // pausing goes on
 	switch {
 	case err != nil:
 		fail(w, http.StatusInternalServerError, err.Error())
@@ -509,7 +510,7 @@ func position(token string) (string, bool) {
 	return string(decoded), err == nil && strings.Contains(string(decoded), "__")
 }
 
-// metadataFilter reads the filter as E2B does: with two more layers of encoding under that of the query.
+// metadataFilter parses the filter like E2B, which expects two more layers of encoding below that of the query.
 func metadataFilter(query url.Values) (map[string]string, error) {
 	if !query.Has("metadata") {
 		return nil, nil

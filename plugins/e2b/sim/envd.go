@@ -23,7 +23,7 @@ import (
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 )
 
-// retained is how long envd remembers a process that has ended.
+// retained is how long envd keeps a process that has ended.
 const retained = 30 * time.Second
 
 // envdServer is the envd of one sandbox.
@@ -35,16 +35,16 @@ type envdServer struct {
 
 	mutex     sync.Mutex
 	crashed   bool
-	processes []*process // in the order of their start
-	lastPID   int        // of those that never ran
+	processes []*process // in order of their start
+	lastPID   int        // of those that were never started
 }
 
 type process struct {
 	pid    uint32
 	config *envd.ProcessConfig
 	tag    *string
-	real   *simcloud.Process // nil for a command that is not there
-	timed  bool              // ended by its own timer
+	real   *simcloud.Process // nil if there is no such command
+	timed  bool              // it was killed at its deadline
 	ended  time.Time
 }
 
@@ -72,7 +72,7 @@ func (e *envdServer) alive() bool {
 	return !e.crashed
 }
 
-// wait waits for what watches processes. The sandbox's box is closed.
+// wait waits for the goroutines that watch processes. The sandbox's box must be closed.
 func (e *envdServer) wait() { e.watches.Wait() }
 
 func (e *envdServer) authenticate(next http.Handler) http.Handler {
@@ -88,7 +88,7 @@ func (e *envdServer) authenticate(next http.Handler) http.Handler {
 	})
 }
 
-// user refuses Unix users that are not there.
+// user refuses Unix users that do not exist.
 func user(header http.Header) error {
 	encoded, found := strings.CutPrefix(header.Get("Authorization"), "Basic ")
 	if !found {
@@ -102,7 +102,7 @@ func user(header http.Header) error {
 	return nil
 }
 
-// keepalive reads how often the client wants to hear something. Zero kills the real envd too.
+// keepalive returns the interval of keepalive messages that the client wants. Zero also crashes the real envd.
 func (e *envdServer) keepalive(header http.Header) (time.Duration, error) {
 	n, err := strconv.Atoi(header.Get("Keepalive-Ping-Interval"))
 	if err != nil {
@@ -125,7 +125,7 @@ func (e *envdServer) start(ctx context.Context, req *connect.Request[envd.StartR
 	if err != nil {
 		return err
 	}
-	if ctx.Err() != nil { // a Connect-Timeout-Ms of zero
+	if ctx.Err() != nil { // due to a Connect-Timeout-Ms of zero
 		return connect.NewError(connect.CodeDeadlineExceeded, context.DeadlineExceeded)
 	}
 	p, err := e.launch(ctx, req.Msg)
@@ -136,8 +136,8 @@ func (e *envdServer) start(ctx context.Context, req *connect.Request[envd.StartR
 	return e.follow(ctx, p, interval, 0, send)
 }
 
-// launch starts a process. The deadline of ctx, which is the Connect-Timeout-Ms of the request, is when it is killed;
-// that ctx is cancelled, because the client has gone, does not matter to it.
+// launch starts a process. The deadline of ctx, from the request's Connect-Timeout-Ms, is when the process is killed.
+// Cancelling ctx, as when the client disconnects, does not affect the process.
 func (e *envdServer) launch(ctx context.Context, msg *envd.StartRequest) (*process, error) {
 	config := msg.GetProcess()
 	spec := simcloud.ExecSpec{
@@ -168,7 +168,7 @@ func (e *envdServer) launch(ctx context.Context, msg *envd.StartRequest) (*proce
 	return p, nil
 }
 
-// watch notes a process's end, and brings it about when its time is up.
+// watch records the end of a process and kills it at its deadline.
 func (e *envdServer) watch(p *process, deadline time.Time, timed bool) {
 	defer e.watches.Done()
 	var up <-chan time.Time
@@ -191,8 +191,8 @@ func (e *envdServer) watch(p *process, deadline time.Time, timed bool) {
 	p.ended = time.Now()
 }
 
-// follow sends the events of a process until it has ended, or the client goes. As with the real envd, the end comes once every
-// process that inherited its outputs has closed them.
+// follow sends the events of a process until it has ended, or the client disconnects. As with the real envd, the end is
+// sent once every process that inherited its outputs has closed them.
 func (e *envdServer) follow(ctx context.Context, p *process, interval time.Duration, offset int64, send func(*envd.ProcessEvent) error) error {
 	started := &envd.ProcessEvent{Event: &envd.ProcessEvent_Start{Start: &envd.ProcessEvent_StartEvent{Pid: p.pid}}}
 	if err := send(started); err != nil {
@@ -255,7 +255,7 @@ func endOf(exit simcloud.Exit) *envd.ProcessEvent {
 	return &envd.ProcessEvent{Event: &envd.ProcessEvent_End{End: end}}
 }
 
-// connect follows a process from now on, also one that has ended a short time ago.
+// connect follows a process from now on, even one that has ended recently.
 func (e *envdServer) connect(ctx context.Context, req *connect.Request[envd.ConnectRequest], stream *connect.ServerStream[envd.ConnectResponse]) error {
 	interval, err := e.keepalive(req.Header())
 	if err != nil {
@@ -274,7 +274,7 @@ func (e *envdServer) connect(ctx context.Context, req *connect.Request[envd.Conn
 	})
 }
 
-// selected finds a process. The look-up by tag has the flaw of the real one: it ends at the first process that has
+// selected finds a process. Like the real one, the look-up by tag has a flaw: it stops at the first process with
 // another tag.
 func (e *envdServer) selected(by *envd.ProcessSelector, ended bool) (*process, error) {
 	e.mutex.Lock()
@@ -312,7 +312,7 @@ func (e *envdServer) list(context.Context, *connect.Request[envd.ListRequest]) (
 	return connect.NewResponse(answer), nil
 }
 
-// signal reaches the process alone, not what it started.
+// signal signals only the process, not its children.
 func (e *envdServer) signal(ctx context.Context, req *connect.Request[envd.SendSignalRequest]) (*connect.Response[envd.SendSignalResponse], error) {
 	signals := map[envd.Signal]syscall.Signal{envd.Signal_SIGNAL_SIGKILL: syscall.SIGKILL, envd.Signal_SIGNAL_SIGTERM: syscall.SIGTERM}
 	number, known := signals[req.Msg.GetSignal()]

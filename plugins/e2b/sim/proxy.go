@@ -16,7 +16,7 @@ import (
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 )
 
-// portOperationOf names what goes into sandboxes.
+// portOperationOf returns the name of an operation in sandboxes.
 func portOperationOf(r *http.Request) string {
 	_, port, problem := destination(r)
 	switch {
@@ -30,7 +30,7 @@ func portOperationOf(r *http.Request) string {
 	return "envd." + strings.TrimPrefix(r.URL.Path, "/")
 }
 
-// destination reads where a request is to go. Headers count only where the host name says nothing.
+// destination returns where to forward a request. Headers count only if the host name does not tell.
 func destination(r *http.Request) (id string, port int, problem string) {
 	host := r.Host
 	if name, _, err := net.SplitHostPort(host); err == nil {
@@ -124,7 +124,7 @@ func (c *Cloud) forward(w http.ResponseWriter, r *http.Request, s *sandbox, port
 		return
 	}
 	if !c.reachable(r.Context(), s, port) {
-		if c.lookup(s.id) == nil || c.stateOf(s) != running { // it went meanwhile
+		if c.lookup(s.id) == nil || c.stateOf(s) != running { // it ended meanwhile
 			refuse(w, r, http.StatusBadGateway, notFound(s.id))
 			return
 		}
@@ -140,7 +140,7 @@ func (c *Cloud) forward(w http.ResponseWriter, r *http.Request, s *sandbox, port
 	}).ServeHTTP(w, r)
 }
 
-// reachable tries a port five times, with longer and longer pauses in between.
+// reachable tries to connect to a port five times, with growing pauses.
 func (c *Cloud) reachable(ctx context.Context, s *sandbox, port int) bool {
 	for try := range 5 {
 		conn, err := s.box.DialContext(ctx, port)
@@ -170,7 +170,7 @@ func closedPort(id string, port int) map[string]any {
 
 var browser = regexp.MustCompile(`(?i)mozilla|chrome|safari|firefox|edge|opera|msie`)
 
-// refuse answers in place of a sandbox: in JSON, or with a page for a browser.
+// refuse answers in place of a sandbox, in JSON or with a page for browsers.
 func refuse(w http.ResponseWriter, r *http.Request, status int, answer map[string]any) {
 	accept := r.Header.Get("Accept")
 	wantsJSON := strings.Contains(accept, "application/json") && !strings.Contains(accept, "text/html") ||

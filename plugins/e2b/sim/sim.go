@@ -1,5 +1,5 @@
-// Package sim is E2B on this machine: its control API in both generations, and the proxy in front of its sandboxes,
-// which are real local processes, each sandbox with an envd of its own. It keeps to what E2B's own SDKs see.
+// Package sim simulates E2B on this machine: both generations of its control API, and the proxy in front of its
+// sandboxes. Sandboxes are real local processes, each with its own envd. The simulation covers what E2B's SDKs see.
 package sim
 
 import (
@@ -19,47 +19,47 @@ import (
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 )
 
-// Options say how the cloud behaves. The zero value is a fast one without limits.
+// Options configure the cloud. The zero value is a fast cloud without limits.
 type Options struct {
-	// Key is the API key that is accepted. Empty: every key that begins with e2b_.
+	// Key is the accepted API key. By default, every key that begins with e2b_ is accepted.
 	Key string
-	// Domain is given to clients with every sandbox. Empty: none, as on E2B's own cluster.
+	// Domain is part of every sandbox's answer. It is empty by default, as on E2B's own cluster.
 	Domain string
-	// PathDirs are directories of this machine whose executables a sandbox finds by name.
+	// PathDirs are directories of this machine whose executables are found by name in sandboxes.
 	PathDirs []string
-	// CreateTime, PauseTime and ResumeTime are how long these take.
+	// CreateTime, PauseTime and ResumeTime are how long these operations take.
 	CreateTime, PauseTime, ResumeTime time.Duration
-	// DialTime is how long the proxy tries a port on which nothing listens. E2B takes a second.
+	// DialTime is how long the proxy tries to connect to a port on which nothing listens. In E2B it is a second.
 	DialTime time.Duration
-	// ListLag is how late a new sandbox shows up in listings.
+	// ListLag is how long it takes until listings show a new sandbox.
 	ListLag time.Duration
-	// MaxRunning is how many sandboxes may run at a time. 0: any number.
+	// MaxRunning is how many sandboxes may run at a time, or 0 for any number.
 	MaxRunning int
-	// OnlyV1 is a self-hosted cluster that lacks the second generation of create and connect.
+	// OnlyV1 simulates a self-hosted cluster without the second generation of create and connect.
 	OnlyV1 bool
-	// NoIdempotency is a cluster that ignores Idempotency-Key.
+	// NoIdempotency simulates a cluster that ignores Idempotency-Key.
 	NoIdempotency bool
-	// NoTrafficTokens is a cluster that ignores allowPublicTraffic.
+	// NoTrafficTokens simulates a cluster that ignores allowPublicTraffic.
 	NoTrafficTokens bool
-	// EnvdVersion is what sandboxes say. Empty: 0.6.13.
+	// EnvdVersion is the version in the sandboxes' answers. The default is 0.6.13.
 	EnvdVersion string
-	// MaxLifetime is the longest life of a sandbox. 0: 24 hours.
+	// MaxLifetime is the longest lifetime of a sandbox. The default is 24 hours.
 	MaxLifetime time.Duration
 }
 
-// Cloud is a simulated E2B. Safe for concurrent use.
+// Cloud is a simulated E2B. It is safe for concurrent use.
 type Cloud struct {
 	// Traffic injects faults and logs calls. Operations of the control API: create, list, get, connect, resume, pause,
-	// timeout, refresh, kill. Of envd: envd.Start, envd.Connect, envd.List, envd.SendSignal, envd.health, envd.files. Of
-	// other ports: port.
+	// timeout, refresh, kill. Of envd: envd.Start, envd.Connect, envd.List, envd.SendSignal, envd.health, envd.files.
+	// Of other ports: port.
 	Traffic simcloud.Traffic
-	// APIURL and SandboxURL are for E2B_API_URL and E2B_SANDBOX_URL.
+	// APIURL and SandboxURL are the values for E2B_API_URL and E2B_SANDBOX_URL.
 	APIURL, SandboxURL string
 
 	options  Options
 	api, net *simcloud.Server
 	timers   sync.WaitGroup
-	ctx      context.Context // ends with the cloud
+	ctx      context.Context // cancelled by Close
 	end      context.CancelFunc
 
 	mutex     sync.Mutex
@@ -67,7 +67,7 @@ type Cloud struct {
 	keys      map[string]idempotent // by Idempotency-Key
 }
 
-// idempotent is a create with a key: its sandbox, once it is made, and what was asked for.
+// idempotent is a create with a key: the request, and the sandbox once it was created.
 type idempotent struct {
 	sandbox *sandbox
 	body    string
@@ -96,12 +96,12 @@ type sandbox struct {
 	box           *simcloud.Box
 	envd          *envdServer
 
-	// change is held by whoever moves the sandbox from one state to another.
+	// change is locked while the sandbox changes from one state to another.
 	change sync.Mutex
 
 	// Guarded by the cloud's mutex.
 	state      string
-	word       string // stands in for the state in answers, to simulate one that clients do not know
+	word       string // replaces the state in answers, to simulate one that clients do not know
 	startedAt  time.Time
 	endAt      time.Time
 	expiry     *time.Timer
@@ -109,7 +109,7 @@ type sandbox struct {
 	unroutable bool
 }
 
-// Start starts a cloud. The caller closes it.
+// Start starts a cloud. The caller must close it.
 func Start(options Options) (*Cloud, error) {
 	if options.EnvdVersion == "" {
 		options.EnvdVersion = "0.6.13"
@@ -131,7 +131,7 @@ func Start(options Options) (*Cloud, error) {
 	return c, nil
 }
 
-// Close ends the cloud and every process in it.
+// Close shuts down the cloud and kills every process in it.
 func (c *Cloud) Close() {
 	c.end()
 	c.api.Close()
@@ -145,7 +145,7 @@ func (c *Cloud) Close() {
 	c.timers.Wait()
 }
 
-// Sandbox is what a test may want to know of one.
+// Sandbox describes a sandbox for tests.
 type Sandbox struct {
 	ID        string            `json:"id"`
 	State     string            `json:"state"`
@@ -157,7 +157,7 @@ type Sandbox struct {
 	AutoPause bool              `json:"auto_pause"`
 }
 
-// Sandboxes gives all sandboxes there are, the oldest first.
+// Sandboxes returns all sandboxes, oldest first.
 func (c *Cloud) Sandboxes() []Sandbox {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -172,7 +172,7 @@ func (c *Cloud) Sandboxes() []Sandbox {
 	return all
 }
 
-// Seed adds a running, private sandbox with this metadata, behind every client's back.
+// Seed adds a running, private sandbox with this metadata, without a call.
 func (c *Cloud) Seed(metadata map[string]string) (id string, err error) {
 	req, public := createRequest{TemplateID: "base", Metadata: metadata, Secure: true}, false
 	req.Network.AllowPublicTraffic = &public
@@ -183,7 +183,7 @@ func (c *Cloud) Seed(metadata map[string]string) (id string, err error) {
 	return s.id, nil
 }
 
-// Pause pauses a sandbox, behind every client's back.
+// Pause pauses a sandbox without a call.
 func (c *Cloud) Pause(id string) error {
 	s := c.lookup(id)
 	if s == nil {
@@ -193,14 +193,14 @@ func (c *Cloud) Pause(id string) error {
 	return err
 }
 
-// Kill ends a sandbox, behind every client's back.
+// Kill destroys a sandbox without a call.
 func (c *Cloud) Kill(id string) {
 	if s := c.lookup(id); s != nil {
 		c.kill(s)
 	}
 }
 
-// SetState lets the API name a sandbox's state with this word. Empty: the truth again.
+// SetState replaces a sandbox's state in answers, or restores it if word is empty.
 func (c *Cloud) SetState(id, word string) {
 	if s := c.lookup(id); s != nil {
 		c.mutex.Lock()
@@ -209,7 +209,7 @@ func (c *Cloud) SetState(id, word string) {
 	}
 }
 
-// Label changes some metadata of a sandbox, behind every client's back.
+// Label changes some metadata of a sandbox without a call.
 func (c *Cloud) Label(id string, metadata map[string]string) {
 	if s := c.lookup(id); s != nil {
 		c.mutex.Lock()
@@ -219,7 +219,8 @@ func (c *Cloud) Label(id string, metadata map[string]string) {
 	}
 }
 
-// Unroute lets the proxy's way to a sandbox be broken, or whole again: it answers 502 without E2B's words.
+// Unroute breaks or repairs the proxy's route to a sandbox. While it is broken, the proxy answers 502 without E2B's
+// message.
 func (c *Cloud) Unroute(id string, broken bool) {
 	if s := c.lookup(id); s != nil {
 		c.mutex.Lock()
@@ -228,7 +229,7 @@ func (c *Cloud) Unroute(id string, broken bool) {
 	}
 }
 
-// Box gives a sandbox's machine. Nil if there is none.
+// Box returns a sandbox's box, or nil if there is no such sandbox.
 func (c *Cloud) Box(id string) *simcloud.Box {
 	if s := c.lookup(id); s != nil {
 		return s.box
@@ -264,11 +265,11 @@ func (c *Cloud) runningCount() int {
 	return n
 }
 
-// profile makes a login shell find a template's own programs, after the machine's profile has set another PATH: the one
-// that the shell was started with has them.
+// profile lets a login shell find a template's programs. The machine's profile has replaced PATH, so it restores the
+// one that the shell was started with.
 const profile = `export PATH="$(tr '\0' '\n' </proc/$$/environ | sed -n 's/^PATH=//p')"` + "\n"
 
-// add makes a sandbox that runs.
+// add creates a running sandbox.
 func (c *Cloud) add(req createRequest, lifetime time.Duration) (*sandbox, error) {
 	env := map[string]string{"E2B_SANDBOX": "true"}
 	maps.Copy(env, req.EnvVars)
@@ -297,7 +298,7 @@ func (c *Cloud) add(req createRequest, lifetime time.Duration) (*sandbox, error)
 	return s, nil
 }
 
-// arm sets the end of a sandbox's life. The caller holds the cloud's mutex.
+// arm sets the end of a sandbox's lifetime. The caller must have locked the cloud's mutex.
 func (c *Cloud) arm(s *sandbox, end time.Time) {
 	if c.ctx.Err() != nil {
 		return
@@ -322,7 +323,7 @@ func (c *Cloud) arm(s *sandbox, end time.Time) {
 	})
 }
 
-// disarm takes the end away. The caller holds the cloud's mutex.
+// disarm removes the end of the lifetime. The caller must have locked the cloud's mutex.
 func (c *Cloud) disarm(s *sandbox) {
 	if s.expiry != nil && s.expiry.Stop() {
 		c.timers.Done()
@@ -330,7 +331,7 @@ func (c *Cloud) disarm(s *sandbox) {
 	s.expiry = nil
 }
 
-// pause says false if the sandbox was paused already.
+// pause pauses a sandbox. It returns false if it was paused already.
 func (c *Cloud) pause(ctx context.Context, s *sandbox) (bool, error) {
 	s.change.Lock()
 	defer s.change.Unlock()
@@ -350,7 +351,7 @@ func (c *Cloud) pause(ctx context.Context, s *sandbox) (bool, error) {
 	return true, nil
 }
 
-// resume lets a sandbox run until end, at least. It says whether it had to be woken.
+// resume makes a sandbox run for at least the lifetime. It reports whether the sandbox had to be woken.
 func (c *Cloud) resume(ctx context.Context, s *sandbox, lifetime time.Duration) (woken bool, err error) {
 	s.change.Lock()
 	defer s.change.Unlock()
@@ -378,7 +379,7 @@ func (c *Cloud) resume(ctx context.Context, s *sandbox, lifetime time.Duration) 
 	return true, nil
 }
 
-// within keeps an end within the longest life, silently. The caller holds the mutex.
+// within limits end to the longest lifetime. The caller must have locked the mutex.
 func (c *Cloud) within(s *sandbox, end time.Time) time.Time {
 	if last := s.startedAt.Add(c.options.MaxLifetime); end.After(last) {
 		return last
@@ -421,7 +422,7 @@ func newID() string {
 	return string(id)
 }
 
-// token is what E2B derives from a sandbox's id: the same after a pause.
+// token returns a token derived from a sandbox's id, as in E2B, so that it is the same after a pause.
 func token(purpose, id string) string {
 	sum := sha256.Sum256([]byte(purpose + "\x00" + id))
 	return hex.EncodeToString(sum[:])

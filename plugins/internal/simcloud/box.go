@@ -14,37 +14,38 @@ import (
 	"syscall"
 )
 
-// ErrNotRunning is the answer of a box that is stopped, paused or closed.
+// ErrNotRunning is returned by a box that is stopped, paused or closed.
 var ErrNotRunning = errors.New("the simulated sandbox is not running")
 
-// BoxOptions say what a box is made of.
+// BoxOptions configure a box.
 type BoxOptions struct {
-	// Dir holds the box's disk: it is what the box's processes see as /. It is made if missing, and removed by Close.
-	// Empty: a new temporary directory.
+	// Dir is the directory of the box's disk, which the box's processes see as /. It is created if missing, and Close
+	// removes it. The default is a new temporary directory.
 	Dir string
-	// Env is the environment of every process in the box, besides HOME and PATH. Nothing is inherited from the simulator.
+	// Env is added to HOME and PATH for every process in the box. Nothing is inherited from the simulator.
 	Env map[string]string
-	// PathDirs are directories of this machine whose executables the box finds by name, before those of the machine.
-	// They are the only way to let it see anything below this machine's /tmp, /home and /root.
+	// PathDirs are directories of this machine whose executables are found by name in the box, before those of the
+	// machine. Nothing else below this machine's /tmp, /home and /root is visible in the box.
 	PathDirs []string
-	// Home is the home directory inside the box, where processes start. Empty: /home/user. It is on the box's disk.
+	// Home is the home directory inside the box, on its disk, and the default working directory. The default is
+	// /home/user.
 	Home string
-	// OutsideOnly makes DialContext and Proxy reach only servers that listen on all interfaces, as a cloud does that
+	// OutsideOnly makes DialContext and Proxy reach only servers that listen on all interfaces, as in a cloud that
 	// forwards to the machine's address. Otherwise they connect to 127.0.0.1 in the box.
 	OutsideOnly bool
 }
 
-// Box is one simulated machine. It starts running and costs a directory until the first Exec, and then one small
-// process. Inside, processes see this machine's files read-only, except for /tmp, /home, /root and anything
-// they make below /: that is the box's own disk. They are root there and have no network but the box's own.
-// Safe for concurrent use.
+// Box is a simulated machine. It is running from the start, but has no process before the first Exec, and then one
+// small one. Its processes see this machine's files read-only, except for /tmp, /home, /root and anything they create
+// below /, which are on the box's own disk. They run as root and have only the box's own network. A Box is safe for
+// concurrent use.
 type Box struct {
 	options   BoxOptions
 	transport *http.Transport
 
 	mutex   sync.Mutex
 	state   boxState
-	machine *machine // nil until something has to run
+	machine *machine // nil before the first process
 }
 
 type boxState string
@@ -56,7 +57,7 @@ const (
 	closed  boxState = "closed"
 )
 
-// NewBox makes a box's disk. The caller closes the box.
+// NewBox creates a running box. The caller must close it.
 func NewBox(options BoxOptions) (*Box, error) {
 	if options.Home == "" {
 		options.Home = "/home/user"
@@ -87,7 +88,7 @@ func NewBox(options BoxOptions) (*Box, error) {
 		}
 	}
 	box.transport = &http.Transport{
-		// A connection of its own for each request: one that is kept would answer after its server has gone.
+		// A new connection for each request: a reused one would answer after its server has ended.
 		DisableKeepAlives:  true,
 		DisableCompression: true,
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
@@ -105,23 +106,24 @@ func NewBox(options BoxOptions) (*Box, error) {
 	return box, nil
 }
 
-// Path gives the place on this machine of an absolute path on the box's disk, such as /tmp/x or /home/user/x. It also
-// holds while the box is stopped. It does not look at links, and what is the machine's (/usr, /etc) is not on the disk.
+// Path returns the path on this machine of an absolute path on the box's disk, such as /tmp/x or /home/user/x. It is
+// valid while the box is stopped, too. It does not resolve links. Directories of the machine, such as /usr and /etc,
+// are not on the disk.
 func (b *Box) Path(inside string) string {
 	return filepath.Join(b.options.Dir, filepath.Clean("/"+inside))
 }
 
-// Home gives the home directory inside the box.
+// Home returns the home directory inside the box.
 func (b *Box) Home() string { return b.options.Home }
 
-// Exec starts a command. It returns once the command runs. ctx bounds only the start. A command that is not there is an
-// *fs.PathError with Op "exec" (errors.Is fs.ErrNotExist), a bad working directory one with Op "chdir". ErrNotRunning
-// if the box does not run, ErrNoIsolation if none can on this machine.
+// Exec starts a command and returns once it runs. ctx limits only the start. If there is no such command, the error is
+// a *fs.PathError with Op "exec" that is fs.ErrNotExist; for a bad working directory, one with Op "chdir". Exec returns
+// ErrNotRunning if the box does not run, and ErrNoIsolation if this machine cannot run boxes.
 func (b *Box) Exec(ctx context.Context, spec ExecSpec) (*Process, error) {
 	if len(spec.Argv) == 0 {
 		return nil, errors.New("no command to run")
 	}
-	machine, err := b.awake(ctx, true)
+	machine, err := b.runningMachine(ctx, true)
 	if err != nil {
 		return nil, err
 	}
@@ -131,7 +133,7 @@ func (b *Box) Exec(ctx context.Context, spec ExecSpec) (*Process, error) {
 	return machine.exec(ctx, spec, b.environment(spec.Env))
 }
 
-// Run executes a command, waits for its end and gives its output.
+// Run runs a command, waits for its end and returns its output.
 func (b *Box) Run(ctx context.Context, argv ...string) (Exit, *Output, error) {
 	process, err := b.Exec(ctx, ExecSpec{Argv: argv})
 	if err != nil {
@@ -141,19 +143,19 @@ func (b *Box) Run(ctx context.Context, argv ...string) (Exit, *Output, error) {
 	return exit, process.Output, err
 }
 
-// DialContext connects to a port in the box. Where nothing listens the error is a *net.OpError for which NothingListens
-// holds; ErrNotRunning if the box does not run.
+// DialContext connects to a port in the box. If nothing listens there, NothingListens reports true of the error, which
+// is a *net.OpError. It returns ErrNotRunning if the box does not run.
 func (b *Box) DialContext(ctx context.Context, port int) (net.Conn, error) {
 	host := loopback
 	if b.options.OutsideOnly {
 		host = outside
 	}
 	address := &net.TCPAddr{IP: net.ParseIP(host), Port: port}
-	machine, err := b.awake(ctx, false)
+	machine, err := b.runningMachine(ctx, false)
 	if err != nil {
 		return nil, err
 	}
-	if machine == nil { // nothing was ever started, so nothing listens
+	if machine == nil { // without processes, nothing listens
 		return nil, dialError(address, syscall.ECONNREFUSED)
 	}
 	return machine.dial(ctx, address)
@@ -169,34 +171,35 @@ func dialError(address net.Addr, errno syscall.Errno) error {
 	return &net.OpError{Op: "dial", Net: "tcp", Addr: address, Err: os.NewSyscallError("connect", errno)}
 }
 
-// NothingListens says whether a dial or a proxied request failed because no server listens on the port.
+// NothingListens reports whether a dial or a proxied request failed because no server listens on the port.
 func NothingListens(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
 
-// Listening says whether a process in the box listens on a TCP port, on whatever address.
+// Listening reports whether a process in the box listens on a TCP port, on any address.
 func (b *Box) Listening(port int) bool {
-	machine, err := b.awake(context.Background(), false)
+	machine, err := b.runningMachine(context.Background(), false)
 	return err == nil && machine != nil && machine.listening(port)
 }
 
-// Signal signals a process by its number in the box, or with a negative number its group. os.ErrProcessDone if there
-// is none.
+// Signal signals a process by its number in the box, or a process group by its negative number. It returns
+// os.ErrProcessDone if there is none.
 func (b *Box) Signal(ctx context.Context, pid int, signal syscall.Signal) error {
-	machine, err := b.awake(ctx, false)
+	machine, err := b.runningMachine(ctx, false)
 	switch {
 	case err != nil:
 		return err
-	case machine == nil, pid == 0, pid == 1: // 1 keeps the box
+	case machine == nil, pid == 0, pid == 1: // 1 is the keeper
 		return os.ErrProcessDone
 	}
 	return machine.signal(ctx, pid, signal)
 }
 
-// Pause freezes all processes of a running box, memory and connections kept. Until Resume the box answers ErrNotRunning.
+// Pause freezes all processes of a running box, which keep memory and connections. Until Resume, the box's methods
+// return ErrNotRunning.
 func (b *Box) Pause(ctx context.Context) error {
 	return b.freeze(ctx, running, paused, syscall.SIGSTOP)
 }
 
-// Resume lets the processes of a paused box go on.
+// Resume continues the processes of a paused box.
 func (b *Box) Resume(ctx context.Context) error {
 	return b.freeze(ctx, paused, running, syscall.SIGCONT)
 }
@@ -211,7 +214,7 @@ func (b *Box) freeze(ctx context.Context, from, to boxState, signal syscall.Sign
 		return fmt.Errorf("%w: it is %s", ErrNotRunning, b.state)
 	}
 	if b.machine != nil {
-		// -1 is every process in the box. That there is none is fine.
+		// -1 is every process in the box. There may be none.
 		if err := b.machine.signal(ctx, -1, signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			return err
 		}
@@ -220,8 +223,8 @@ func (b *Box) freeze(ctx context.Context, from, to boxState, signal syscall.Sign
 	return nil
 }
 
-// Stop ends all processes of the box at once and keeps its disk, as a cloud's stop or suspend does. When it returns
-// they are gone. Stopping a box that does not run is fine.
+// Stop kills all processes of the box and keeps its disk, as stopping or suspending does in a cloud. They are gone when
+// it returns. Stopping a box that does not run has no effect.
 func (b *Box) Stop() {
 	b.mutex.Lock()
 	defer b.mutex.Unlock()
@@ -230,7 +233,7 @@ func (b *Box) Stop() {
 	}
 }
 
-// Start lets a stopped box run again, with its disk and without processes. Starting a running box is fine.
+// Start makes a stopped box run again, with its disk but without processes. Starting a running box has no effect.
 func (b *Box) Start() error {
 	b.mutex.Lock()
 	defer b.mutex.Unlock()
@@ -243,7 +246,7 @@ func (b *Box) Start() error {
 	return nil
 }
 
-// Close ends all processes of the box and removes its disk. Closing twice is fine.
+// Close kills all processes of the box and removes its disk. It may be called again.
 func (b *Box) Close() error {
 	b.mutex.Lock()
 	defer b.mutex.Unlock()
@@ -259,8 +262,9 @@ func (b *Box) halt(state boxState) {
 	}
 }
 
-// awake gives the machine of a running box. It starts one if need be and wanted; otherwise it gives nil.
-func (b *Box) awake(ctx context.Context, start bool) (*machine, error) {
+// runningMachine returns the machine of a running box. If there is none yet, it starts one if start is set, and else
+// returns nil.
+func (b *Box) runningMachine(ctx context.Context, start bool) (*machine, error) {
 	b.mutex.Lock()
 	defer b.mutex.Unlock()
 	if b.state != running {

@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-// get asks the server on port 4444 of a box.
+// get sends a request to the server on port 4444 of a box.
 func get(t *testing.T, box *Box, path string) string {
 	t.Helper()
 	client := &http.Client{Transport: box.transport}
@@ -143,13 +143,13 @@ func TestACommandThatCannotStartSaysWhy(t *testing.T) {
 			t.Errorf("%s: %.100v", what, err)
 		}
 	}
-	run(t, box, "true") // the box is none the worse
+	run(t, box, "true") // the box still works
 }
 
 func TestAProcessReadsWhatIsWrittenToIt(t *testing.T) {
 	t.Parallel()
 	process := execute(t, newBox(t, BoxOptions{}), ExecSpec{Argv: []string{"cat"}, Stdin: true})
-	want := strings.Repeat("0123456789", 20_000) // more than a pipe holds
+	want := strings.Repeat("0123456789", 20_000) // more than fits into a pipe
 	if _, err := io.WriteString(process.Stdin, want); err != nil {
 		t.Fatal(err)
 	}
@@ -197,7 +197,7 @@ func TestKillingAGroupReachesTheChildrenInTheBackground(t *testing.T) {
 	if exit := wait(t, process); exit.Signal != syscall.SIGKILL {
 		t.Error(exit)
 	}
-	run(t, box, "kill -0 "+child) // survived its parent
+	run(t, box, "kill -0 "+child) // it outlived its parent
 	if err := process.Signal(t.Context(), syscall.SIGKILL); !errors.Is(err, os.ErrProcessDone) {
 		t.Errorf("signalling a process that has ended: %v", err)
 	}
@@ -275,7 +275,8 @@ func TestAPausedBoxStandsStillAndGoesOnWhereItWas(t *testing.T) {
 				continue
 			}
 			stat, err := os.ReadFile(filepath.Join(filepath.Dir(path), "stat"))
-			if err == nil && !strings.Contains(string(stat), ") T ") {
+			// A parent that waits in vfork for its stopped child is in state D.
+			if err == nil && !strings.Contains(string(stat), ") T ") && !strings.Contains(string(stat), ") D ") {
 				return false
 			}
 		}
@@ -296,7 +297,7 @@ func TestAPausedBoxStandsStillAndGoesOnWhereItWas(t *testing.T) {
 	if err := box.Pause(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	box.Stop() // must end what stands still
+	box.Stop() // must also end frozen processes
 	if err := box.Resume(t.Context()); !errors.Is(err, ErrNotRunning) {
 		t.Errorf("resuming a stopped box: %v", err)
 	}
@@ -393,7 +394,7 @@ func TestManyUseABoxAtOnceWhileItStops(t *testing.T) {
 	}
 }
 
-// startSimulator runs this test binary as a simulator with one box, and returns once the box's daemon runs.
+// startSimulator runs this test binary as a simulator with one box, and returns when the box's daemon runs.
 func startSimulator(t *testing.T, dir string, attributes *syscall.SysProcAttr) *exec.Cmd {
 	t.Helper()
 	simulator := exec.Command("/proc/self/exe")

@@ -14,20 +14,20 @@ import (
 	"syscall"
 )
 
-// Simulation is a simulated cloud that runs.
+// Simulation is a running simulated cloud.
 type Simulation struct {
-	// Environment points berth, and the cloud's own SDKs, at it.
+	// Environment directs berth, and the cloud's own SDKs, to the cloud.
 	Environment map[string]string
-	// Control steers it, see Control.
+	// Control is the API for scripts: see [Control].
 	Control http.Handler
-	// Close ends it.
+	// Close shuts down the cloud.
 	Close func()
 }
 
-// ServeSimulation serves a simulated cloud until the process is interrupted. It is the main function of a program: it parses the
-// flags, beside which start may use flags of its own, prints the environment and NAME_SIM_CONTROL, where the control surface
-// is, and closes standard output, so that a script can read that to its end. pathDirs are the directories whose executables
-// sandboxes find by name.
+// ServeSimulation serves a simulated cloud until the process is interrupted. A program's main function must only define
+// its own flags and call it. It parses the flags, prints the environment and NAME_SIM_CONTROL, which is the URL of the
+// API for scripts, and closes standard output so that scripts can read it until EOF. pathDirs are the directories whose
+// executables are found by name in sandboxes.
 func ServeSimulation(name string, start func(pathDirs []string) (Simulation, error)) {
 	Main()
 	path := flag.String("path", "", "directories whose executables the sandboxes find, separated by \":\"")
@@ -55,7 +55,7 @@ func serveSimulation(name string, start func() (Simulation, error)) error {
 	}
 	defer control.Close()
 	simulation.Environment[name+"_SIM_CONTROL"] = control.URL
-	var exports strings.Builder // whoever sees a line of it sees them all
+	var exports strings.Builder // printed at once, so that nobody sees only a part
 	for _, variable := range slices.Sorted(maps.Keys(simulation.Environment)) {
 		fmt.Fprintf(&exports, "export %s='%s'\n", variable, simulation.Environment[variable])
 	}

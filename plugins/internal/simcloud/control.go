@@ -7,15 +7,16 @@ import (
 	"time"
 )
 
-// Control is the surface by which scripts steer a simulator that runs as a process. Serve it apart from the cloud.
+// Control returns the HTTP API through which scripts control a simulator in another process. Serve it on a port apart
+// from the cloud's.
 //
 //	GET    /_sim/calls?operation=create&since=2026-01-02T15:04:05Z   the logged calls: an array of Call
-//	DELETE /_sim/calls                                               forget them
+//	DELETE /_sim/calls                                               clear the log
 //	POST   /_sim/faults   {"operation":"create","status":429,"headers":{"Retry-After":"1"},"count":2,"delay_ms":10}
 //	                      a Fault; "code" is a gRPC code by number or name ("UNAVAILABLE")
 //	GET    /_sim/faults   [{"operation":...,"fired":2}]
 //	DELETE /_sim/faults   remove all
-//	GET    /_sim/boxes    what boxes gives
+//	GET    /_sim/boxes    the result of boxes
 func Control(traffic *Traffic, boxes func() any) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /_sim/calls", func(w http.ResponseWriter, r *http.Request) {
@@ -75,5 +76,5 @@ func (t *Traffic) injected() []injectedFault {
 
 func writeJSON(w http.ResponseWriter, value any) {
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(value) // fails if the client has gone
+	_ = json.NewEncoder(w).Encode(value) // fails if the client has disconnected
 }

@@ -15,7 +15,7 @@ import (
 	"google.golang.org/protobuf/protoadapt"
 )
 
-// UnaryInterceptor is the middleware of unary gRPC calls. An operation is the last part of a method's name.
+// UnaryInterceptor returns the middleware for unary gRPC calls. An operation is the last part of a method's name.
 func (t *Traffic) UnaryInterceptor() grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, message any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (answer any, err error) {
 		call := newCall(ctx, info.FullMethod)
@@ -28,8 +28,8 @@ func (t *Traffic) UnaryInterceptor() grpc.UnaryServerInterceptor {
 	}
 }
 
-// StreamInterceptor is the middleware of streaming gRPC calls. Fault.After takes the effect for done when the handler
-// sends its first answer: that is lost and the call's context ends, so that the handler ends too.
+// StreamInterceptor returns the middleware for streaming gRPC calls. With Fault.After, the effect counts as done when
+// the handler sends its first message. That message is lost, and the call's context is cancelled to end the handler.
 func (t *Traffic) StreamInterceptor() grpc.StreamServerInterceptor {
 	return func(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 		call := newCall(stream.Context(), info.FullMethod)
@@ -45,7 +45,7 @@ func (t *Traffic) StreamInterceptor() grpc.StreamServerInterceptor {
 	}
 }
 
-// serve handles a call, with the fault that it meets if any.
+// serve handles a call and injects its fault, if any.
 func (t *Traffic) serve(ctx context.Context, call *Call, effect func(ctx context.Context, lose bool) error) (err error) {
 	fault := t.begin(call)
 	outcome := Answered
@@ -60,12 +60,12 @@ func (t *Traffic) serve(ctx context.Context, call *Call, effect func(ctx context
 	}
 	outcome = fault.outcome()
 	if fault.After {
-		_ = effect(ctx, true) // what it says is lost
+		_ = effect(ctx, true) // its result is lost
 	}
 	return fault.status(ctx)
 }
 
-// status is what the client of a faulty gRPC call gets.
+// status returns the error that a faulty gRPC call's client receives.
 func (f *Fault) status(ctx context.Context) error {
 	switch {
 	case f.Hang:
@@ -105,7 +105,7 @@ func (t *Traffic) logMessage(call *Call, message any) {
 	}
 }
 
-// loggedStream notes the first message received and, with lost, swallows what is sent.
+// loggedStream logs the first message received and, if lost is set, discards what is sent.
 type loggedStream struct {
 	grpc.ServerStream
 	ctx   context.Context

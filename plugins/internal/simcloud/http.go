@@ -9,9 +9,9 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// HTTP is a handler's middleware. operation names the operation of a request; a request named "" passes unlogged and
-// without faults. Fault.After takes the effect for done when the handler begins to answer: what it then writes is lost
-// and the request's context ends, so that a handler that streams ends too.
+// HTTP returns the middleware for a handler. operation returns the name of a request's operation; requests named "" are
+// neither logged nor faulty. With Fault.After, the effect counts as done when the handler begins its answer. The answer
+// is lost, and the request's context is cancelled to end handlers that stream.
 func (t *Traffic) HTTP(operation func(*http.Request) string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		name := operation(r)
@@ -27,7 +27,7 @@ func (t *Traffic) HTTP(operation func(*http.Request) string, next http.Handler) 
 		logged.Body = body
 
 		outcome := Answered
-		defer func() { // also when the handler or a fault aborts the connection
+		defer func() { // also if the handler or a fault aborts the connection
 			t.note(func() { call.Outcome, call.Status, call.Took = outcome, answer.status, time.Since(call.Time) })
 		}()
 		if fault != nil {
@@ -48,13 +48,13 @@ func (t *Traffic) HTTP(operation func(*http.Request) string, next http.Handler) 
 			next.ServeHTTP(lost, logged.WithContext(ctx))
 			cancel()
 		}
-		// Read whole, the request has arrived; and only then does the server notice that the client goes.
+		// Read all of it: only then has the request arrived, and does the server notice a client that disconnects.
 		_, _ = io.Copy(io.Discard, body)
 		fault.answer(answer, r)
 	})
 }
 
-// answer is what the client of a faulty HTTP call gets.
+// answer sends what a faulty HTTP call's client receives.
 func (f *Fault) answer(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case f.Hang:
@@ -70,7 +70,7 @@ func (f *Fault) answer(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.WriteString(w, f.Body)
 }
 
-// pause waits, but no longer than the call lives.
+// pause waits for the delay or until ctx ends.
 func pause(ctx context.Context, delay time.Duration) {
 	if delay <= 0 {
 		return
@@ -81,7 +81,7 @@ func pause(ctx context.Context, delay time.Duration) {
 	}
 }
 
-// loggedBody notes what is read of a request.
+// loggedBody logs what is read of a request.
 type loggedBody struct {
 	io.ReadCloser
 	traffic *Traffic
@@ -96,7 +96,7 @@ func (b *loggedBody) Read(buffer []byte) (int, error) {
 	return n, err
 }
 
-// answerWatch notes the status of an answer.
+// answerWatch records the status of an answer.
 type answerWatch struct {
 	http.ResponseWriter
 	status int
@@ -116,12 +116,12 @@ func (w *answerWatch) Write(data []byte) (int, error) {
 	return w.ResponseWriter.Write(data)
 }
 
-// Flush and Unwrap let handlers stream and take the connection over.
+// Flush and Unwrap let handlers stream and hijack the connection.
 func (w *answerWatch) Flush() { _ = http.NewResponseController(w.ResponseWriter).Flush() }
 
 func (w *answerWatch) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// lostAnswer swallows an answer.
+// lostAnswer discards an answer.
 type lostAnswer struct {
 	header http.Header
 	begun  func()

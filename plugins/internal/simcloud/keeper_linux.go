@@ -21,15 +21,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// keeper is process 1 of a box: it furnishes the box, then does what the simulator asks. See machine.
+// keeper is process 1 of a box. It sets up the box, then does what the simulator requests. See machine.
 type keeper struct {
 	conn *net.UnixConn
 
 	mutex   sync.Mutex
-	running map[int]int // the requests of running processes, by process number
+	running map[int]int // requests by the number of the running process
 }
 
-// keepBox is the whole life of a keeper.
+// keepBox runs a keeper until the box ends. It returns the exit code.
 func keepBox(encoded string) int {
 	file := os.NewFile(3, "simulator")
 	conn, err := net.FileConn(file)
@@ -43,7 +43,7 @@ func keepBox(encoded string) int {
 	signal.Notify(children, unix.SIGCHLD)
 	go k.reap(children)
 
-	if err := furnish(encoded); err != nil {
+	if err := setUp(encoded); err != nil {
 		k.say(reply{Fail: failureOf(err)})
 		return 1
 	}
@@ -52,7 +52,7 @@ func keepBox(encoded string) int {
 	for {
 		n, oobn, _, _, err := k.conn.ReadMsgUnix(data, oob)
 		if err != nil {
-			return 0 // the simulator has gone or wants the box to end
+			return 0 // the simulator ended or wants the box to end
 		}
 		var asked request
 		files := receivedFiles(oob[:oobn])
@@ -77,13 +77,13 @@ func (k *keeper) say(said reply, fds ...int) {
 	if err == nil {
 		_, _, err = k.conn.WriteMsgUnix(data, unix.UnixRights(fds...), nil)
 	}
-	if err != nil { // the simulator has gone
+	if err != nil { // the simulator has ended
 		os.Exit(0)
 	}
 }
 
 func (k *keeper) exec(asked request, files []*os.File) {
-	// Held until the answer is out: the process's end is then told after it.
+	// Locked until the reply is sent, so that the end of the process is reported after it.
 	k.mutex.Lock()
 	defer k.mutex.Unlock()
 	pid, err := start(asked, files)
@@ -100,7 +100,7 @@ func start(asked request, files []*os.File) (int, error) {
 		return 0, &fs.PathError{Op: "chdir", Path: asked.Dir, Err: unix.ENOTDIR}
 	}
 	path := asked.Argv[0]
-	if !strings.Contains(path, "/") { // otherwise it is the kernel's to find, from the process's directory
+	if !strings.Contains(path, "/") { // otherwise the kernel resolves it, from the process's directory
 		found, err := exec.LookPath(path)
 		if err != nil {
 			return 0, &fs.PathError{Op: "exec", Path: path, Err: errnoOf(err)}
@@ -118,7 +118,7 @@ func start(asked request, files []*os.File) (int, error) {
 	return pid, nil
 }
 
-// dial connects within the box's network and hands the connection over.
+// dial connects within the box's network and passes on the connection.
 func (k *keeper) dial(asked request) {
 	conn, err := (&net.Dialer{Timeout: 10 * time.Second}).DialContext(context.Background(), "tcp", asked.Address)
 	if err != nil {
@@ -135,7 +135,7 @@ func (k *keeper) dial(asked request) {
 	file.Close()
 }
 
-// reap collects processes that have ended: those that were asked for, and those whose parents have gone.
+// reap collects processes that have ended: those requested, and orphans.
 func (k *keeper) reap(children <-chan os.Signal) {
 	for range children {
 		for k.collect() {
@@ -185,13 +185,14 @@ func errnoOf(err error) syscall.Errno {
 	return unix.EIO
 }
 
-// furnish makes the disk the root of this process, with the machine's own directories in it, and sets up the network.
-func furnish(encoded string) error {
+// setUp makes the disk the root directory of this process, with the machine's directories in it, and sets up the
+// network.
+func setUp(encoded string) error {
 	var box settings
 	if err := json.Unmarshal([]byte(encoded), &box); err != nil {
 		return err
 	}
-	// First: no mount of the box may be seen outside.
+	// This comes first: no mount of the box may be visible outside.
 	if err := mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE); err != nil {
 		return err
 	}
@@ -229,7 +230,7 @@ func furnish(encoded string) error {
 	return network()
 }
 
-// adopt shows an entry of the machine's root directory in the box's, unless the box has its own.
+// adopt mounts an entry of the machine's root directory in the box, unless the box has its own.
 func adopt(entry fs.DirEntry, dir string) error {
 	source, target := filepath.Join("/", entry.Name()), filepath.Join(dir, entry.Name())
 	switch {
@@ -250,7 +251,7 @@ func adopt(entry fs.DirEntry, dir string) error {
 	return nil
 }
 
-// bind shows a directory in a second place, read-only but for devices.
+// bind mounts a directory in a second place. Except for devices it is read-only.
 func bind(source, target string) error {
 	if err := os.MkdirAll(target, 0o755); err != nil {
 		return err
@@ -275,7 +276,7 @@ func mount(source, target, kind string, flags uintptr) error {
 	return nil
 }
 
-// network brings the box's only interface up, with an address besides 127.0.0.1.
+// network brings up the box's only interface and adds an address to 127.0.0.1.
 func network() error {
 	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -300,7 +301,7 @@ func network() error {
 	return os.NewSyscallError("add an address", unix.IoctlIfreq(socket, unix.SIOCSIFADDR, second))
 }
 
-// searchPath is the PATH of a box's processes.
+// searchPath returns the PATH of a box's processes.
 func searchPath(options BoxOptions) string {
 	var dirs []string
 	for i := range options.PathDirs {
@@ -309,5 +310,5 @@ func searchPath(options BoxOptions) string {
 	return strings.Join(append(dirs, os.Getenv("PATH")), ":")
 }
 
-// pathDir is where the box sees one of BoxOptions.PathDirs.
+// pathDir returns the path in the box of one of BoxOptions.PathDirs.
 func pathDir(i int) string { return "/.path/" + strconv.Itoa(i) }

@@ -18,24 +18,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// machine is the simulator's side of a keeper: the first process of a box, which starts all others there. It takes
-// one request per message, with file descriptors where they are needed, and dies when the connection ends; the kernel
-// then kills whatever lives in the box.
+// machine is the simulator's side of a keeper, which is the first process of a box and starts all others there. The
+// keeper receives one request per message, with file descriptors if needed. It exits when the connection ends, and the
+// kernel then kills everything in the box.
 type machine struct {
 	keeper *exec.Cmd
 	conn   *net.UnixConn
-	buffer []byte         // for what the keeper says
-	ended  chan struct{}  // closed once the box has no process any more
-	pumps  sync.WaitGroup // the readers of output
+	buffer []byte         // for the keeper's messages
+	ended  chan struct{}  // closed when the box has no processes any more
+	pumps  sync.WaitGroup // goroutines that read output
 
 	mutex     sync.Mutex
 	dead      bool
-	last      int                 // request
+	last      int                 // number of the last request
 	waiting   map[int]chan answer // by request
-	processes map[int]*Process    // running, by the request that started them
+	processes map[int]*Process    // running, by the number of the request that started them
 }
 
-// request asks the keeper for one of: run Argv, connect to Address, signal PID.
+// request asks the keeper to run Argv, connect to Address or signal PID.
 type request struct {
 	ID      int
 	Argv    []string       `json:",omitempty"`
@@ -46,7 +46,8 @@ type request struct {
 	Signal  syscall.Signal `json:",omitempty"`
 }
 
-// reply is what the keeper says to a request, and once more, with Exit, when the process that it started has ended.
+// reply is the keeper's reply to a request. If the request started a process, another one, with Exit, reports the end
+// of the process.
 type reply struct {
 	ID   int
 	PID  int      `json:",omitempty"`
@@ -61,13 +62,13 @@ type failure struct {
 
 type answer struct {
 	reply
-	conn *os.File // a connection in the box
+	conn *os.File // to a port in the box
 }
 
-// messageLimit is more than the kernel lets one side send in one message.
+// messageLimit is larger than any message that the kernel lets one side send.
 const messageLimit = 1 << 18
 
-// settings tell the keeper how to furnish the box.
+// settings tell the keeper how to set up the box.
 type settings struct {
 	Dir      string
 	PathDirs []string
@@ -96,7 +97,7 @@ func startMachine(ctx context.Context, how mode, options BoxOptions) (*machine, 
 	keeper.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC,
 		Pdeathsig:  unix.SIGKILL,
-		Setpgid:    true, // an interrupt at the terminal is the simulator's to handle
+		Setpgid:    true, // the simulator handles interrupts from the terminal
 	}
 	if how == asUser {
 		keeper.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
@@ -111,7 +112,7 @@ func startMachine(ctx context.Context, how mode, options BoxOptions) (*machine, 
 		keeper: keeper, conn: conn.(*net.UnixConn), buffer: make([]byte, messageLimit), ended: make(chan struct{}),
 		waiting: map[int]chan answer{}, processes: map[int]*Process{},
 	}
-	theirs.Close() // or its end would not be noticed
+	theirs.Close() // otherwise its end would go unnoticed
 	if err := m.awaitReady(); err != nil {
 		conn.Close()
 		_ = keeper.Process.Kill()
@@ -122,11 +123,11 @@ func startMachine(ctx context.Context, how mode, options BoxOptions) (*machine, 
 	return m, nil
 }
 
-// furnishTime is how long a keeper may take on a very busy machine.
-const furnishTime = time.Minute
+// setUpTime is how long a keeper may take on a very busy machine.
+const setUpTime = time.Minute
 
 func (m *machine) awaitReady() error {
-	if err := m.conn.SetReadDeadline(time.Now().Add(furnishTime)); err != nil {
+	if err := m.conn.SetReadDeadline(time.Now().Add(setUpTime)); err != nil {
 		return err
 	}
 	ready, err := m.receive()
@@ -141,7 +142,7 @@ func (m *machine) awaitReady() error {
 
 func (f *failure) error() error { return &fs.PathError{Op: f.Op, Path: f.Path, Err: f.Errno} }
 
-// listen handles what the keeper says, until it has gone and everything in the box with it.
+// listen handles the keeper's messages until the keeper and everything in the box has ended.
 func (m *machine) listen() {
 	for {
 		got, err := m.receive()
@@ -161,13 +162,13 @@ func (m *machine) listen() {
 			process.finish(*got.Exit)
 		case waiter != nil:
 			waiter <- got
-		case got.conn != nil: // whoever asked has gone
+		case got.conn != nil: // whoever asked has given up
 			got.conn.Close()
 		}
 	}
 	m.conn.Close()
 	_ = m.keeper.Process.Kill()
-	_ = m.keeper.Wait() // says only that it was killed
+	_ = m.keeper.Wait() // it was killed; the error says no more
 
 	m.mutex.Lock()
 	m.dead = true
@@ -203,7 +204,7 @@ func (m *machine) receive() (answer, error) {
 	return got, nil
 }
 
-// receivedFiles takes the file descriptors that came with a message.
+// receivedFiles returns the file descriptors received with a message.
 func receivedFiles(oob []byte) []*os.File {
 	var files []*os.File
 	messages, _ := unix.ParseSocketControlMessage(oob)
@@ -216,7 +217,7 @@ func receivedFiles(oob []byte) []*os.File {
 	return files
 }
 
-// ask sends a request and waits for its answer. With a process, its end is noted there.
+// ask sends a request and waits for its reply. The end of process, if not nil, is recorded there.
 func (m *machine) ask(ctx context.Context, asked request, process *Process, files ...*os.File) (answer, error) {
 	waiter := make(chan answer, 1)
 	m.mutex.Lock()
@@ -297,7 +298,7 @@ func (m *machine) exec(ctx context.Context, spec ExecSpec, env []string) (*Proce
 	} else {
 		ours[0].Close()
 	}
-	// Never given up half-way: nobody would know of the process. The keeper answers at once.
+	// Do not give up half-way, or nobody would know of the process. The keeper replies at once.
 	asked := request{Argv: spec.Argv, Env: env, Dir: spec.Dir}
 	got, err := m.ask(context.WithoutCancel(ctx), asked, process, theirs...)
 	if err != nil {
@@ -308,7 +309,7 @@ func (m *machine) exec(ctx context.Context, spec ExecSpec, env []string) (*Proce
 	return process, nil
 }
 
-// openStdio gives the two ends of a process's stdin, stdout and stderr.
+// openStdio returns both ends of a process's stdin, stdout and stderr.
 func openStdio() (ours, theirs []*os.File, err error) {
 	for fd := range 3 {
 		reader, writer, err := os.Pipe()
@@ -349,7 +350,7 @@ func (m *machine) signal(ctx context.Context, pid int, signal syscall.Signal) er
 	return err
 }
 
-// listening reads the kernel's own list: asking the keeper would be slower and a connection would be noticed.
+// listening reads the kernel's list. Asking the keeper would be slower, and connecting would be noticed.
 func (m *machine) listening(port int) bool {
 	for _, table := range []string{"tcp", "tcp6"} {
 		content, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", m.keeper.Process.Pid, table))
@@ -366,7 +367,7 @@ func (m *machine) listening(port int) bool {
 	return false
 }
 
-// pump reads a stream of the process until all who hold its other end have closed it.
+// pump reads a stream of the process until every process has closed the other end.
 func (p *Process) pump(stream Stream) {
 	file := p.outputs[stream-1]
 	defer p.Output.end()
@@ -385,10 +386,10 @@ func (p *Process) pump(stream Stream) {
 	})
 }
 
-// pipeSize is what a pipe holds.
+// pipeSize is the capacity of a pipe, in bytes.
 const pipeSize = 64 << 10
 
-// finish notes the end of the process, after what it had still to say.
+// finish records the end of the process, after the rest of its output.
 func (p *Process) finish(exit Exit) {
 	for i, file := range p.outputs {
 		raw, err := file.SyscallConn()
@@ -396,7 +397,7 @@ func (p *Process) finish(exit Exit) {
 			continue
 		}
 		_ = raw.Control(func(fd uintptr) { // fails if the stream has ended
-			for total := 0; total < pipeSize; { // a child may go on printing for ever
+			for total := 0; total < pipeSize; { // a child may print forever
 				n, err := p.Output.read(Stdout+Stream(i), int(fd))
 				if n <= 0 && !errors.Is(err, unix.EINTR) {
 					return
@@ -412,7 +413,7 @@ func (p *Process) finish(exit Exit) {
 	close(p.exited)
 }
 
-// read moves what a pipe holds into the output. Two may do so at once without mixing up the order.
+// read moves the content of a pipe to the output. Two goroutines may call it at once and the order is kept.
 func (o *Output) read(stream Stream, fd int) (int, error) {
 	o.mutex.Lock()
 	defer o.mutex.Unlock()

@@ -14,7 +14,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-// The test binary also plays the parts of other processes, named by this variable.
+// part makes the test binary play the part of another process.
 const part = "BERTH_SIMCLOUD_TEST_PART"
 
 func TestMain(m *testing.M) {
@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// playServer is a server in a box: it says its name, streams, and speaks a protocol of its own after an upgrade.
+// playServer is a server in a box: it returns its name, streams, and speaks another protocol after an upgrade.
 func playServer() {
 	http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Seen-Host", r.Host)
@@ -65,7 +65,7 @@ func playServer() {
 	os.Exit(1)
 }
 
-// playSimulator runs a box with a daemon in it, says how that went and waits to be killed.
+// playSimulator runs a box with a daemon in it, prints the result and waits to be killed.
 func playSimulator() {
 	box, err := NewBox(BoxOptions{Dir: os.Getenv("DIR"), Env: map[string]string{"MARK": os.Getenv("DIR")}})
 	if err == nil {
@@ -75,7 +75,7 @@ func playSimulator() {
 	select {}
 }
 
-// newBox gives a box that leaves nothing behind, or skips the test where there can be none.
+// newBox returns a box that is closed after the test, or skips the test if this machine cannot run boxes.
 func newBox(t *testing.T, options BoxOptions) *Box {
 	t.Helper()
 	if err := Isolation(); err != nil {
@@ -126,7 +126,7 @@ func wait(t *testing.T, process *Process) Exit {
 	return exit
 }
 
-// run gives the combined output of a script that succeeds.
+// run returns the combined output of a script, which must succeed.
 func run(t *testing.T, box *Box, script string) string {
 	t.Helper()
 	exit, output, err := box.Run(t.Context(), "sh", "-c", script)
@@ -139,7 +139,7 @@ func run(t *testing.T, box *Box, script string) string {
 	return strings.TrimSpace(string(output.Bytes(Both)))
 }
 
-// serverBox gives a box in which the test's server listens on port 4444.
+// serverBox returns a box in which the test's server listens on port 4444.
 func serverBox(t *testing.T, name, host string, options BoxOptions) *Box {
 	t.Helper()
 	options.PathDirs = []string{filepath.Dir(os.Args[0])}
@@ -156,7 +156,7 @@ func startServer(t *testing.T, box *Box, name, host string) {
 	eventually(t, "the server listens", func() bool { return box.Listening(4444) })
 }
 
-// processesOf gives the processes with a word in their environment.
+// processesOf returns the processes with a word in their environment.
 func processesOf(word string) []string {
 	var found []string
 	paths, _ := filepath.Glob("/proc/[0-9]*/environ")

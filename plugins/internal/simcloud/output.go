@@ -6,7 +6,7 @@ import (
 	"sync"
 )
 
-// Stream names one of a process's two outputs, or both as they came.
+// Stream is stdout, stderr, or both in the order of arrival.
 type Stream int
 
 // Both is stdout and stderr in the order in which they were read.
@@ -16,27 +16,27 @@ const (
 	Stderr
 )
 
-// outputLimit bounds what an Output keeps, in bytes.
+// outputLimit is how many bytes an Output keeps.
 const outputLimit = 1 << 20
 
-// Chunk is a piece of output of one stream.
+// Chunk is a piece of output from one stream.
 type Chunk struct {
 	Stream Stream // Stdout or Stderr
-	Offset int64  // of Data[0], in bytes since the start of the stream that was asked for
+	Offset int64  // of Data[0], in bytes since the start of the requested stream
 	Data   []byte
 }
 
-// End is the offset after the chunk: the one to ask for next.
+// End returns the offset after the chunk, which is the next one to request.
 func (c Chunk) End() int64 { return c.Offset + int64(len(c.Data)) }
 
 // Output keeps the latest 1 MiB that a process and its children printed. It ends when all of them have closed their
-// outputs, which children left in the background may do long after the process. Safe for concurrent use.
+// outputs; children in the background may do so long after the process. An Output is safe for concurrent use.
 type Output struct {
 	mutex   sync.Mutex
 	chunks  []keptChunk // oldest first
 	kept    int
-	totals  [3]int64 // bytes ever seen, by Stream
-	open    int      // streams that have not ended
+	totals  [3]int64 // bytes received, by Stream
+	open    int      // number of streams that have not ended
 	changed chan struct{}
 }
 
@@ -48,9 +48,9 @@ type keptChunk struct {
 
 func newOutput() *Output { return &Output{open: 2, changed: make(chan struct{})} }
 
-// Next gives the first output at or after an offset, and waits for it if there is none yet: io.EOF once the output has
-// ended there, ctx's error when ctx does. Output that is there is given even if ctx has ended. If what was asked for is
-// no longer kept, the chunk's Offset is past offset.
+// Next returns the first output at or after an offset. If there is none yet, it waits for it. It returns io.EOF if the
+// output ended before the offset, and ctx's error when ctx ends, but returns existing output even then. If the output
+// at the offset is no longer kept, the chunk's Offset is larger than offset.
 func (o *Output) Next(ctx context.Context, stream Stream, offset int64) (Chunk, error) {
 	for {
 		chunk, found, ended, changed := o.look(stream, offset)
@@ -81,7 +81,7 @@ func (o *Output) look(stream Stream, offset int64) (chunk Chunk, found, ended bo
 	return Chunk{}, false, o.open == 0, o.changed
 }
 
-// Bytes gives what is kept of a stream.
+// Bytes returns the kept output of a stream.
 func (o *Output) Bytes(stream Stream) []byte {
 	o.mutex.Lock()
 	defer o.mutex.Unlock()
@@ -94,7 +94,7 @@ func (o *Output) Bytes(stream Stream) []byte {
 	return all
 }
 
-// add appends data, which it keeps. The caller holds the mutex.
+// add appends data. It keeps the slice. The caller must have locked the mutex.
 func (o *Output) add(stream Stream, data []byte) {
 	o.chunks = append(o.chunks, keptChunk{stream, o.totals, data})
 	o.totals[Both] += int64(len(data))
@@ -107,7 +107,7 @@ func (o *Output) add(stream Stream, data []byte) {
 	o.wake()
 }
 
-// end notes that a stream has ended.
+// end records that a stream has ended.
 func (o *Output) end() {
 	o.mutex.Lock()
 	defer o.mutex.Unlock()

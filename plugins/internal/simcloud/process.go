@@ -11,15 +11,15 @@ import (
 type ExecSpec struct {
 	Argv  []string          // Argv[0] is looked up in the box's PATH
 	Env   map[string]string // added to the box's
-	Dir   string            // the working directory inside the box. Empty: the home directory
-	Stdin bool              // give the process a Stdin to write to; otherwise it reads nothing
+	Dir   string            // the working directory inside the box; the default is the home directory
+	Stdin bool              // connect Process.Stdin; otherwise the process's stdin is empty
 }
 
-// Process is a command that was started in a box, in a process group of its own.
+// Process is a command in a box, in a process group of its own.
 type Process struct {
-	PID    int            // its number, and its group's, inside the box
-	Output *Output        // what it and its children printed
-	Stdin  io.WriteCloser // nil unless ExecSpec.Stdin. Closed when the process ends
+	PID    int            // of the process and its group, inside the box
+	Output *Output        // of the process and its children
+	Stdin  io.WriteCloser // nil unless ExecSpec.Stdin is set; closed when the process ends
 
 	machine *machine
 	outputs []*os.File // our ends of stdout and stderr
@@ -27,16 +27,16 @@ type Process struct {
 	exit    Exit // valid once exited is closed
 }
 
-// Exit is how a process ended.
+// Exit describes how a process ended.
 type Exit struct {
-	Code   int            // its exit code; -1 if a signal ended it
-	Signal syscall.Signal // the signal that ended it, or 0. A box that stops kills
+	Code   int            // the exit code, or -1 if a signal ended the process
+	Signal syscall.Signal // the signal that ended it, or 0; SIGKILL if the box was stopped
 }
 
-// Exited is closed when the process has ended and what it printed is in its Output.
+// Exited returns a channel that is closed when the process has ended and its output is complete.
 func (p *Process) Exited() <-chan struct{} { return p.exited }
 
-// Wait waits for the end of the process; children it left behind may go on. The error is ctx's.
+// Wait waits for the end of the process, but not for its children. Its error is ctx's.
 func (p *Process) Wait(ctx context.Context) (Exit, error) {
 	select {
 	case <-p.exited:
@@ -48,7 +48,7 @@ func (p *Process) Wait(ctx context.Context) (Exit, error) {
 	return p.exit, nil
 }
 
-// Exit says how the process ended; false while it runs.
+// Exit returns how the process ended. It returns false while the process runs.
 func (p *Process) Exit() (Exit, bool) {
 	select {
 	case <-p.exited:
@@ -58,13 +58,13 @@ func (p *Process) Exit() (Exit, bool) {
 	}
 }
 
-// Signal signals the process alone. os.ErrProcessDone if it has ended.
+// Signal signals only the process. It returns os.ErrProcessDone if it has ended.
 func (p *Process) Signal(ctx context.Context, signal syscall.Signal) error {
 	return p.machine.signal(ctx, p.PID, signal)
 }
 
-// SignalGroup signals the process's group: what it started and left in its group too, also after its own end.
-// os.ErrProcessDone if none is left.
+// SignalGroup signals the process's group, which includes its children unless they left it, even after the process has
+// ended. It returns os.ErrProcessDone if the group is empty.
 func (p *Process) SignalGroup(ctx context.Context, signal syscall.Signal) error {
 	return p.machine.signal(ctx, -p.PID, signal)
 }

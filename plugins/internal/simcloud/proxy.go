@@ -10,9 +10,10 @@ import (
 	"strconv"
 )
 
-// Proxy forwards requests, websockets included, to a port in a box; the server there sees localhost:port as its host.
-// Where a request cannot be forwarded onError answers it: NothingListens(err), errors.Is(err, ErrNotRunning), or a
-// connection that broke before the server's answer. Cheap enough to be made for one request.
+// Proxy returns a handler that forwards requests, including websockets, to a port in a box. The server receives
+// localhost:port as the host. onError answers requests that cannot be forwarded; the error satisfies NothingListens, is
+// ErrNotRunning, or is that of a connection that broke before the answer. A Proxy is cheap enough to be created per
+// request.
 func Proxy(box *Box, port int, onError func(w http.ResponseWriter, r *http.Request, err error)) http.Handler {
 	target := &url.URL{Scheme: "http", Host: net.JoinHostPort("localhost", strconv.Itoa(port))}
 	return &httputil.ReverseProxy{
@@ -21,8 +22,8 @@ func Proxy(box *Box, port int, onError func(w http.ResponseWriter, r *http.Reque
 			r.SetXForwarded()
 		},
 		Transport:     box.transport,
-		FlushInterval: -1, // as it comes: event streams
+		FlushInterval: -1, // at once, for event streams
 		ErrorHandler:  onError,
-		ErrorLog:      log.New(io.Discard, "", 0), // what goes wrong is the caller's to see, through onError or the broken answer
+		ErrorLog:      log.New(io.Discard, "", 0), // the caller sees errors through onError or the broken answer
 	}
 }

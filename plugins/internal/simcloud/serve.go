@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// ServeOptions say how a server speaks.
+// ServeOptions configure a server.
 type ServeOptions struct {
 	H2C bool        // HTTP/2 without TLS, besides HTTP/1.1
 	TLS *tls.Config // serve HTTPS with this
@@ -22,7 +22,7 @@ type Server struct {
 	URL string // such as http://127.0.0.1:40123
 
 	server  *http.Server
-	cancel  context.CancelFunc // ends the contexts of all requests
+	cancel  context.CancelFunc // cancels the contexts of all requests
 	serving sync.WaitGroup
 
 	mutex    sync.Mutex
@@ -30,10 +30,10 @@ type Server struct {
 	handlers sync.WaitGroup
 }
 
-// grace is how long Close waits before it ends the connections of handlers that go on.
+// grace is how long Close waits before it closes the connections of handlers that have not returned.
 const grace = time.Second
 
-// Serve starts a server. The caller closes it.
+// Serve starts a server. The caller must close it.
 func Serve(handler http.Handler, options ServeOptions) (*Server, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
@@ -50,7 +50,7 @@ func Serve(handler http.Handler, options ServeOptions) (*Server, error) {
 		Protocols:         protocols,
 		ReadHeaderTimeout: time.Minute,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
-		ErrorLog:          log.New(io.Discard, "", 0), // of clients that go away
+		ErrorLog:          log.New(io.Discard, "", 0), // about clients that disconnect
 	}
 	serve := s.server.Serve
 	if options.TLS != nil {
@@ -59,12 +59,12 @@ func Serve(handler http.Handler, options ServeOptions) (*Server, error) {
 		s.server.TLSConfig = options.TLS
 		serve = func(listener net.Listener) error { return s.server.ServeTLS(listener, "", "") }
 	}
-	s.serving.Go(func() { _ = serve(listener) }) // ends with Close
+	s.serving.Go(func() { _ = serve(listener) }) // until Close
 	return s, nil
 }
 
-// Close ends the server: the contexts of its requests end, and it returns when every handler has. Handlers end with
-// their contexts. Closing twice is fine.
+// Close cancels the contexts of all requests and returns when every handler has. Handlers must return when their
+// contexts end. It may be called again.
 func (s *Server) Close() {
 	s.mutex.Lock()
 	s.closing = true
@@ -77,14 +77,14 @@ func (s *Server) Close() {
 	}()
 	select {
 	case <-ended: // and their answers are sent
-	case <-time.After(grace): // some wait for clients: end the connections
+	case <-time.After(grace): // some wait for clients: close the connections
 	}
 	s.server.Close()
 	<-ended
 	s.serving.Wait()
 }
 
-// counted lets Close wait for the handlers, also for those that have taken their connections over.
+// counted lets Close wait for the handlers, including those that hijacked their connections.
 func (s *Server) counted(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !s.enter() {

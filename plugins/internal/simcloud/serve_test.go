@@ -74,7 +74,7 @@ func TestClosingAServerEndsEveryHandler(t *testing.T) {
 			arrived <- struct{}{}
 			<-r.Context().Done()
 			fmt.Fprint(w, "closing")
-		case "/reads": // from a client that never sends its body
+		case "/reads": // the client never sends its body
 			arrived <- struct{}{}
 			_, _ = io.ReadAll(r.Body)
 		case "/hijacks":

@@ -1,12 +1,13 @@
-// Package simcloud is what the simulated clouds share: sandboxes as real local processes (Box), a proxy into them,
-// fault injection with a log of every call (Traffic), servers that end cleanly (Serve) and a control surface for
-// scripts (Control).
+// Package simcloud is shared by the simulated clouds. It provides sandboxes made of real local processes (Box), a proxy
+// to their ports (Proxy), fault injection and a log of every call (Traffic), servers that shut down completely (Serve)
+// and an API for scripts (Control).
 //
-// A Box is a small machine made of Linux namespaces: its own network, so that every box may listen on the same port,
-// its own process numbers, so that nothing outlives it, and its own root directory, so that boxes do not meet in /tmp.
-// It needs no external tool, and no root where the kernel lets users make namespaces.
+// A Box consists of Linux namespaces: its own network, so that every box can use the same ports, its own process
+// numbers, so that no process outlives it, and its own root directory, so that boxes do not share /tmp. It needs no
+// external tool, and no root if the kernel lets users create namespaces.
 //
-// The process that keeps a box is the running executable started once more. So main and TestMain begin with Main.
+// The process that keeps a box is the running executable, started again. Therefore main and TestMain must begin with
+// Main.
 package simcloud
 
 import (
@@ -16,16 +17,17 @@ import (
 	"sync/atomic"
 )
 
-// keeperVariable tells an executable that it is to keep a box; its value says which.
+// keeperVariable makes an executable keep the box that its value describes.
 const keeperVariable = "BERTH_SIMCLOUD_BOX"
 
 var mainCalled atomic.Bool
 
-// ErrNoIsolation says that this machine cannot run boxes: it is not Linux, or its kernel refuses namespaces to this
-// user. The error that wraps it names the reason; tests skip with it.
+// ErrNoIsolation is returned on machines that cannot run boxes: those other than Linux, or whose kernel does not allow
+// this user namespaces. The wrapping error has the reason. Tests should be skipped.
 var ErrNoIsolation = errors.New("this machine cannot run simulated sandboxes")
 
-// Main comes first in main and in TestMain. In a process that was started to keep a box it does so and never returns.
+// Main must be called first in main and in TestMain. In a process that was started to keep a box it does so and never
+// returns.
 func Main() {
 	if settings, isKeeper := os.LookupEnv(keeperVariable); isKeeper {
 		os.Exit(keepBox(settings))
@@ -33,7 +35,8 @@ func Main() {
 	mainCalled.Store(true)
 }
 
-// Isolation says whether boxes work here: nil, or an error that wraps ErrNoIsolation. It tries once per process.
+// Isolation returns nil if this machine can run boxes, or else an error that wraps ErrNoIsolation. It tries once per
+// process.
 func Isolation() error {
 	_, err := isolation()
 	return err
@@ -41,10 +44,10 @@ func Isolation() error {
 
 var isolation = sync.OnceValues(findIsolation)
 
-// mode is how a box's namespaces are made.
+// mode is how the namespaces of a box are created.
 type mode int
 
 const (
 	asRoot mode = iota
-	asUser      // with a user namespace besides, in which the user is root
+	asUser      // with an additional user namespace, in which the user is root
 )

@@ -9,27 +9,27 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Fault is something that goes wrong with a call. Without Status, Code, Drop or Hang the call is only delayed.
+// Fault is a fault of a call. Without Status, Code, Drop or Hang it only delays the call.
 type Fault struct {
-	Operation string `json:"operation"` // which calls; empty: every one
-	Skip      int    `json:"skip"`      // so many matching calls pass first
-	Count     int    `json:"count"`     // then so many fail; 0: all of them until it is removed
+	Operation string `json:"operation"` // the calls; empty: every call
+	Skip      int    `json:"skip"`      // how many matching calls succeed first
+	Count     int    `json:"count"`     // how many then fail; 0: all until it is removed
 
-	Delay time.Duration `json:"-"` // before anything else
-	// After lets the effect happen and loses its answer; what follows is sent instead. Otherwise there is no effect.
+	Delay time.Duration `json:"-"` // before everything else
+	// After lets the call have its effect and replaces the answer. Otherwise the call has no effect.
 	After bool `json:"after"`
 
-	Status  int               `json:"status"`  // HTTP: answer this, with Headers and Body
+	Status  int               `json:"status"`  // HTTP: the answer, with Headers and Body
 	Headers map[string]string `json:"headers"` // such as Retry-After
 	Body    string            `json:"body"`
-	Code    codes.Code        `json:"code"` // gRPC: answer this, with Message and Details
+	Code    codes.Code        `json:"code"` // gRPC: the answer, with Message and Details
 	Message string            `json:"message"`
 	Details []proto.Message   `json:"-"`
-	Drop    bool              `json:"drop"` // end the connection without an answer; gRPC: Unavailable
-	Hang    bool              `json:"hang"` // never answer: ends when the client goes or the server closes
+	Drop    bool              `json:"drop"` // close the connection without an answer; gRPC: Unavailable
+	Hang    bool              `json:"hang"` // never answer, until the client disconnects or the server closes
 }
 
-// Injected is a fault at work.
+// Injected is a fault that was injected.
 type Injected struct {
 	traffic *Traffic
 	fault   Fault
@@ -37,14 +37,14 @@ type Injected struct {
 	fired   int
 }
 
-// Fired says how many calls have met the fault.
+// Fired returns how many calls met the fault.
 func (i *Injected) Fired() int {
 	i.traffic.mutex.Lock()
 	defer i.traffic.mutex.Unlock()
 	return i.fired
 }
 
-// Remove ends the fault. Calls that it holds stay held.
+// Remove removes the fault. Calls that it keeps waiting still wait.
 func (i *Injected) Remove() {
 	i.traffic.mutex.Lock()
 	defer i.traffic.mutex.Unlock()
@@ -58,26 +58,26 @@ type Call struct {
 	Method    string              `json:"method"`  // HTTP's; "gRPC" for those
 	Path      string              `json:"path"`    // with the query; gRPC: the full method
 	Headers   map[string][]string `json:"headers"` // all, with canonical HTTP names; gRPC: the metadata
-	Body      string              `json:"body"`    // what was read of it, at most 64 KiB; gRPC: the first message, as JSON
+	Body      string              `json:"body"`    // at most 64 KiB of what was read; gRPC: the first message, as JSON
 	Outcome   Outcome             `json:"outcome"`
-	Status    int                 `json:"status"` // HTTP: what was answered, 0 if nothing
-	Code      codes.Code          `json:"code"`   // gRPC: what was answered
+	Status    int                 `json:"status"` // HTTP: of the answer, 0 if there was none
+	Code      codes.Code          `json:"code"`   // gRPC: of the answer
 	Took      time.Duration       `json:"took"`   // nanoseconds
 }
 
-// Outcome is what became of a call.
+// Outcome is the outcome of a call.
 type Outcome string
 
-// A call with an effect was handled; one without met a fault first.
+// A call with an effect was handled; one without was stopped by a fault.
 const (
 	Pending     Outcome = "pending"      // not answered yet
 	Answered    Outcome = "answered"     // effect and answer
-	Refused     Outcome = "refused"      // a fault's answer, no effect
-	Replaced    Outcome = "replaced"     // effect, but a fault's answer
-	Dropped     Outcome = "dropped"      // connection ended, no effect
-	DroppedDone Outcome = "dropped-done" // effect, then the connection ended
-	Hung        Outcome = "hung"         // no answer until the client went, no effect
-	HungDone    Outcome = "hung-done"    // effect, but no answer until the client went
+	Refused     Outcome = "refused"      // the fault's answer, no effect
+	Replaced    Outcome = "replaced"     // effect, but the fault's answer
+	Dropped     Outcome = "dropped"      // connection closed, no effect
+	DroppedDone Outcome = "dropped-done" // effect, then connection closed
+	Hung        Outcome = "hung"         // no answer until the client disconnected, no effect
+	HungDone    Outcome = "hung-done"    // effect, but no answer until the client disconnected
 )
 
 const (
@@ -85,16 +85,16 @@ const (
 	callLimit = 50_000
 )
 
-// Traffic injects faults into the calls of a simulator and logs every call. Put HTTP, or the two interceptors, around
-// the simulator's handler. The zero value is ready. Safe for concurrent use.
+// Traffic injects faults into the calls of a simulator and logs every call. Wrap the simulator's handler with HTTP or
+// with the two interceptors. The zero value is ready to use. A Traffic is safe for concurrent use.
 type Traffic struct {
 	mutex  sync.Mutex
 	faults []*Injected
 	calls  []*Call
 }
 
-// Fail injects a fault. Of several that match a call the one injected first is met. A Go client sends a GET again by
-// itself if a connection it had used before ends without an answer: do not rely on Count 1 with Drop there.
+// Fail injects a fault. A call that several faults match meets the one injected first. Do not rely on Count 1 with Drop
+// for a GET: a Go client repeats it if a reused connection is closed without an answer.
 func (t *Traffic) Fail(fault Fault) *Injected {
 	t.mutex.Lock()
 	defer t.mutex.Unlock()
@@ -110,10 +110,11 @@ func (t *Traffic) ClearFaults() {
 	t.faults = nil
 }
 
-// Calls gives the logged calls of the named operations, or all, in the order of their arrival; of very many, the latest.
+// Calls returns the logged calls of the named operations, or all calls, in order of arrival. The log is limited to the
+// latest calls.
 func (t *Traffic) Calls(operations ...string) []Call { return t.Since(time.Time{}, operations...) }
 
-// Since gives the calls that arrived at or after a time.
+// Since returns the calls that arrived at or after start.
 func (t *Traffic) Since(start time.Time, operations ...string) []Call {
 	t.mutex.Lock()
 	defer t.mutex.Unlock()
@@ -126,17 +127,17 @@ func (t *Traffic) Since(start time.Time, operations ...string) []Call {
 	return found
 }
 
-// Count says how many calls of the named operations, or of all, are logged.
+// Count returns the number of logged calls of the named operations, or of all.
 func (t *Traffic) Count(operations ...string) int { return len(t.Calls(operations...)) }
 
-// ClearCalls forgets the logged calls.
+// ClearCalls clears the log.
 func (t *Traffic) ClearCalls() {
 	t.mutex.Lock()
 	defer t.mutex.Unlock()
 	t.calls = nil
 }
 
-// begin logs a call and gives the fault it meets; nil if none.
+// begin logs a call and returns the fault it meets, or nil.
 func (t *Traffic) begin(call *Call) *Fault {
 	t.mutex.Lock()
 	defer t.mutex.Unlock()
@@ -169,7 +170,7 @@ func (t *Traffic) note(change func()) {
 	change()
 }
 
-// outcome names what becomes of a call that meets the fault.
+// outcome returns the outcome of a call that meets the fault.
 func (f *Fault) outcome() Outcome {
 	name := func(without, with Outcome) Outcome {
 		if f.After {
@@ -186,5 +187,5 @@ func (f *Fault) outcome() Outcome {
 	return name(Refused, Replaced)
 }
 
-// onlyDelays says whether a call that meets the fault is then handled as any other.
+// onlyDelays reports whether a call that meets the fault is handled after the delay.
 func (f *Fault) onlyDelays() bool { return f.Status == 0 && f.Code == codes.OK && !f.Drop && !f.Hang }

@@ -27,7 +27,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
-// cloud is a small API with one operation, "create"; what it made is counted.
+// cloud is a small API with one operation, "create", and counts what was created.
 type cloud struct {
 	Traffic
 	made atomic.Int32
@@ -64,7 +64,7 @@ func (c *cloud) serve(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// post gives what the client sees: the status, the Retry-After and the body.
+// post returns what the client sees: the status, the Retry-After and the body.
 func (c *cloud) post(ctx context.Context, path string) (string, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url+path, strings.NewReader("body"))
 	if err != nil {
@@ -80,7 +80,7 @@ func (c *cloud) post(ctx context.Context, path string) (string, error) {
 	return strings.Join(strings.Fields(fmt.Sprint(response.StatusCode, " ", response.Header.Get("Retry-After"), " ", string(body))), " "), err
 }
 
-// logged waits until a call of the operation is over and gives it.
+// logged waits until a call of the operation is over and returns it.
 func logged(t *testing.T, traffic *Traffic, operation string) Call {
 	t.Helper()
 	var call Call
@@ -312,7 +312,7 @@ func newHealthCloud(t *testing.T) *healthCloud {
 	return c
 }
 
-// check and watch make a call and give its first answer's error.
+// check and watch make a call and return the error of its first answer.
 func (c *healthCloud) check(ctx context.Context) error {
 	_, err := c.client.Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: "asked"})
 	return err
@@ -369,7 +369,7 @@ func TestEveryFaultOverGRPC(t *testing.T) {
 				if call.Headers["X-Token"][0] != "secret" || call.Path != "/grpc.health.v1.Health/"+operation || call.Method != "gRPC" {
 					t.Errorf("logged %+v", call)
 				}
-				// A stream whose call never reached the handler was not read.
+				// The message of a stream that never reached the handler was not read.
 				if (operation == "Check" || c.made > 0) && !strings.Contains(call.Body, "asked") {
 					t.Errorf("logged the body %q", call.Body)
 				}

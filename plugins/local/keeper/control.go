@@ -13,15 +13,15 @@ import (
 	"github.com/berth-dev/berth/plugins/local/store"
 )
 
-// A keeper is controlled over HTTP on a loopback port: a Unix socket's path would not fit into the 104 bytes some
-// systems allow. Every request carries the token from keeper.json, which only the sandbox's user can read.
+// A keeper is controlled over HTTP on a loopback port: the path of a Unix socket would not fit into the 104 bytes that
+// some systems allow. Every request carries the token from keeper.json, which only the sandbox's user can read.
 
 // contact is the content of keeper.json.
 type contact struct {
 	Address string `json:"address"`
 	Token   string `json:"token"`
 	PID     int    `json:"pid"`
-	// State is here as well so that listing sandboxes asks no keeper.
+	// State is here so that listing sandboxes need not ask every keeper.
 	State State `json:"state"`
 }
 
@@ -42,21 +42,21 @@ type Spec struct {
 	// Path is the program, absolute; Args is argv.
 	Path string   `json:"path"`
 	Args []string `json:"args"`
-	// Env is the whole environment. Every process of the server must have Marker in its own, set here or, where Path
-	// is bwrap, by its arguments.
+	// Env is the complete environment. Every process of the server must have Marker in its environment: from here or,
+	// if Path is bwrap, from its arguments.
 	Env []string `json:"env"`
 	Dir string   `json:"dir"`
-	// Port is where the server is going to listen. It and ExtraPorts come back in Status.
+	// Port is the port on which the server will listen. Status repeats it and ExtraPorts.
 	Port       int            `json:"port"`
 	ExtraPorts map[string]int `json:"extra_ports"`
-	// Isolated means that Path is bwrap, and the server one of its children.
+	// Isolated means that Path is bwrap, and that the server is one of its children.
 	Isolated bool `json:"isolated"`
 }
 
 // Status is the status of a sandbox.
 type Status struct {
 	State State `json:"state"`
-	// Server is the server started last. It is nil if none was started since the sandbox was made or woken.
+	// Server is the latest server, or nil if none was started since the sandbox was created or woken.
 	Server *ServerStatus `json:"server"`
 	// Woken is set by Resume if the sandbox was suspended.
 	Woken bool `json:"woken"`
@@ -66,7 +66,7 @@ type Status struct {
 type ServerStatus struct {
 	Port       int            `json:"port"`
 	ExtraPorts map[string]int `json:"extra_ports"`
-	// ExitCode is nil while the server runs; 128 and the signal when it was killed.
+	// ExitCode is nil while the server runs, and 128 plus the signal if it was killed.
 	ExitCode *int `json:"exit_code"`
 }
 
@@ -83,7 +83,7 @@ type Client struct {
 	contact contact
 }
 
-// Dial returns a client for the keeper that wrote keeper.json last. The first call fails if that keeper is dead.
+// Dial returns a client for the latest keeper that wrote keeper.json. The first call fails if that keeper is dead.
 func Dial(s store.Store, id string) (*Client, error) {
 	var c Client
 	return &c, store.ReadJSON(contactFile(s, id), &c.contact)
@@ -98,32 +98,32 @@ func (c *Client) State() State { return c.contact.State }
 // Status returns the sandbox's status.
 func (c *Client) Status(ctx context.Context) (Status, error) { return c.call(ctx, "status", nil) }
 
-// Start starts the server unless one runs, and returns once its process was started.
+// Start starts the server unless one is running, and returns once its process has started.
 func (c *Client) Start(ctx context.Context, spec Spec) (Status, error) {
 	return c.call(ctx, "start", spec)
 }
 
-// Suspend ends the server, and returns when nothing of it is left.
+// Suspend stops the server, and returns when none of its processes is left.
 func (c *Client) Suspend(ctx context.Context) (Status, error) { return c.call(ctx, "suspend", nil) }
 
-// Resume lets the sandbox run a server again.
+// Resume lets the sandbox run servers again.
 func (c *Client) Resume(ctx context.Context) (Status, error) { return c.call(ctx, "resume", nil) }
 
-// Recheck makes the keeper read the end of the sandbox's life from its record again.
+// Recheck makes the keeper read the end of the sandbox's lifetime from its record again.
 func (c *Client) Recheck(ctx context.Context) (Status, error) { return c.call(ctx, "recheck", nil) }
 
-// End ends the server, and then the keeper, which exits soon after the answer.
+// End stops the server and then the keeper, which exits soon after its answer.
 func (c *Client) End(ctx context.Context) (Status, error) { return c.call(ctx, "end", nil) }
 
-// refused is the answer of a keeper that could not do what was requested.
+// refused is the error of a keeper that could not do what was requested.
 type refused struct{ message string }
 
 func (r refused) Error() string { return r.message }
 
-// Refused reports whether err is the answer of a living keeper.
+// Refused reports whether err was returned by a living keeper.
 func Refused(err error) bool { return errors.As(err, &refused{}) }
 
-// A call is a connection of its own: the next one may be hours away, or come from another process.
+// Each call uses a new connection: the next one may be hours away, or come from another process.
 var transport = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 
 func (c *Client) call(ctx context.Context, operation string, argument any) (Status, error) {

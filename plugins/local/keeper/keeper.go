@@ -1,8 +1,8 @@
-// Package keeper is the process that stands behind each local sandbox. It outlives the plugin that started it, runs
-// the sandbox's server, keeps its log and its exit code, and ends the sandbox when its life is over.
+// Package keeper implements the process behind each local sandbox. It outlives the plugin that started it, runs the
+// sandbox's server, keeps its log and its exit code, and destroys the sandbox when its lifetime is over.
 //
-// A sandbox whose keeper has died (a reboot, a kill -9) is a suspended sandbox: everything worth keeping is on disk,
-// and the next keeper takes over from there.
+// A sandbox whose keeper has died (after a reboot or kill -9) counts as suspended: everything it needs is on disk, and
+// the next keeper continues from there.
 package keeper
 
 import (
@@ -27,33 +27,33 @@ import (
 )
 
 const (
-	// How long a server has to end by itself.
+	// How long a server may take to exit by itself.
 	suspendGrace = 5 * time.Second
 	endGrace     = 2 * time.Second
-	// checkInterval is how often the keeper looks at the clock and at its sandbox's record: timers stand still while
-	// a laptop sleeps, and somebody may have removed the directory by hand.
+	// checkInterval is how often the keeper checks the time and its sandbox's record: timers stand still while a laptop
+	// sleeps, and somebody may have removed the directory by hand.
 	checkInterval = 10 * time.Second
 )
 
-// keeper is the process's one object.
+// keeper is the state of the process.
 type keeper struct {
 	store store.Store
 	id    string
 	log   *logFile
-	lock  *os.File // locked for as long as this process lives
+	lock  *os.File // locked while this process lives
 
 	recheck chan struct{}   // the record has changed
-	life    context.Context // ends when there is nothing left to keep
+	life    context.Context // done when there is nothing left to keep
 	die     context.CancelFunc
 
-	// turn is locked by the operation that changes something. mutex guards the fields below, and is locked only briefly.
+	// turn is locked by operations that change something. mutex guards the fields below and is locked only briefly.
 	turn    sync.Mutex
 	mutex   sync.Mutex
 	contact contact
-	server  *server // the last one since the sandbox was made or woken
+	server  *server // the latest since the sandbox was created or woken
 }
 
-// Main is the life of a keeper process. It returns the exit code.
+// Main runs a keeper process and returns its exit code.
 func Main(dir string) int {
 	report := os.NewFile(readyDescriptor, "report")
 	k, listener, err := take(dir)
@@ -109,10 +109,10 @@ func take(dir string) (*keeper, net.Listener, error) {
 	return k, listener, k.setState(Suspended)
 }
 
-// keep returns when there is nothing left to keep: the sandbox was ended, its life is over, its directory is gone, or
-// this process is told to stop, which leaves the sandbox suspended.
+// keep returns when there is nothing left to keep: the sandbox was ended or has expired, its directory is gone, or this
+// process was told to stop, which leaves the sandbox suspended.
 func (k *keeper) keep() {
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP) // a signal that is ignored here would be ignored by servers, too
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP) // if it were ignored here, servers would ignore it, too
 	told := make(chan os.Signal, 1)
 	signal.Notify(told, syscall.SIGTERM, syscall.SIGINT)
 	for {
@@ -130,7 +130,7 @@ func (k *keeper) keep() {
 	}
 }
 
-// checkLife ends a sandbox whose time has come or whose directory is gone. It returns when to look again.
+// checkLife ends a sandbox that has expired or whose directory is gone. It returns when to check again.
 func (k *keeper) checkLife() time.Duration {
 	record, err := k.store.Load(k.id)
 	switch {
@@ -147,7 +147,7 @@ func (k *keeper) checkLife() time.Duration {
 	return checkInterval
 }
 
-// expire removes the sandbox, unless it was renewed or removed by somebody else in the last moment.
+// expire removes the sandbox, unless it was just renewed or removed by somebody else.
 func (k *keeper) expire() error {
 	unlock, err := k.store.Lock(k.life, store.NameOf(k.id))
 	if err != nil {
@@ -178,7 +178,7 @@ func (k *keeper) handler() http.Handler {
 				http.Error(w, err.Error(), http.StatusConflict)
 				return
 			}
-			_ = json.NewEncoder(w).Encode(status) // the caller may have gone
+			_ = json.NewEncoder(w).Encode(status) // the caller may have disconnected
 		})
 	}
 	operation("status", func(*http.Request) (Status, error) { return k.status(), nil })
@@ -194,7 +194,7 @@ func (k *keeper) handler() http.Handler {
 	operation("recheck", func(*http.Request) (Status, error) {
 		select {
 		case k.recheck <- struct{}{}:
-		default: // it is going to look anyway
+		default: // a check is due anyway
 		}
 		return k.status(), nil
 	})
@@ -274,7 +274,7 @@ func (k *keeper) takeTurn() error {
 	return nil
 }
 
-// end ends the server and the keeper's life. What is left on disk is a suspended sandbox.
+// end stops the server and lets the keeper exit. What remains on disk is a suspended sandbox.
 func (k *keeper) end() error {
 	k.turn.Lock()
 	defer k.turn.Unlock()

@@ -19,23 +19,23 @@ import (
 // Argument is the first word of a keeper's command line; the sandbox's directory is the second.
 const Argument = "keeper"
 
-// ready is what a keeper writes once it can be controlled. Anything else is the reason why it cannot.
+// ready is what a keeper writes once it can be controlled. Any other text is the reason why it cannot.
 const ready = "ready"
 
-// Descriptors a keeper is started with.
+// The descriptors of a new keeper.
 const (
 	lockDescriptor  = 3
 	readyDescriptor = 4
 )
 
-// Launch starts a keeper for a sandbox that has none, and returns when it can be controlled; its sandbox is suspended
-// then. executable is the plugin's own. lock is the sandbox's keeper lock, which passes to the keeper.
+// Launch starts a keeper for a sandbox that has none, and returns when it can be controlled. The sandbox is then
+// suspended. executable is the plugin's own. lock is the sandbox's keeper lock, which passes to the keeper.
 //
-// The keeper outlives the caller: it has a session and a log of its own and nothing of the caller's but the lock.
-// A keeper that is not ready when ctx ends is killed. As long as the caller lives it is the keeper's parent and has to
-// collect it: a goroutine of children does.
+// The keeper outlives the caller. It has its own session and log, and inherits nothing but the lock. A keeper that is
+// not ready when ctx ends is killed. While the caller lives it is the keeper's parent and must reap it, which a
+// goroutine in children does.
 func Launch(ctx context.Context, executable string, s store.Store, id string, lock *os.File, children *sync.WaitGroup) error {
-	defer lock.Close() // the keeper's copy keeps it locked
+	defer lock.Close() // the keeper's copy keeps the lock
 	complaints, err := os.OpenFile(filepath.Join(s.Dir(id), "keeper.log"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
@@ -49,7 +49,7 @@ func Launch(ctx context.Context, executable string, s store.Store, id string, lo
 
 	command := exec.CommandContext(context.WithoutCancel(ctx), executable, Argument, s.Dir(id))
 	command.Dir = "/"
-	command.Env = []string{"GOMAXPROCS=2", "GOGC=50"} // small, and nothing of the caller's but settings of the race detector
+	command.Env = []string{"GOMAXPROCS=2", "GOGC=50"} // keep it small; only settings of the race detector are inherited
 	if settings, ok := os.LookupEnv("GORACE"); ok {
 		command.Env = append(command.Env, "GORACE="+settings)
 	}
@@ -64,14 +64,14 @@ func Launch(ctx context.Context, executable string, s store.Store, id string, lo
 	}
 	err = awaitReady(ctx, answer)
 	if err != nil {
-		_ = command.Process.Kill() // or it has ended by itself
+		_ = command.Process.Kill() // it may have exited by itself
 	}
 	children.Go(func() { _ = command.Wait() }) // its exit code means nothing
 	return err
 }
 
-// hideDescriptors keeps from the keeper what this process was itself started with: somebody may be waiting for the end
-// of a pipe that a keeper would keep open for hours.
+// hideDescriptors keeps the keeper from inheriting the descriptors with which this process was started: somebody may be
+// waiting for the end of a pipe that a keeper would keep open for hours.
 func hideDescriptors() {
 	entries, _ := os.ReadDir("/dev/fd")
 	for _, entry := range entries {

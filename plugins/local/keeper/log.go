@@ -8,10 +8,10 @@ import (
 	"sync"
 )
 
-// logLimit bounds each of the two files of a server's log.
+// logLimit limits each of the two files of a server's log, in bytes.
 const logLimit = 2 << 20
 
-// logFile is a server's log: what does not fit any more moves to a second file, and what was there is forgotten.
+// logFile is a server's log. When the file is full it becomes the second file and replaces the previous one.
 type logFile struct {
 	path  string
 	mutex sync.Mutex
@@ -32,7 +32,7 @@ func openLog(path string) (*logFile, error) {
 	return &logFile{path: path, file: file, size: info.Size()}, nil
 }
 
-// Write never fails: a server must not die of a full disk because nobody reads what it prints.
+// Write never fails: a server must not die of a full disk.
 func (l *logFile) Write(data []byte) (int, error) {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
@@ -44,7 +44,7 @@ func (l *logFile) Write(data []byte) (int, error) {
 	return len(data), nil
 }
 
-// Next starts a new file unless the present one is empty, so that the log's first file is one server's alone.
+// Next starts a new file unless the current one is empty, so that the first file belongs to one server.
 func (l *logFile) Next() {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
@@ -59,13 +59,13 @@ func (l *logFile) rotate() {
 	}
 	file, err := os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
-		return // keeps writing to the renamed file
+		return // keep writing to the renamed file
 	}
 	l.file.Close()
 	l.file, l.size = file, 0
 }
 
-// Tail returns the last lines of the server that runs now or ran last, at most count.
+// Tail returns the last lines of the running or latest server, at most count.
 func Tail(path string, count int) ([]string, error) {
 	lines, err := readLines(path)
 	return lastOf(lines, count), err

@@ -51,7 +51,7 @@ func TestTheTailIsOfTheLastServerAndTheHistoryOfAll(t *testing.T) {
 	}
 	fmt.Fprint(log, "one\r\ntwo\nunfinished")
 	log.Next()
-	log.Next() // nothing was written: nothing is forgotten
+	log.Next() // nothing was written, so nothing is dropped
 	fmt.Fprint(log, "three\n")
 	if lines, err := Tail(log.path, 5); !slices.Equal(lines, []string{"three"}) || err != nil {
 		t.Errorf("tail %q, %v", lines, err)

@@ -11,25 +11,24 @@ import (
 	"time"
 )
 
-// killTime is how long the kernel may take to end what was killed.
+// killTime is how long the kernel may take to end killed processes.
 const killTime = 5 * time.Second
 
-// server is a process that was started, with everything in its process group. When the process ends, the rest of its
-// group is ended, too.
+// server is a started process with its process group. When the process ends, the rest of its group is killed.
 type server struct {
 	spec Spec
 	id   string
 
-	// ended is closed when the process and its group are gone and the log is complete. exitCode is valid then.
+	// ended is closed when the process and its group are gone and the log is complete. Then exitCode is valid.
 	ended    chan struct{}
 	exitCode int
 
 	mutex sync.Mutex
-	// group is the process group's number, 0 once it may belong to somebody else.
+	// group is the process group, or 0 once the number may belong to somebody else.
 	group int
 }
 
-// startServer starts a server of the sandbox id. What it prints goes to log.
+// startServer starts a server of the sandbox id and copies its output to log.
 func startServer(id string, spec Spec, log io.Writer) (*server, error) {
 	output, input, err := os.Pipe()
 	if err != nil {
@@ -42,8 +41,8 @@ func startServer(id string, spec Spec, log io.Writer) (*server, error) {
 	s := &server{spec: spec, id: id, ended: make(chan struct{})}
 	started := make(chan error)
 	go func() {
-		// The kernel ends the server when the thread that started it ends, so that it ends with the keeper. This
-		// thread therefore lives, and does nothing else, until the server has ended.
+		// The kernel kills the server when the thread that started it ends, so that it ends with the keeper. Therefore
+		// this thread lives, and does nothing else, until the server has ended.
 		runtime.LockOSThread()
 		err := command.Start()
 		input.Close()
@@ -62,12 +61,12 @@ func startServer(id string, spec Spec, log io.Writer) (*server, error) {
 	return s, nil
 }
 
-// wait returns when the server has ended, all of it.
+// wait returns when the server has ended with all its processes.
 func (s *server) wait(command *exec.Cmd, output *os.File, log io.Writer) {
 	defer close(s.ended)
 	copied := make(chan struct{})
 	go func() {
-		_, _ = io.Copy(log, output) // it ends with the last process that can write
+		_, _ = io.Copy(log, output) // until the last process that can write has ended
 		close(copied)
 	}()
 
@@ -76,7 +75,7 @@ func (s *server) wait(command *exec.Cmd, output *os.File, log io.Writer) {
 		s.signal(syscall.SIGKILL)
 		s.forgetGroup()
 	}
-	_ = command.Wait() // its result is in ProcessState
+	_ = command.Wait() // the result is in ProcessState
 	s.forgetGroup()
 	s.exitCode = exitCode(command.ProcessState)
 	Sweep(s.id)
@@ -84,17 +83,17 @@ func (s *server) wait(command *exec.Cmd, output *os.File, log io.Writer) {
 
 	select {
 	case <-copied:
-	case <-time.After(time.Second): // a process that is not ours to end has the pipe open
+	case <-time.After(time.Second): // a process outside the group has the pipe open
 		_ = output.SetReadDeadline(time.Now())
 		<-copied
 	}
 	output.Close()
 }
 
-// stop asks the server to end, and kills it after grace. It returns when nothing of the server is left.
+// stop asks the server to exit, and kills it after grace. It returns when none of its processes is left.
 func (s *server) stop(grace time.Duration) error {
 	if s.spec.Isolated {
-		// The group starts with bwrap, which would kill the server before it can end by itself.
+		// The group's leader is bwrap, which would kill the server before it can exit by itself.
 		signalStrays(s.id, syscall.SIGTERM)
 	} else {
 		s.signal(syscall.SIGTERM)
@@ -126,18 +125,18 @@ func (s *server) signal(signal syscall.Signal) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
 	if s.group != 0 {
-		_ = syscall.Kill(-s.group, signal) // the group may have ended by itself
+		_ = syscall.Kill(-s.group, signal) // the group may have ended already
 	}
 }
 
-// forgetGroup must be called before the process is reaped: after that, its number may be reused.
+// forgetGroup must be called before the process is reaped, because its number may be reused afterwards.
 func (s *server) forgetGroup() {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
 	s.group = 0
 }
 
-// awaitEmpty waits until nothing runs in a process group that was killed.
+// awaitEmpty waits until a process group that was killed is empty.
 func awaitEmpty(group int) {
 	for deadline := time.Now().Add(killTime); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		if syscall.Kill(-group, 0) != nil || onlyZombies(group) {
@@ -146,7 +145,7 @@ func awaitEmpty(group int) {
 	}
 }
 
-// exitCode is the code a shell would show: 128 and the signal for a process that was killed.
+// exitCode returns the code that a shell would show: 128 plus the signal for a process that was killed.
 func exitCode(state *os.ProcessState) int {
 	status, ok := state.Sys().(syscall.WaitStatus)
 	if ok && status.Signaled() {

@@ -9,11 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// serverProcess puts a server into its own process group. Only Linux can tie its life to the keeper's as well.
+// serverProcess puts a server into its own process group. Only Linux can also kill it when the keeper dies.
 func serverProcess() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
 
-// awaitExit waits until the process has ended but does not collect it: its number stays taken. It returns false when
-// it cannot tell.
+// awaitExit waits until the process has ended but does not reap it, so its number stays taken. It returns false if it
+// cannot tell.
 func awaitExit(pid int) bool {
 	queue, err := unix.Kqueue()
 	if err != nil {
@@ -25,7 +25,7 @@ func awaitExit(pid int) bool {
 	for {
 		n, err := unix.Kevent(queue, exit, make([]unix.Kevent_t, 1), nil)
 		switch {
-		case n > 0, errors.Is(err, unix.ESRCH): // no such process: only the one that ended already has no more events
+		case n > 0, errors.Is(err, unix.ESRCH): // no such process: it has already ended
 			return true
 		case !errors.Is(err, unix.EINTR):
 			return false
@@ -33,5 +33,5 @@ func awaitExit(pid int) bool {
 	}
 }
 
-// onlyZombies has nothing to add here: the BSDs do not count processes that merely wait to be collected.
+// onlyZombies returns false: the BSDs do not count processes that only need to be reaped.
 func onlyZombies(int) bool { return false }

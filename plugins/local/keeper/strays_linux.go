@@ -8,7 +8,7 @@ import (
 	"strconv"
 )
 
-// strays returns the processes that have this environment entry, as far as their environments may be read.
+// strays returns the processes with this environment entry whose environments can be read.
 func strays(entry string) []int {
 	proc, err := os.Open("/proc")
 	if err != nil {

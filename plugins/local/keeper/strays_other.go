@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// strays returns the processes that have this environment entry, as far as their environments may be read.
+// strays returns the processes with this environment entry whose environments can be read.
 func strays(entry string) []int {
 	output, _ := exec.Command("ps", "-A", "-E", "-ww", "-o", "pid=,command=").Output()
 	var pids []int
@@ -26,7 +26,7 @@ func strays(entry string) []int {
 
 func hasEnvironment(pid int, entry string) bool { return has(pid, entry, "-E") }
 
-// hasArgument also knows an argument with spaces.
+// hasArgument also finds arguments with spaces.
 func hasArgument(pid int, argument string) bool { return has(pid, argument, "-x") }
 
 func has(pid int, word, option string) bool {

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// Lock waits until no other process or goroutine is changing the sandbox of that name. The kernel takes the lock from
-// a process that dies.
+// Lock waits until no other process or goroutine is changing the sandbox with that name. The kernel releases the lock
+// of a process that dies.
 func (s Store) Lock(ctx context.Context, name string) (unlock func(), err error) {
 	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
 		unlock, err := s.tryLock(name)
@@ -41,7 +41,7 @@ func (s Store) tryLock(name string) (unlock func(), err error) {
 		return nil, err
 	}
 	locked, err := flock(file, syscall.LOCK_EX)
-	if !locked || err != nil || !isAt(file, path) { // its last owner may have removed the file that was opened
+	if !locked || err != nil || !isAt(file, path) { // the previous owner may have removed the file that was opened
 		file.Close()
 		return nil, err
 	}
@@ -51,8 +51,8 @@ func (s Store) tryLock(name string) (unlock func(), err error) {
 	}, nil
 }
 
-// LockKeeper locks the right to be a sandbox's keeper, or returns nil if there is a living keeper. The lock belongs to
-// the open file: a keeper inherits it, and keeps it until it exits.
+// LockKeeper takes the lock of a sandbox's keeper, or returns nil if there is a living keeper. The lock belongs to the
+// open file: a keeper inherits it and keeps it until it exits.
 func (s Store) LockKeeper(id string) (*os.File, error) { return s.lockKeeper(id, syscall.LOCK_EX) }
 
 // KeeperLives reports whether a sandbox has a living keeper, or a process is about to start or replace it.
@@ -89,9 +89,9 @@ func flock(file *os.File, how int) (locked bool, err error) {
 	return err == nil, err
 }
 
-// release unlocks at once, even if a process that is being started right now holds a copy of the descriptor.
+// release unlocks at once, even if a process that is just being started has a copy of the descriptor.
 func release(file *os.File) {
-	_ = syscall.Flock(int(file.Fd()), syscall.LOCK_UN) // closing does the same, only later
+	_ = syscall.Flock(int(file.Fd()), syscall.LOCK_UN) // closing does the same, but later
 	file.Close()
 }
 

@@ -12,17 +12,17 @@ import (
 	"strconv"
 )
 
-// Ports are picked from here, without those the kernel hands to outgoing connections: one of these could take a port
-// between its choice and the server's start.
+// Ports are picked from this range, except those that the kernel uses for outgoing connections: such a connection could
+// take a port before the server starts.
 const (
 	firstPort = 20000
 	lastPort  = 31999
 )
 
-// LockPorts takes the lock that is required to reserve ports.
+// LockPorts takes the lock that is needed to reserve ports.
 func (s Store) LockPorts(ctx context.Context) (unlock func(), err error) { return s.Lock(ctx, "ports") }
 
-// PickPort reserves a port on which nobody listens for a sandbox, until the sandbox is erased.
+// PickPort reserves an unused port for a sandbox, until the sandbox is erased.
 func (s Store) PickPort(ctx context.Context, id string) (int, error) {
 	ephemeralFirst, ephemeralLast := ephemeralPorts()
 	const count = lastPort - firstPort + 1
@@ -39,8 +39,9 @@ func (s Store) PickPort(ctx context.Context, id string) (int, error) {
 	return 0, fmt.Errorf("all ports from %d to %d are taken or ephemeral", firstPort, lastPort)
 }
 
-// ReservePort reserves one port for a sandbox, until the sandbox is erased. It returns who has it now: the sandbox itself,
-// another sandbox's ID, or "" when something else on this machine listens there. Claiming a port again is fine.
+// ReservePort reserves a port for a sandbox, until the sandbox is erased. It returns who has the port now: the sandbox
+// itself, another sandbox's ID, or "" if something else on this machine listens there. It may be called again for the
+// same port.
 func (s Store) ReservePort(ctx context.Context, id string, port int) (reservedFor string, err error) {
 	link := filepath.Join(s.Root, "ports", strconv.Itoa(port))
 	if err := os.MkdirAll(filepath.Dir(link), 0o700); err != nil {

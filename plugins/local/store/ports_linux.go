@@ -5,7 +5,7 @@ import (
 	"os"
 )
 
-// ephemeralPorts is the range the kernel takes the ports of outgoing connections from; empty when it cannot be told.
+// ephemeralPorts returns the kernel's range of ports for outgoing connections. It is empty if it cannot be read.
 func ephemeralPorts() (first, last int) {
 	content, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
 	if err != nil {

@@ -2,6 +2,5 @@
 
 package store
 
-// ephemeralPorts is the range the kernel takes the ports of outgoing connections from: the BSDs, and macOS with them,
-// keep to the one IANA gave.
+// ephemeralPorts returns the kernel's range of ports for outgoing connections. The BSDs, including macOS, use IANA's.
 func ephemeralPorts() (first, last int) { return 49152, 65535 }

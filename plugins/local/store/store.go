@@ -1,20 +1,20 @@
-// Package store is the local provider's tree on disk. It is the only memory the provider has: any number of processes
-// share it, and each may be killed at any instant.
+// Package store implements the local provider's tree on disk. The provider has no other state: any number of processes
+// share the tree, and each may be killed at any time.
 //
-//	ROOT/sandboxes/ID/          a sandbox; it exists exactly as long as this directory does
-//	    sandbox.json            what it is (Record)
+//	ROOT/sandboxes/ID/          a sandbox, which exists as long as this directory does
+//	    sandbox.json            its Record
 //	    work/                   the server's home and working directory
-//	    server.log server.log.1 what the server wrote
-//	    keeper.json             how its keeper is reached
-//	    keeper.lock             locked by the keeper for as long as the keeper lives
-//	    keeper.log              what the keeper had to complain about
+//	    server.log server.log.1 the server's output
+//	    keeper.json             how to reach its keeper
+//	    keeper.lock             locked while the keeper lives
+//	    keeper.log              errors of the keeper
 //	ROOT/ports/PORT             a symbolic link to the sandbox for which the port is reserved
 //	ROOT/locks/NAME             locked while the sandbox of one session is being changed
-//	ROOT/pending/ID             a sandbox that is being made or removed
+//	ROOT/pending/ID             a sandbox that is being created or removed
 //
 // A sandbox appears complete, by one rename from pending/, and disappears by one rename back. Its ID is the name
-// derived from owner and session, which finds it again from any process, and a random part, so that a new sandbox
-// never answers for an old one.
+// derived from owner and session, by which every process finds it, and a random part that tells a new sandbox from an
+// old one.
 package store
 
 import (
@@ -31,13 +31,13 @@ import (
 	"time"
 )
 
-// Store is a tree on disk. Nothing of it is made before the first sandbox is.
+// Store is a tree on disk. It is empty until the first sandbox is created.
 type Store struct {
 	// Root is an absolute path.
 	Root string
 }
 
-// Record is what a sandbox is. Whoever writes it has locked the session.
+// Record describes a sandbox. Whoever writes it must have locked the session.
 type Record struct {
 	ID      string            `json:"id"`
 	Session string            `json:"session"`
@@ -59,26 +59,26 @@ var idPattern = regexp.MustCompile(`^berth-[a-z0-9-]*-[0-9a-f]{16}-[0-9a-f]{8}$`
 
 const suffixLength = len("-01234567")
 
-// NewID makes a sandbox's ID from the name of its session (provider.SandboxName).
+// NewID returns a new ID for a sandbox of the session with that name (provider.SandboxName).
 func NewID(name string) string {
 	random := make([]byte, 4)
 	rand.Read(random)
 	return name + "-" + hex.EncodeToString(random)
 }
 
-// NameOf is the session's part of an ID.
+// NameOf returns the session's part of an ID.
 func NameOf(id string) string { return id[:len(id)-suffixLength] }
 
-// Dir is the directory of a sandbox.
+// Dir returns the directory of a sandbox.
 func (s Store) Dir(id string) string { return filepath.Join(s.Root, "sandboxes", id) }
 
-// WorkDir is the home and working directory of a sandbox's server.
+// WorkDir returns the home and working directory of a sandbox's server.
 func (s Store) WorkDir(id string) string { return filepath.Join(s.Dir(id), "work") }
 
-// ServerLog is the log of a sandbox's server.
+// ServerLog returns the path of the log of a sandbox's server.
 func (s Store) ServerLog(id string) string { return filepath.Join(s.Dir(id), "server.log") }
 
-// IDs are all sandboxes.
+// IDs returns the IDs of all sandboxes.
 func (s Store) IDs() ([]string, error) {
 	entries, err := os.ReadDir(filepath.Join(s.Root, "sandboxes"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -104,7 +104,7 @@ func (s Store) Find(name string) (string, error) {
 	return "", err
 }
 
-// Load reads a sandbox's record. A sandbox that does not exist is fs.ErrNotExist, whatever the ID looks like.
+// Load reads a sandbox's record. If there is no such sandbox, the error is fs.ErrNotExist, even if the ID is malformed.
 func (s Store) Load(id string) (Record, error) {
 	if !idPattern.MatchString(id) {
 		return Record{}, fs.ErrNotExist
@@ -114,12 +114,12 @@ func (s Store) Load(id string) (Record, error) {
 	return record, err
 }
 
-// Save replaces the record of an existing sandbox. The caller has locked the session.
+// Save replaces the record of an existing sandbox. The caller must have locked the session.
 func (s Store) Save(record Record) error {
 	return WriteJSON(filepath.Join(s.Dir(record.ID), "sandbox.json"), record)
 }
 
-// Publish makes a sandbox. The caller has locked the session.
+// Publish creates a sandbox. The caller must have locked the session.
 func (s Store) Publish(record Record) error {
 	pending := filepath.Join(s.Root, "pending", record.ID)
 	if err := os.MkdirAll(filepath.Join(pending, "work"), 0o700); err != nil {
@@ -134,8 +134,8 @@ func (s Store) Publish(record Record) error {
 	return os.Rename(pending, s.Dir(record.ID))
 }
 
-// Erase removes a sandbox whose processes have ended, and releases its ports. The caller has locked the session
-// and the keeper's.
+// Erase removes a sandbox whose processes have ended, and releases its ports. The caller must have locked the session
+// and the keeper's lock.
 func (s Store) Erase(ctx context.Context, id string) error {
 	pending := filepath.Join(s.Root, "pending", id)
 	if err := os.MkdirAll(filepath.Dir(pending), 0o700); err != nil {
@@ -147,8 +147,8 @@ func (s Store) Erase(ctx context.Context, id string) error {
 	return errors.Join(s.releasePorts(ctx, id), removeTree(pending))
 }
 
-// RemoveLeftovers removes what killed processes left half made or half removed. It never waits: what somebody is
-// working on right now stays.
+// RemoveLeftovers removes what killed processes left half created or half removed. It never waits, and skips what is in
+// use.
 func (s Store) RemoveLeftovers() error {
 	locks, _ := os.ReadDir(filepath.Join(s.Root, "locks"))
 	for _, entry := range locks {
@@ -170,21 +170,21 @@ func (s Store) RemoveLeftovers() error {
 	return errors.Join(problems...)
 }
 
-// removeTree removes a directory, also where its owner took the right to do so from himself: module caches do.
+// removeTree removes a directory, even if its owner revoked his own right to do so, as module caches do.
 func removeTree(dir string) error {
 	if os.RemoveAll(dir) == nil {
 		return nil
 	}
 	_ = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, _ error) error {
 		if entry != nil && entry.IsDir() {
-			_ = os.Chmod(path, 0o700) // what this cannot help, the second attempt reports
+			_ = os.Chmod(path, 0o700) // the second attempt reports what this cannot fix
 		}
 		return nil
 	})
 	return os.RemoveAll(dir)
 }
 
-// WriteJSON replaces a file as a whole. Only its owner can read it.
+// WriteJSON replaces a file atomically. Only its owner can read it.
 func WriteJSON(path string, value any) error {
 	content, err := json.MarshalIndent(value, "", "  ")
 	if err != nil {
@@ -204,7 +204,7 @@ func WriteJSON(path string, value any) error {
 	return err
 }
 
-// ReadJSON reads a file that WriteJSON wrote.
+// ReadJSON reads a file written by WriteJSON.
 func ReadJSON(path string, value any) error {
 	content, err := os.ReadFile(path)
 	if err != nil {

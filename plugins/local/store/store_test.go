@@ -34,7 +34,7 @@ func TestASandboxIsFoundByItsNameUntilItIsErased(t *testing.T) {
 		t.Errorf("found %q, %v in an empty store", id, err)
 	}
 	id := publish(t, s, name)
-	publish(t, s, name+"-0123456789abcdef") // a session may be called like another one's sandbox
+	publish(t, s, name+"-0123456789abcdef") // a session may have the name of another session's sandbox
 	if found, err := s.Find(name); found != id || err != nil {
 		t.Errorf("found %q, %v, want %q", found, err, id)
 	}
@@ -71,7 +71,7 @@ func TestALockExcludesOthersAndLeavesNoFile(t *testing.T) {
 	for range 4 {
 		group.Go(func() {
 			for times.Load() < 10_000 {
-				unlock, err := s.tryLock(name) // Lock without its pauses: they would let everybody keep clear of everybody
+				unlock, err := s.tryLock(name) // Lock without its pauses, which would prevent collisions
 				if err != nil {
 					t.Error(err)
 					return
@@ -217,7 +217,7 @@ func TestAPortBelongsToOneSandboxUntilItIsErased(t *testing.T) {
 	if reservedFor := reserve(first); reservedFor != first {
 		t.Errorf("reserved again: reserved for %q", reservedFor)
 	}
-	if err := os.RemoveAll(s.Dir(first)); err != nil { // without giving the port back
+	if err := os.RemoveAll(s.Dir(first)); err != nil { // without releasing the port
 		t.Fatal(err)
 	}
 	if reservedFor := reserve(second); reservedFor != second {

@@ -18,7 +18,7 @@ import (
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 )
 
-// control is the control plane.
+// control implements the control plane.
 type control struct {
 	pb.UnimplementedModalClientServer
 	cloud *Cloud
@@ -26,7 +26,7 @@ type control struct {
 
 const routerService = "/modal.task_command_router.TaskCommandRouter/"
 
-// header gives a call's metadata of a name. The Go SDK sends some of it twice.
+// header returns a call's metadata by name. The Go SDK sends some of it twice.
 func header(ctx context.Context, name string) string {
 	sent, _ := metadata.FromIncomingContext(ctx)
 	if values := sent.Get(name); len(values) > 0 {
@@ -35,11 +35,11 @@ func header(ctx context.Context, name string) string {
 	return ""
 }
 
-// authorized checks what every call of the control plane carries: the token itself. Some SDKs also send a short-lived one
-// that was made from it, but not with calls that stream.
+// authorized checks the token, which every call of the control plane carries. Some SDKs also send a short-lived token
+// derived from it, but not with streaming calls.
 func (c *Cloud) authorized(ctx context.Context, method string) error {
 	if strings.HasPrefix(method, routerService) {
-		return nil // which looks at its own
+		return nil // the router checks its own token
 	}
 	if header(ctx, "x-modal-token-id") != c.options.TokenID || header(ctx, "x-modal-token-secret") != c.options.TokenSecret {
 		return status.Error(codes.Unauthenticated, "Token validation failed. Could not find a token with that id and secret.")
@@ -69,7 +69,7 @@ func (*control) ClientHello(context.Context, *emptypb.Empty) (*pb.ClientHelloRes
 	return &pb.ClientHelloResponse{}, nil
 }
 
-// environment gives the full name of an environment.
+// environment returns the full name of an environment.
 func (c *Cloud) environment(name string) (string, error) {
 	name = cmp.Or(name, "main")
 	if name != "main" && !slices.Contains(c.options.Environments, name) {
@@ -103,7 +103,7 @@ func (s *control) AppGetOrCreate(_ context.Context, r *pb.AppGetOrCreateRequest)
 	return pb.AppGetOrCreateResponse_builder{AppId: s.cloud.app(environment, r.GetAppName())}.Build(), nil
 }
 
-// SecretGetOrCreate makes secrets that nothing reads.
+// SecretGetOrCreate creates secrets that nothing reads.
 func (*control) SecretGetOrCreate(context.Context, *pb.SecretGetOrCreateRequest) (*pb.SecretGetOrCreateResponse, error) {
 	return pb.SecretGetOrCreateResponse_builder{SecretId: "st-" + letters(22)}.Build(), nil
 }
@@ -131,7 +131,7 @@ func (s *control) ImageGetOrCreate(_ context.Context, r *pb.ImageGetOrCreateRequ
 	return answer.Build(), nil
 }
 
-// imageOf looks an image up by its id. The mutex is held.
+// imageOf finds an image by its id. The caller must have locked the mutex.
 func (c *Cloud) imageOf(id string) *image {
 	for _, i := range c.images {
 		if i.id == id {
@@ -172,7 +172,7 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// SandboxCreateV2 answers when the sandbox runs. What it made stays if the client goes before that.
+// SandboxCreateV2 answers when the sandbox runs. If the client disconnects before, the sandbox remains.
 func (s *control) SandboxCreateV2(ctx context.Context, r *pb.SandboxCreateV2Request) (*pb.SandboxCreateV2Response, error) {
 	answer, made, err := s.create(r, header(ctx, "x-idempotency-key")) //nolint:contextcheck // what it opens outlives the call
 	if err != nil {
@@ -184,7 +184,7 @@ func (s *control) SandboxCreateV2(ctx context.Context, r *pb.SandboxCreateV2Requ
 	return answer, s.cloud.launch(ctx, made, r)
 }
 
-// create makes the sandbox, or gives what an earlier try of the same call made.
+// create creates the sandbox, or returns the one that an earlier attempt of the same call created.
 func (s *control) create(r *pb.SandboxCreateV2Request, key string) (*pb.SandboxCreateV2Response, *sandbox, error) {
 	c := s.cloud
 	c.mutex.Lock()
@@ -206,7 +206,7 @@ func (s *control) create(r *pb.SandboxCreateV2Request, key string) (*pb.SandboxC
 	}
 	name := definition.GetName()
 	for _, other := range c.sandboxes {
-		if c.advance(other); name != "" && other.name == name && other.app == r.GetAppId() && other.holds(c) {
+		if c.advance(other); name != "" && other.name == name && other.app == r.GetAppId() && other.hasName(c) {
 			return nil, nil, status.Errorf(codes.AlreadyExists, "Sandbox with name '%s' already exists in this App", name)
 		}
 	}
@@ -235,7 +235,7 @@ func (s *control) create(r *pb.SandboxCreateV2Request, key string) (*pb.SandboxC
 	return answer, made, nil
 }
 
-// launch runs the sandbox's own command, once: the sandbox ends with it.
+// launch runs the sandbox's own command. The sandbox ends with it.
 func (c *Cloud) launch(ctx context.Context, s *sandbox, r *pb.SandboxCreateV2Request) error {
 	argv := r.GetDefinition().GetEntrypointArgs()
 	c.mutex.Lock()
@@ -259,7 +259,7 @@ func (c *Cloud) launch(ctx context.Context, s *sandbox, r *pb.SandboxCreateV2Req
 		c.mutex.Lock()
 		defer c.mutex.Unlock()
 		switch {
-		case s.command == nil: // its machine was broken, which nobody has noticed
+		case s.command == nil: // its box is broken, which nobody has noticed
 		case exit.Code == 0:
 			c.end(s, pb.GenericResult_GENERIC_STATUS_SUCCESS, 0)
 		default:
@@ -296,7 +296,7 @@ func notFound(id string) error {
 	return status.Errorf(codes.NotFound, "Sandbox with id %s not found", id)
 }
 
-// with calls do with the sandbox, while the mutex is held.
+// with calls do with the sandbox while the mutex is locked.
 func with[Answer any](c *Cloud, id string, do func(*sandbox) (*Answer, error)) (*Answer, error) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -367,7 +367,7 @@ func (s *sandbox) info() *pb.SandboxInfo {
 	}.Build()
 }
 
-// SandboxWaitV2 gives the result as soon as there is one, or none when the time is over.
+// SandboxWaitV2 answers as soon as there is a result, or without one when the time is over.
 func (s *control) SandboxWaitV2(ctx context.Context, r *pb.SandboxWaitRequest) (*pb.SandboxWaitResponse, error) {
 	s.cloud.mutex.Lock()
 	one := s.cloud.find(r.GetSandboxId())
@@ -426,7 +426,7 @@ func (s *control) SandboxGetTaskIdV2(_ context.Context, r *pb.SandboxGetTaskIdRe
 	})
 }
 
-// routerURL begins with https, which the SDKs insist on, even where it is not spoken.
+// routerURL returns a URL with https, which the SDKs require even if the router does not speak TLS.
 func (c *Cloud) routerURL() string {
 	if c.front != nil {
 		return "https://" + c.front.Addr().String()
@@ -471,7 +471,7 @@ func (s *control) SandboxGetTunnelsV2(_ context.Context, r *pb.SandboxGetTunnels
 	})
 }
 
-// The calls for sandboxes of the kind before today's, of which there are none here.
+// The calls for sandboxes of an earlier kind, of which there are none here.
 
 func (*control) SandboxGetFromName(_ context.Context, r *pb.SandboxGetFromNameRequest) (*pb.SandboxGetFromNameResponse, error) {
 	return nil, status.Errorf(codes.NotFound, "Sandbox with name '%s' not found", r.GetSandboxName())

@@ -24,11 +24,11 @@ import (
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 )
 
-// connectQuery is where a connect token may be instead of in the header.
+// connectQuery is the query parameter that may replace the header with the connect token.
 const connectQuery = "_modal_connect_token"
 
-// proxyHandler leads to ports, for those with a connect token. In the cloud every sandbox has a host name; on this
-// machine, where such names lead nowhere, the first element of the path stands in for it.
+// proxyHandler returns the way to ports for those with a connect token. In the cloud, every sandbox has a host name.
+// Such names do not resolve on this machine, so here the first element of the path names the sandbox.
 func (c *Cloud) proxyHandler() http.Handler {
 	return c.Traffic.HTTP(func(*http.Request) string { return "connect" }, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
@@ -77,7 +77,7 @@ func forward(box *simcloud.Box, port int, w http.ResponseWriter, r *http.Request
 	}).ServeHTTP(w, r)
 }
 
-// tunnel is a port that anybody reaches, over TLS. It is there before anything listens on it.
+// tunnel is a public port over TLS. It exists before anything listens on it.
 type tunnel struct {
 	port   int
 	server *simcloud.Server
@@ -86,7 +86,7 @@ type tunnel struct {
 func (c *Cloud) openTunnel(s *sandbox, port int) (*tunnel, error) {
 	handler := c.Traffic.HTTP(func(*http.Request) string { return "tunnel" }, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		simcloud.Proxy(s.box, port, func(http.ResponseWriter, *http.Request, error) {
-			panic(http.ErrAbortHandler) // there is no server in between that could answer
+			panic(http.ErrAbortHandler) // no server in between could answer
 		}).ServeHTTP(w, r)
 	}))
 	certificate, err := authority()
@@ -100,8 +100,8 @@ func (c *Cloud) openTunnel(s *sandbox, port int) (*tunnel, error) {
 	return &tunnel{port, server}, nil
 }
 
-// openFront opens a port that takes the TLS off and leads to the API. The Python SDK does not negotiate HTTP/2 with the
-// router but just speaks it, which Go's own servers do not take over TLS.
+// openFront opens a port that terminates TLS and forwards to the API. The Python SDK speaks HTTP/2 to the router
+// without negotiating it, which Go's servers do not accept over TLS.
 func (c *Cloud) openFront() error {
 	certificate, err := authority()
 	if err != nil {
@@ -123,7 +123,7 @@ func (c *Cloud) openFront() error {
 				continue
 			}
 			for _, way := range [][2]net.Conn{{client, server}, {server, client}} {
-				c.group.Go(func() { // ends when either side does, and the API does with the cloud
+				c.group.Go(func() { // ends when either side does; the API ends with the cloud
 					_, _ = io.Copy(way[0], way[1])
 					client.Close()
 					server.Close()
@@ -144,7 +144,7 @@ func (s *sandbox) tunnelData() []*pb.TunnelData {
 	return list
 }
 
-// authority makes the certificate of all tunnels of this process, which is its own authority.
+// authority creates the certificate of all tunnels of this process. It is self-signed.
 var authority = sync.OnceValues(func() (tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -159,8 +159,8 @@ var authority = sync.OnceValues(func() (tls.Certificate, error) {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, err
 })
 
-// Certificate is what clients must trust to use tunnels, as PEM: name a file with it in SSL_CERT_FILE, or in
-// NODE_EXTRA_CA_CERTS. It is the same for all clouds of a process.
+// Certificate returns the certificate, in PEM, that clients must trust to use tunnels. Set SSL_CERT_FILE or
+// NODE_EXTRA_CA_CERTS to a file with it. It is the same for all clouds of a process.
 func Certificate() ([]byte, error) {
 	certificate, err := authority()
 	if err != nil {

@@ -15,13 +15,14 @@ import (
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 )
 
-// router runs programs in sandboxes. In the cloud every worker has its own; here it shares the control plane's port.
+// router runs programs in sandboxes. In the cloud every worker has its own router; here it shares the control plane's
+// port.
 type router struct {
 	pb.UnimplementedTaskCommandRouterServer
 	cloud *Cloud
 }
 
-// task finds the sandbox of a task, which the call's own token must be for.
+// task returns the sandbox of a task. The call's token must be for that task.
 func (r *router) task(ctx context.Context, id string) (*sandbox, error) {
 	r.cloud.mutex.Lock()
 	defer r.cloud.mutex.Unlock()
@@ -40,7 +41,7 @@ func (r *router) task(ctx context.Context, id string) (*sandbox, error) {
 	return nil, status.Errorf(codes.NotFound, "task %s not found", id)
 }
 
-// process finds a program that was started.
+// process returns a program that was started.
 func (r *router) process(ctx context.Context, task, exec string) (*simcloud.Process, error) {
 	s, err := r.task(ctx, task)
 	if err != nil {
@@ -54,7 +55,7 @@ func (r *router) process(ctx context.Context, task, exec string) (*simcloud.Proc
 	return nil, status.Errorf(codes.NotFound, "exec %s not found", exec)
 }
 
-// TaskExecStart starts a program, once for each identifier that clients choose.
+// TaskExecStart starts a program, once for each identifier chosen by clients.
 func (r *router) TaskExecStart(ctx context.Context, request *pb.TaskExecStartRequest) (*pb.TaskExecStartResponse, error) {
 	s, err := r.task(ctx, request.GetTaskId())
 	if err != nil {
@@ -99,7 +100,7 @@ func (r *router) TaskExecStdioRead(request *pb.TaskExecStdioReadRequest, stream 
 	})
 }
 
-// send passes on what a program prints, until it has ended.
+// send passes on a program's output until the program has ended.
 func send(ctx context.Context, process *simcloud.Process, which simcloud.Stream, offset int64, pass func([]byte) error) error {
 	for {
 		chunk, err := process.Output.Next(ctx, which, offset)
@@ -160,7 +161,7 @@ func (r *router) TaskExecStdinWrite(ctx context.Context, request *pb.TaskExecStd
 	return &pb.TaskExecStdinWriteResponse{}, nil
 }
 
-// SandboxStdioReadV2 gives what the sandbox's own command prints.
+// SandboxStdioReadV2 streams the output of the sandbox's own command.
 func (r *router) SandboxStdioReadV2(request *pb.SandboxStdioReadV2Request, stream grpc.ServerStreamingServer[pb.SandboxStdioReadV2Response]) error {
 	s, err := r.task(stream.Context(), request.GetTaskId())
 	if err != nil {

@@ -1,7 +1,7 @@
-// Package sim is Modal on this machine: its control plane, the command router through which programs run in sandboxes,
-// and the two ways to their ports, connect tokens and tunnels. Sandboxes are real: what is started in them runs.
+// Package sim simulates Modal on this machine: its control plane, the command router that runs programs in sandboxes,
+// and both ways to their ports, connect tokens and tunnels. Sandboxes are real: their commands run.
 //
-// An executable that uses it begins with simcloud.Main.
+// An executable that uses this package must begin with simcloud.Main.
 package sim
 
 import (
@@ -22,54 +22,54 @@ import (
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 )
 
-// Options say how the cloud behaves. The zero value is a cloud without delays.
+// Options configure the cloud. The zero value is a cloud without delays.
 type Options struct {
-	// TokenID and TokenSecret open it. Empty: "ak-simulated" and "as-simulated".
+	// TokenID and TokenSecret are the accepted token. The default is "ak-simulated" and "as-simulated".
 	TokenID, TokenSecret string
-	// PathDirs are directories of this machine whose executables the sandboxes find by name.
+	// PathDirs are directories of this machine whose executables are found by name in sandboxes.
 	PathDirs []string
-	// Environments are those that exist besides "main".
+	// Environments exist in addition to "main".
 	Environments []string
 
-	// Create is how long a sandbox takes until it runs. One whose creator goes away meanwhile runs all the same.
+	// Create is how long it takes until a sandbox runs. It runs even if the client disconnects meanwhile.
 	Create time.Duration
-	// Build is how long an image takes that was not built before. Clients wait for it on a stream of their own.
+	// Build is how long it takes to build a new image. Clients wait for it on a separate stream.
 	Build time.Duration
-	// NameHeld is how long the name of a sandbox that has ended is still taken.
+	// NameHeld is how long the name of an ended sandbox remains taken.
 	NameHeld time.Duration
-	// RouterTLS has the command router speak TLS, with a certificate that nobody can verify. On a loopback address the Go and
-	// JavaScript SDKs speak to it without, and the Python SDK with TLS.
+	// RouterTLS makes the command router speak TLS with a certificate that cannot be verified. On a loopback address,
+	// the Go and JavaScript SDKs use no TLS, and the Python SDK does.
 	RouterTLS bool
-	// PageSize is the most that a listing gives at once. Empty: 100.
+	// PageSize is the maximum number of entries in a page of a listing. The default is 100.
 	PageSize int
 }
 
-// Cloud is one simulated cloud. Safe for concurrent use.
+// Cloud is a simulated cloud. It is safe for concurrent use.
 type Cloud struct {
-	// Traffic has every call, and makes calls fail. Operations are called as in Modal's protocol: SandboxCreateV2,
-	// TaskExecStart, ...; requests to a sandbox's port are "connect" (with a token) and "tunnel".
+	// Traffic logs every call and injects faults. Operations have the names of Modal's protocol: SandboxCreateV2,
+	// TaskExecStart, ... Requests to a sandbox's port are "connect" (with a token) and "tunnel".
 	Traffic simcloud.Traffic
-	// Wire is below Traffic: it makes calls fail in ways that a gRPC server does not, such as with an answer that is not
-	// gRPC at all. Its operations are the same.
+	// Wire is below Traffic and injects faults that no gRPC server has, such as an answer that is not gRPC. Its
+	// operations are the same.
 	Wire simcloud.Traffic
 
 	options Options
 	grpc    *grpc.Server
 	api     *simcloud.Server
-	front   net.Listener // leads to the command router; nil: it is where the control plane is
+	front   net.Listener // leads to the command router; nil if it shares the control plane's port
 	proxy   *simcloud.Server
-	group   sync.WaitGroup // what watches the sandboxes' own commands, and the front
+	group   sync.WaitGroup // goroutines for the sandboxes' own commands and the front
 
 	mutex     sync.Mutex
 	apps      map[string]string // by environment and name
 	images    map[string]*image // by id
-	sandboxes []*sandbox        // ended ones too
+	sandboxes []*sandbox        // including ended ones
 	answers   map[string]*pb.SandboxCreateV2Response
 	failBuild string
 	noTunnels int
 }
 
-// sandbox is one of the cloud's.
+// sandbox is a sandbox of the cloud.
 type sandbox struct {
 	id, name, app, task string
 	tags                map[string]string
@@ -78,7 +78,7 @@ type sandbox struct {
 	command             *simcloud.Process
 	created, started    time.Time
 	active              time.Time
-	tokens              map[string]int // ports, by the connect tokens that open them
+	tokens              map[string]int // ports by connect token
 	metadata            map[string]string
 	tunnels             []*tunnel
 	jwt                 string
@@ -95,7 +95,7 @@ type image struct {
 	problem string
 }
 
-// New starts a cloud. The caller closes it.
+// New starts a cloud. The caller must close it.
 func New(options Options) (*Cloud, error) {
 	if options.TokenID == "" {
 		options.TokenID, options.TokenSecret = "ak-simulated", "as-simulated"
@@ -130,7 +130,7 @@ func New(options Options) (*Cloud, error) {
 	return c, nil
 }
 
-// Close ends the cloud and everything in it.
+// Close shuts down the cloud and destroys its sandboxes.
 func (c *Cloud) Close() {
 	c.api.Close()
 	if c.front != nil {
@@ -151,22 +151,22 @@ func (c *Cloud) Close() {
 	}
 }
 
-// URL is where the control plane and the command router are.
+// URL returns the URL of the control plane and the command router.
 func (c *Cloud) URL() string { return c.api.URL }
 
-// Environment points Modal's SDKs, and berth, at the cloud.
+// Environment returns the environment variables that direct Modal's SDKs, and berth, to the cloud.
 func (c *Cloud) Environment() map[string]string {
 	return map[string]string{
 		"MODAL_SERVER_URL": c.URL(), "MODAL_TOKEN_ID": c.options.TokenID, "MODAL_TOKEN_SECRET": c.options.TokenSecret,
 	}
 }
 
-// Control steers the cloud from another process: see simcloud.Control.
+// Control returns the API for scripts: see [simcloud.Control].
 func (c *Cloud) Control() http.Handler {
 	return simcloud.Control(&c.Traffic, func() any { return c.Sandboxes() })
 }
 
-// Info is a sandbox as tests see it.
+// Info describes a sandbox for tests.
 type Info struct {
 	ID      string            `json:"id"`
 	Name    string            `json:"name"`
@@ -179,7 +179,7 @@ type Info struct {
 	Memory  int               `json:"memory"`
 }
 
-// Sandboxes gives those that have not ended: what is billed.
+// Sandboxes returns the sandboxes that have not ended, which are the ones billed.
 func (c *Cloud) Sandboxes() []Info {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -203,21 +203,21 @@ func (c *Cloud) Sandboxes() []Info {
 	return list
 }
 
-// Set changes how the cloud behaves from now on.
+// Set changes the options.
 func (c *Cloud) Set(change func(*Options)) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
 	change(&c.options)
 }
 
-// FailBuild makes the next image that has to be built fail.
+// FailBuild makes the next build of an image fail.
 func (c *Cloud) FailBuild(problem string) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
 	c.failBuild = problem
 }
 
-// HideTunnels makes so many of the next look-ups of tunnels find none, as while a sandbox is being scheduled.
+// HideTunnels makes the next count look-ups of tunnels find none, as while a sandbox is being scheduled.
 func (c *Cloud) HideTunnels(count int) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -247,7 +247,7 @@ func (c *Cloud) Forget(id string) {
 	}
 }
 
-// Break stops the machine of a sandbox and leaves the cloud in the belief that it runs.
+// Break stops the box of a sandbox, but the cloud still shows the sandbox as running.
 func (c *Cloud) Break(id string) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -269,7 +269,7 @@ func (c *Cloud) Label(id string, tags map[string]string) {
 	}
 }
 
-// Box returns a sandbox's machine, or nil if there is no such sandbox.
+// Box returns a sandbox's box, or nil if there is no such sandbox.
 func (c *Cloud) Box(id string) *simcloud.Box {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -279,7 +279,7 @@ func (c *Cloud) Box(id string) *simcloud.Box {
 	return nil
 }
 
-// Plant makes sandboxes in an app of the environment "main", without commands: for listings.
+// Plant adds sandboxes without commands to an app in the environment "main", for listings.
 func (c *Cloud) Plant(app string, count int, tags map[string]string) error {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -293,7 +293,7 @@ func (c *Cloud) Plant(app string, count int, tags map[string]string) error {
 	return nil
 }
 
-// app gives an app's id, and makes the app if need be. The mutex is held.
+// app returns an app's id. It creates the app if necessary. The caller must have locked the mutex.
 func (c *Cloud) app(environment, name string) string {
 	key := environment + "/" + name
 	if c.apps[key] == "" {
@@ -302,13 +302,13 @@ func (c *Cloud) app(environment, name string) string {
 	return c.apps[key]
 }
 
-// add makes a sandbox known. The mutex is held.
+// add registers a sandbox. The caller must have locked the mutex.
 func (c *Cloud) add(s *sandbox) {
 	now := time.Now()
 	if len(c.sandboxes) > 0 && !now.After(c.sandboxes[len(c.sandboxes)-1].created) {
-		now = c.sandboxes[len(c.sandboxes)-1].created.Add(time.Microsecond) // listings go by it
+		now = c.sandboxes[len(c.sandboxes)-1].created.Add(time.Microsecond) // listings are ordered by it
 	}
-	// Identifiers of today's kind of sandbox are recognized by their length, which is not 22.
+	// The id of a sandbox of the current kind is recognized by its length, which is not 22.
 	s.id, s.task, s.jwt = "sb-"+strings.ToUpper(letters(26)), "ta-"+letters(22), jwt()
 	s.created, s.started, s.active = now, now.Add(c.options.Create), now
 	s.tokens, s.metadata = map[string]int{}, map[string]string{}
@@ -316,7 +316,7 @@ func (c *Cloud) add(s *sandbox) {
 	c.sandboxes = append(c.sandboxes, s)
 }
 
-// find looks a sandbox up by its id. The mutex is held.
+// find finds a sandbox by its id. The caller must have locked the mutex.
 func (c *Cloud) find(id string) *sandbox {
 	for _, s := range c.sandboxes {
 		if s.id == id {
@@ -327,7 +327,7 @@ func (c *Cloud) find(id string) *sandbox {
 	return nil
 }
 
-// advance lets happen what was to happen until now. The mutex is held.
+// advance applies what is due. The caller must have locked the mutex.
 func (c *Cloud) advance(s *sandbox) {
 	if s.result != nil {
 		return
@@ -347,7 +347,7 @@ func (c *Cloud) advance(s *sandbox) {
 	}
 }
 
-// end ends a sandbox. The mutex is held.
+// end ends a sandbox. The caller must have locked the mutex.
 func (c *Cloud) end(s *sandbox, status pb.GenericResult_GenericStatus, code int) {
 	if s.result != nil {
 		return
@@ -358,15 +358,15 @@ func (c *Cloud) end(s *sandbox, status pb.GenericResult_GenericStatus, code int)
 	_ = s.box.Close()
 }
 
-// holds says whether a sandbox has its name.
-func (s *sandbox) holds(c *Cloud) bool {
+// hasName reports whether a sandbox still occupies its name.
+func (s *sandbox) hasName(c *Cloud) bool {
 	return s.name != "" && (s.result == nil || time.Since(s.ended) < c.options.NameHeld)
 }
 
-// letters gives random letters and digits.
+// letters returns random letters and digits.
 func letters(count int) string { return (rand.Text() + rand.Text())[:count] }
 
-// jwt makes a token that looks like one that is signed and good for an hour.
+// jwt returns a token that looks signed and valid for an hour.
 func jwt() string {
 	part := func(text string) string { return base64.RawURLEncoding.EncodeToString([]byte(text)) }
 	return part(`{"alg":"none"}`) + "." + part(fmt.Sprintf(`{"exp":%d}`, time.Now().Add(time.Hour).Unix())) + "." + part(rand.Text())

@@ -14,7 +14,7 @@ import (
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 )
 
-// creation is what a create asks for.
+// creation is the request of a create.
 type creation struct {
 	Name          *string           `json:"name"`
 	Metadata      map[string]string `json:"metadata"`
@@ -39,7 +39,7 @@ type tunnelWish struct {
 	WakeOnHTTP *bool   `json:"wake_on_http"`
 }
 
-// operations names the operations of the API by method and path, as faults and the log of calls do.
+// operations maps the API's methods and paths to names of operations, for faults and the log of calls.
 var operations = map[string]string{
 	"POST /v1/devboxes":                                                  "create",
 	"POST /v1/devboxes/create_and_await_running":                         "create_and_await_running",
@@ -98,7 +98,7 @@ func (c *Cloud) apiHandler() http.Handler {
 
 func answer(w http.ResponseWriter, value any) {
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(value) // the client may have gone
+	_ = json.NewEncoder(w).Encode(value) // the client may have disconnected
 }
 
 func fail(w http.ResponseWriter, status int, format string, args ...any) {
@@ -107,7 +107,7 @@ func fail(w http.ResponseWriter, status int, format string, args ...any) {
 	_ = json.NewEncoder(w).Encode(map[string]string{"code": strconv.Itoa(status), "message": fmt.Sprintf(format, args...)})
 }
 
-// decode reads a JSON body; an empty one, which clients send with a JSON type, is an empty object.
+// decode decodes a JSON body. An empty one, which clients send with a JSON type, is an empty object.
 func decode(w http.ResponseWriter, r *http.Request, into any) bool {
 	content, err := io.ReadAll(io.LimitReader(r.Body, 64<<20))
 	if err != nil {
@@ -117,7 +117,7 @@ func decode(w http.ResponseWriter, r *http.Request, into any) bool {
 		return true
 	}
 	decoder := json.NewDecoder(bytes.NewReader(content))
-	if _, strict := into.(*creation); strict { // its schema allows no other properties
+	if _, strict := into.(*creation); strict { // the schema allows no other properties
 		decoder.DisallowUnknownFields()
 	}
 	if err := decoder.Decode(into); err != nil {
@@ -129,7 +129,8 @@ func decode(w http.ResponseWriter, r *http.Request, into any) bool {
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
-// boxOf gives the devbox of a request, and answers the request otherwise. The mutex is held.
+// boxOf returns the devbox of a request. If there is none, it answers and returns nil. The caller must have locked the
+// mutex.
 func (c *Cloud) boxOf(w http.ResponseWriter, r *http.Request) *box {
 	b := c.find(r.PathValue("id"))
 	if b == nil {
@@ -138,7 +139,7 @@ func (c *Cloud) boxOf(w http.ResponseWriter, r *http.Request) *box {
 	return b
 }
 
-// create makes a devbox. The same x-request-id again gives the same one, which is a guess.
+// create creates a devbox. We assume that a repeated x-request-id returns the same one.
 func (c *Cloud) create(w http.ResponseWriter, r *http.Request) {
 	var create creation
 	if !decode(w, r, &create) {
@@ -199,7 +200,7 @@ func (t tunnelWish) problem() string {
 	return ""
 }
 
-// busy counts the devboxes that a quota counts. The mutex is held.
+// busy returns how many devboxes count towards the quota. The caller must have locked the mutex.
 func (c *Cloud) busy() int {
 	count := 0
 	for _, b := range c.boxes {
@@ -228,7 +229,7 @@ func newTunnel(wish tunnelWish) *Tunnel {
 	return t
 }
 
-// list gives devboxes, newest first, those that have ended too. That order is a guess.
+// list answers with devboxes, including ended ones. We assume the order is newest first.
 func (c *Cloud) list(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	limit := 20
@@ -260,7 +261,7 @@ func (c *Cloud) list(w http.ResponseWriter, r *http.Request) {
 				more = true
 			}
 		}
-		begun = begun || b.view.ID == after // even if it has left the status since
+		begun = begun || b.view.ID == after // even if its status has changed since
 	}
 	response := map[string]any{"devboxes": page, "has_more": more, "total_count": total}
 	if query.Get("include_total_count") == "false" {
@@ -306,21 +307,21 @@ var statuses = []string{
 
 type statusQuestion struct {
 	Statuses []string `json:"statuses"`
-	Timeout  *float64 `json:"timeout_seconds"` // clients send fractions, whatever the API's description says
+	Timeout  *float64 `json:"timeout_seconds"` // clients send fractions, despite the API's description
 }
 
 func (q statusQuestion) onlyHas(allowed ...string) bool {
 	return len(q.Statuses) > 0 && !slices.ContainsFunc(q.Statuses, func(s string) bool { return !slices.Contains(allowed, s) })
 }
 
-func (q statusQuestion) hold(otherwise time.Duration) time.Duration {
+func (q statusQuestion) waitTime(otherwise time.Duration) time.Duration {
 	if q.Timeout != nil && *q.Timeout > 0 {
 		return seconds(*q.Timeout)
 	}
 	return otherwise
 }
 
-// wait holds the answer until the devbox has one of the statuses: a client that got another one would give up.
+// wait answers when the devbox has one of the statuses. Clients that got another status would give up.
 func (c *Cloud) wait(w http.ResponseWriter, r *http.Request) {
 	var body statusQuestion
 	if !decode(w, r, &body) {
@@ -330,7 +331,7 @@ func (c *Cloud) wait(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusBadRequest, "Invalid statuses")
 		return
 	}
-	held := time.After(min(body.hold(10*time.Second), c.options.MaxHold))
+	timeout := time.After(min(body.waitTime(10*time.Second), c.options.MaxHold))
 	for {
 		c.mutex.Lock()
 		b := c.boxOf(w, r)
@@ -347,7 +348,7 @@ func (c *Cloud) wait(w http.ResponseWriter, r *http.Request) {
 		c.mutex.Unlock()
 		select {
 		case <-changed:
-		case <-held:
+		case <-timeout:
 			fail(w, http.StatusRequestTimeout, "Timed out waiting for the status")
 			return
 		case <-r.Context().Done():
@@ -411,7 +412,7 @@ func (c *Cloud) resumeCall(w http.ResponseWriter, r *http.Request) {
 	answer(w, b.copy())
 }
 
-// shutdownCall ends a devbox. One that has ended stays as it is, which is a guess.
+// shutdownCall shuts down a devbox. We assume that an ended one stays as it is.
 func (c *Cloud) shutdownCall(w http.ResponseWriter, r *http.Request) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -437,7 +438,7 @@ func (c *Cloud) keepAlive(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// tunnelHandler serves all tunnels: by host, as the real ones, or by path, because a host's name needs DNS.
+// tunnelHandler serves all tunnels, by host as Runloop does, or by path, because host names need DNS.
 func (c *Cloud) tunnelHandler() http.Handler {
 	return c.HTTP(func(*http.Request) string { return "tunnel" }, http.HandlerFunc(c.throughTunnel))
 }
@@ -479,7 +480,7 @@ func (c *Cloud) throughTunnel(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Retry-After", "5")
 		}
 		c.mutex.Unlock()
-		fail(w, http.StatusServiceUnavailable, "Devbox is not running") // a guess, except for the wake
+		fail(w, http.StatusServiceUnavailable, "Devbox is not running") // an assumption, except for the wake
 		return
 	}
 	if tunnel.KeepAlive {
@@ -496,6 +497,6 @@ func (c *Cloud) throughTunnel(w http.ResponseWriter, r *http.Request) {
 		if simcloud.NothingListens(err) {
 			w.Header().Set("X-Runloop-Error-Code", "tunnel_service_not_ready")
 		}
-		fail(w, http.StatusBadGateway, "No service on port %d", port) // 502 or 503: which one is not documented
+		fail(w, http.StatusBadGateway, "No service on port %d", port) // the documentation has both 502 and 503
 	}).ServeHTTP(w, r)
 }

@@ -20,9 +20,9 @@ import (
 type exec struct {
 	id      string
 	shell   string
-	started chan struct{}     // closed when the next two are settled; until then it waits for its shell
-	process *simcloud.Process // nil if it could not be started
-	problem string            // then why
+	started chan struct{}     // closed when process and problem are set; until then the command waits for its shell
+	process *simcloud.Process // nil if the start failed
+	problem string            // why the start failed
 	exit    int
 	done    chan struct{}
 }
@@ -40,8 +40,8 @@ type execView struct {
 	StderrTruncated *bool   `json:"stderr_truncated"`
 }
 
-// run starts a command in a devbox that runs. Commands of one named shell wait for each other. A command id that was
-// used before gives the command it was used for. The mutex is held.
+// run starts a command in a running devbox. Commands in a named shell wait for each other. If the command id was used
+// before, run returns that command. The caller must have locked the mutex.
 func (c *Cloud) run(b *box, command, shell, commandID string) (*exec, error) {
 	if earlier := b.execs[commandID]; commandID != "" && earlier != nil {
 		return earlier, nil
@@ -98,7 +98,8 @@ func (c *Cloud) run(b *box, command, shell, commandID string) (*exec, error) {
 	return e, nil
 }
 
-// show gives the view. Output and exit status are there once the command has completed. The mutex is held.
+// show returns the view. It has output and exit status once the command has completed. The caller must have locked the
+// mutex.
 func (e *exec) show(devbox string, lastN int) execView {
 	view := execView{DevboxID: devbox, ExecutionID: e.id, Status: "running"}
 	if e.shell != "" {
@@ -143,7 +144,7 @@ func lastN(r *http.Request) int {
 	return 100
 }
 
-// execute is POST execute: it waits for the end, but not for long.
+// execute is POST execute. It waits for the end of the command, but not long.
 func (c *Cloud) execute(w http.ResponseWriter, r *http.Request) {
 	var body struct {
 		Command    string   `json:"command"`
@@ -198,8 +199,9 @@ func (c *Cloud) runAndShow(w http.ResponseWriter, r *http.Request, command, shel
 	answer(w, e.show(b.view.ID, lastN(r)))
 }
 
-// runningBox gives the devbox of a request if it runs, and answers the request otherwise. What the real service says of
-// one that does not run is only known for some operations: 400. The mutex is held.
+// runningBox returns the devbox of a request if it runs; otherwise it answers and returns nil. For some operations
+// Runloop is known to answer 400 if the devbox does not run; for the others we assume it. The caller must have locked
+// the mutex.
 func (c *Cloud) runningBox(w http.ResponseWriter, r *http.Request) *box {
 	b := c.boxOf(w, r)
 	if b != nil && b.view.Status != "running" {
@@ -209,7 +211,8 @@ func (c *Cloud) runningBox(w http.ResponseWriter, r *http.Request) *box {
 	return b
 }
 
-// execOf gives the command of a request, and answers the request otherwise. The mutex is held.
+// execOf returns the command of a request. If there is none, it answers and returns nil. The caller must have locked
+// the mutex.
 func (c *Cloud) execOf(w http.ResponseWriter, r *http.Request) *exec {
 	b := c.boxOf(w, r)
 	if b == nil {
@@ -250,7 +253,7 @@ func (c *Cloud) executionWait(w http.ResponseWriter, r *http.Request) {
 		c.mutex.Lock()
 		defer c.mutex.Unlock()
 		answer(w, e.show(r.PathValue("id"), lastN(r)))
-	case <-time.After(min(body.hold(25*time.Second), 25*time.Second, c.options.MaxHold)):
+	case <-time.After(min(body.waitTime(25*time.Second), 25*time.Second, c.options.MaxHold)):
 		w.Header().Set("X-Should-Retry", "true")
 		fail(w, http.StatusRequestTimeout, "Timed out waiting for the execution")
 	case <-r.Context().Done():
@@ -282,7 +285,7 @@ func (c *Cloud) executionKill(w http.ResponseWriter, r *http.Request) {
 	answer(w, e.show(r.PathValue("id"), lastN(r)))
 }
 
-// stream sends output as it comes, as server-sent events.
+// stream sends output as server-sent events.
 func (c *Cloud) stream(stream simcloud.Stream) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		c.mutex.Lock()
@@ -314,7 +317,7 @@ func (c *Cloud) stream(stream simcloud.Stream) http.HandlerFunc {
 	}
 }
 
-// place gives the place on this machine of a path in a devbox, and makes its directory.
+// place returns the path on this machine of a path in a devbox, and creates its directory.
 func place(machine *simcloud.Box, inside string) (string, error) {
 	if !path.IsAbs(inside) {
 		inside = path.Join(machine.Home(), inside)
@@ -323,7 +326,7 @@ func place(machine *simcloud.Box, inside string) (string, error) {
 	return outside, os.MkdirAll(filepath.Dir(outside), 0o755)
 }
 
-// file opens the way to a file of a devbox that runs.
+// file returns the path on this machine of a file in a running devbox.
 func (c *Cloud) file(w http.ResponseWriter, r *http.Request, inside string) (string, bool) {
 	if inside == "" {
 		fail(w, http.StatusBadRequest, "a path is required")
@@ -355,7 +358,7 @@ func (c *Cloud) writeFile(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if file, ok := c.file(w, r, body.Path); ok {
-		c.saved(w, r, os.WriteFile(file, []byte(body.Contents), 0o644)) // for all to read, as a real one may be
+		c.saved(w, r, os.WriteFile(file, []byte(body.Contents), 0o644)) // readable by all, as in Runloop
 	}
 }
 
@@ -418,7 +421,7 @@ func (c *Cloud) uploadFile(w http.ResponseWriter, r *http.Request) {
 	answer(w, struct{}{})
 }
 
-// logs gives what completed commands printed.
+// logs answers with the output of completed commands.
 func (c *Cloud) logs(w http.ResponseWriter, r *http.Request) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -437,7 +440,7 @@ func (c *Cloud) logs(w http.ResponseWriter, r *http.Request) {
 	only := r.URL.Query().Get("execution_id")
 	for id, e := range b.execs {
 		select {
-		case <-e.done: // those that run come later, too
+		case <-e.done: // running ones are skipped
 		default:
 			continue
 		}

@@ -1,8 +1,8 @@
-// Package sim is Runloop, simulated: the API and the tunnels, with real processes as devboxes. It speaks what Runloop's own
-// clients speak, as far as devboxes go, and remembers nothing once it is closed.
+// Package sim simulates Runloop: the API and the tunnels, with real processes as devboxes. It covers what Runloop's
+// clients use of devboxes. Nothing remains when it is closed.
 //
-// What is not documented about the real service is decided here as its documentation makes most likely, and said where
-// it is decided.
+// Where Runloop's behaviour is not documented, the simulation does what is most likely. Comments mark these places as
+// assumptions.
 package sim
 
 import (
@@ -21,18 +21,18 @@ import (
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 )
 
-// Options say how the simulated cloud behaves. Durations left 0 are no time at all, except where another default is named.
+// Options configure the cloud. The default of durations is 0 unless another one is given.
 type Options struct {
-	APIKey    string        // the one key that opens the API; default "ak_sim"
-	Provision time.Duration // from a create until a devbox runs, without its launch commands
-	Suspend   time.Duration // from a suspend until it is done
-	Resume    time.Duration // from a resume until the devbox runs
-	// LazyStatus is how long a devbox reads as before after a suspend or resume was answered, as the real ones do.
+	APIKey    string        // the accepted key; default "ak_sim"
+	Provision time.Duration // from a create until the devbox runs, without its launch commands
+	Suspend   time.Duration // duration of a suspend
+	Resume    time.Duration // duration of a resume
+	// LazyStatus is how long a devbox still shows its old status after a suspend or resume was answered, as in Runloop.
 	LazyStatus time.Duration
-	Quota      int // how many devboxes may run; 0 for any number
-	// MaxHold is the longest that a question for a status is held. Default 30 s.
+	Quota      int // how many devboxes may run, or 0 for any number
+	// MaxHold is the longest time that a wait for a status takes. The default is 30 s.
 	MaxHold time.Duration
-	// PathDirs are directories whose programs devboxes find by name.
+	// PathDirs are directories of this machine whose executables are found by name in devboxes.
 	PathDirs []string
 }
 
@@ -43,7 +43,7 @@ type Cloud struct {
 	api     *simcloud.Server
 	tunnels *simcloud.Server
 
-	ctx     context.Context // ends with the cloud
+	ctx     context.Context // cancelled by Close
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 
@@ -52,7 +52,7 @@ type Cloud struct {
 	replayed map[string]string
 }
 
-// Start starts the cloud on free loopback ports. The caller closes it.
+// Start starts the cloud on free loopback ports. The caller must close it.
 func Start(options Options) (*Cloud, error) {
 	if options.APIKey == "" {
 		options.APIKey = "ak_sim"
@@ -68,7 +68,7 @@ func Start(options Options) (*Cloud, error) {
 			return nil
 		}
 		var server *simcloud.Server
-		server, err = simcloud.Serve(handler, simcloud.ServeOptions{H2C: true}) // Runloop's JavaScript client speaks nothing else
+		server, err = simcloud.Serve(handler, simcloud.ServeOptions{H2C: true}) // Runloop's JavaScript client requires HTTP/2
 		return server
 	}
 	c.api = serve(c.apiHandler())
@@ -81,7 +81,7 @@ func Start(options Options) (*Cloud, error) {
 	return c, nil
 }
 
-// Close ends the cloud and everything in it.
+// Close shuts down the cloud and destroys its devboxes.
 func (c *Cloud) Close() {
 	c.cancel()
 	for _, server := range []*simcloud.Server{c.api, c.tunnels} {
@@ -97,7 +97,7 @@ func (c *Cloud) Close() {
 	}
 }
 
-// Environment is what points berth at this cloud.
+// Environment returns the environment variables that direct berth to this cloud.
 func (c *Cloud) Environment() map[string]string {
 	return map[string]string{
 		"RUNLOOP_API_KEY":    c.options.APIKey,
@@ -106,12 +106,12 @@ func (c *Cloud) Environment() map[string]string {
 	}
 }
 
-// Control steers the cloud from another process: see simcloud.Control.
+// Control returns the API for scripts: see [simcloud.Control].
 func (c *Cloud) Control() http.Handler {
 	return simcloud.Control(&c.Traffic, func() any { return c.Devboxes() })
 }
 
-// TunnelsURL is where the tunnels are: /PORT-KEY/..., or any path with PORT-KEY.tunnel.ANYTHING as the host.
+// TunnelsURL returns the URL of the tunnels: /PORT-KEY/..., or any path with PORT-KEY.tunnel.ANYTHING as the host.
 func (c *Cloud) TunnelsURL() string { return c.tunnels.URL }
 
 // View is a devbox as the API shows it.
@@ -150,7 +150,7 @@ type Tunnel struct {
 	AuthToken  *string `json:"auth_token"`
 }
 
-// box is one devbox. The cloud's mutex guards it.
+// box is a devbox. It is guarded by the cloud's mutex.
 type box struct {
 	view     View
 	env      map[string]string
@@ -159,12 +159,12 @@ type box struct {
 	life     time.Duration // 0 for none
 	onIdle   string        // suspend or shutdown
 	deadline time.Time     // zero for none
-	snapshot bool          // a snapshot of its disk is being made
+	snapshot bool          // a snapshot of its disk is in progress
 	machine  *simcloud.Box // nil until something has to run
 	changed  chan struct{} // closed at the next change
-	turn     int           // counts what was started to change its status; only the latest does
+	turn     int           // counts scheduled changes of status; only the latest one takes effect
 	execs    map[string]*exec
-	shells   map[string]chan struct{} // by name; holds one token
+	shells   map[string]chan struct{} // by name; each holds one token
 }
 
 const alphabet = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -184,7 +184,7 @@ func newToken() string {
 	return hex.EncodeToString(random)
 }
 
-// Devboxes gives every devbox there ever was, oldest first.
+// Devboxes returns all devboxes, including ended ones, oldest first.
 func (c *Cloud) Devboxes() []View {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -195,14 +195,14 @@ func (c *Cloud) Devboxes() []View {
 	return views
 }
 
-// Live gives the devboxes that have not ended.
+// Live returns the devboxes that have not ended.
 func (c *Cloud) Live() []View {
 	return slices.DeleteFunc(c.Devboxes(), func(v View) bool { return ended(v.Status) })
 }
 
 func ended(status string) bool { return status == "failure" || status == "shutdown" }
 
-// copy gives the view for others to read. The mutex is held.
+// copy returns a copy of the view. The caller must have locked the mutex.
 func (b *box) copy() View {
 	view := b.view
 	view.Metadata = maps.Clone(view.Metadata)
@@ -214,7 +214,7 @@ func (b *box) copy() View {
 	return view
 }
 
-// Seed adds devboxes in a status, without machines.
+// Seed adds devboxes in a status, without processes.
 func (c *Cloud) Seed(count int, status string, metadata map[string]string) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -224,8 +224,8 @@ func (c *Cloud) Seed(count int, status string, metadata map[string]string) {
 	}
 }
 
-// Force makes a devbox take a status at once, whatever it was doing, as the platform does when it evicts one, loses one, or
-// has learnt a new status. Only one that runs keeps its processes.
+// Force sets the status of a devbox at once, whatever it was doing, as if the platform evicted it, lost it, or had a
+// new status. Processes are kept only if the new status is running.
 func (c *Cloud) Force(id, status, reason string) error {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -255,7 +255,7 @@ func (c *Cloud) force(b *box, status, reason string) {
 	b.set(status, &reason)
 }
 
-// Label changes some metadata of a devbox, behind every client's back.
+// Label changes some metadata of a devbox without a call.
 func (c *Cloud) Label(id string, metadata map[string]string) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -264,7 +264,7 @@ func (c *Cloud) Label(id string, metadata map[string]string) {
 	}
 }
 
-// Box returns a devbox's machine, or nil if there is no such devbox or its machine cannot be made.
+// Box returns a devbox's simcloud.Box, or nil if there is no such devbox or the box cannot be created.
 func (c *Cloud) Box(id string) *simcloud.Box {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -275,7 +275,7 @@ func (c *Cloud) Box(id string) *simcloud.Box {
 	return nil
 }
 
-// Snapshot says whether a snapshot of the devbox's disk is being made, which keeps it from being shut down.
+// Snapshot sets whether a snapshot of the devbox's disk is in progress, during which it cannot be shut down.
 func (c *Cloud) Snapshot(id string, underWay bool) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -284,7 +284,7 @@ func (c *Cloud) Snapshot(id string, underWay bool) {
 	}
 }
 
-// find gives a devbox, or nil. The mutex is held.
+// find returns a devbox, or nil. The caller must have locked the mutex.
 func (c *Cloud) find(id string) *box {
 	for _, b := range c.boxes {
 		if b.view.ID == id {
@@ -294,7 +294,7 @@ func (c *Cloud) find(id string) *box {
 	return nil
 }
 
-// set changes the status. The mutex is held.
+// set changes the status. The caller must have locked the mutex.
 func (b *box) set(status string, reason *string) {
 	now := time.Now()
 	b.view.Status = status
@@ -311,14 +311,14 @@ func (b *box) set(status string, reason *string) {
 	b.changed = make(chan struct{})
 }
 
-// touch is use of a devbox: its life counts from now. The mutex is held.
+// touch records a use of the devbox, which restarts its lifetime. The caller must have locked the mutex.
 func (b *box) touch() {
 	if !b.deadline.IsZero() {
 		b.deadline = time.Now().Add(b.life)
 	}
 }
 
-// newBox makes a devbox without a machine. The mutex is held.
+// newBox adds a devbox without processes. The caller must have locked the mutex.
 func (c *Cloud) newBox(create creation) *box {
 	metadata := maps.Clone(create.Metadata)
 	if metadata == nil {
@@ -338,7 +338,7 @@ func (c *Cloud) newBox(create creation) *box {
 	return b
 }
 
-// lifeOf reads the launch parameters that matter here. Idleness takes the place of the lifetime.
+// lifeOf returns the launch parameters that matter here. An idle time replaces the lifetime.
 func lifeOf(launch map[string]any) (life time.Duration, onIdle string, commands []string) {
 	life, onIdle = time.Hour, "shutdown"
 	if seconds, ok := launch["keep_alive_time_seconds"].(float64); ok {
@@ -364,7 +364,7 @@ func lifeOf(launch map[string]any) (life time.Duration, onIdle string, commands 
 	return life, onIdle, commands
 }
 
-// endLives ends or suspends devboxes whose time is over.
+// endLives shuts down or suspends devboxes whose lifetime is over.
 func (c *Cloud) endLives() {
 	ticks := time.NewTicker(20 * time.Millisecond)
 	defer ticks.Stop()
@@ -388,7 +388,7 @@ func (c *Cloud) endLives() {
 	}
 }
 
-// later does something to a devbox after a while, unless something else was begun with it since. The mutex is held.
+// later calls do after a while, unless another change was begun since. The caller must have locked the mutex.
 func (c *Cloud) later(b *box, after time.Duration, do func()) {
 	turn := b.turn
 	c.running.Go(func() {
@@ -412,7 +412,7 @@ func (c *Cloud) sleep(d time.Duration) bool {
 	}
 }
 
-// boot brings a devbox up that is new or was asked to resume. The mutex is held.
+// boot starts a devbox that is new or being resumed. The caller must have locked the mutex.
 func (c *Cloud) boot(b *box, takes time.Duration) {
 	c.later(b, takes/2, func() {
 		b.set("initializing", nil)
@@ -420,7 +420,7 @@ func (c *Cloud) boot(b *box, takes time.Duration) {
 	})
 }
 
-// launch runs the launch commands, then the devbox runs. The mutex is held.
+// launch runs the launch commands, after which the devbox runs. The caller must have locked the mutex.
 func (c *Cloud) launch(b *box) {
 	if len(b.launch) == 0 && b.entry == "" {
 		b.set("running", nil)
@@ -451,7 +451,7 @@ func (c *Cloud) launch(b *box) {
 	})
 }
 
-// startEntrypoint runs what the devbox's life is bound to. The mutex is held.
+// startEntrypoint starts the command with which the devbox ends. The caller must have locked the mutex.
 func (c *Cloud) startEntrypoint(b *box, machine *simcloud.Box) {
 	if b.entry == "" {
 		return
@@ -473,7 +473,7 @@ func (c *Cloud) startEntrypoint(b *box, machine *simcloud.Box) {
 	})
 }
 
-// machineOf gives the devbox's machine. The mutex is held.
+// machineOf returns the devbox's simcloud.Box, and creates it if necessary. The caller must have locked the mutex.
 func (c *Cloud) machineOf(b *box) (*simcloud.Box, error) {
 	if b.machine != nil {
 		return b.machine, b.machine.Start()
@@ -490,7 +490,7 @@ func (c *Cloud) machineOf(b *box) (*simcloud.Box, error) {
 		}
 	}
 	machine, err := simcloud.NewBox(simcloud.BoxOptions{
-		Env: b.env, PathDirs: c.options.PathDirs, Home: home, OutsideOnly: true, // a tunnel does not reach loopback
+		Env: b.env, PathDirs: c.options.PathDirs, Home: home, OutsideOnly: true, // tunnels do not reach loopback
 	})
 	if err != nil {
 		return nil, err
@@ -499,7 +499,7 @@ func (c *Cloud) machineOf(b *box) (*simcloud.Box, error) {
 	return machine, nil
 }
 
-// suspend ends all processes and keeps the disk. The mutex is held.
+// suspend kills all processes and keeps the disk. The caller must have locked the mutex.
 func (c *Cloud) suspend(b *box) {
 	b.turn++
 	c.later(b, c.options.LazyStatus, func() {
@@ -521,7 +521,7 @@ func (c *Cloud) suspend(b *box) {
 	})
 }
 
-// resume wakes a suspended devbox. The mutex is held.
+// resume wakes a suspended devbox. The caller must have locked the mutex.
 func (c *Cloud) resume(b *box) {
 	b.turn++
 	c.later(b, c.options.LazyStatus, func() {

@@ -1,5 +1,5 @@
-// Command stub is a plugin that misbehaves on request, for the supervisor's tests. The variable STUB says how it
-// behaves as a process, its configuration how Configure ends, and a call's session id what that call does.
+// Command stub is a plugin that misbehaves on request, for the supervisor's tests. The variable STUB selects how the
+// process behaves, its configuration how Configure ends, and a call's session id what that call does.
 package main
 
 import (
@@ -40,16 +40,16 @@ func main() {
 		waitForHost()
 	case "deaf": // listens, but never answers
 		listener := announceSocket()
-		if argument == "child" { // nor does the child that shares the socket and outlives it
+		if argument == "child" { // the child shares the socket, outlives it, and does not answer either
 			startChild(true, listener)
 			fmt.Fprintln(os.Stderr, "child", childPid)
 		}
 		waitForHost()
-	case "short-lived": // gone right after a perfect handshake
+	case "short-lived": // exits right after a correct handshake
 		announceSocket()
 		fmt.Fprintln(os.Stderr, "that was all")
 		os.Exit(4)
-	case "linger": // what a child of the plugin does
+	case "linger": // the behaviour of the plugin's child
 		time.Sleep(time.Minute)
 		os.Exit(0)
 	case "noise":
@@ -68,7 +68,7 @@ func main() {
 		serveHugeReplies()
 	case "child":
 		startChild(argument == "detached")
-	case "protocol": // the versions of the contract it speaks: "2" or "1,2"
+	case "protocol": // the protocol versions it speaks: "2" or "1,2"
 		if argument == "2" || slices.Contains(strings.Split(os.Getenv("PLUGIN_PROTOCOL_VERSIONS"), ","), "2") {
 			serveProtocol2()
 		}
@@ -76,7 +76,7 @@ func main() {
 	provider.Serve(provider.Info{Name: "stub", Version: "1.2.3", Summary: "Misbehaves on request."}, open)
 }
 
-// oddLines look like log entries and are not.
+// oddLines resemble log entries but are none.
 var oddLines = []string{
 	`{"@message":42}`,
 	`{"@message":"m","@level":7}`,
@@ -105,8 +105,8 @@ func announceSocket() *os.File {
 	return file
 }
 
-// serveHugeReplies answers every call with a text of 20 MiB in the message's first field, without the SDK, which would
-// not send it.
+// serveHugeReplies answers every call with 20 MiB of text in the message's first field. It bypasses the SDK, which
+// would refuse to send that.
 func serveHugeReplies() {
 	answer := func(_ any, stream grpc.ServerStream) error {
 		if err := stream.RecvMsg(&emptypb.Empty{}); err != nil {
@@ -124,7 +124,7 @@ func serveHugeReplies() {
 	os.Exit(0)
 }
 
-// serveProtocol2 is a plugin of a later time: a set of services of its own, under version 2.
+// serveProtocol2 serves a future version 2 of the protocol, with services of its own.
 func serveProtocol2() {
 	fmt.Fprintln(os.Stderr, "serving protocol 2")
 	plugin.Serve(&plugin.ServeConfig{
@@ -148,7 +148,7 @@ var stdin struct {
 	bytes.Buffer
 }
 
-// recordStdin remembers what comes in on standard input and lets Serve see its end.
+// recordStdin records what arrives on standard input and reports its end to Serve.
 func recordStdin() {
 	original := os.Stdin
 	reader, writer, err := os.Pipe()
@@ -173,7 +173,7 @@ func recordStdin() {
 
 var childPid int
 
-// startChild leaves a process behind that holds the plugin's output open, and files.
+// startChild leaves behind a process that keeps the plugin's output and the files open.
 func startChild(detached bool, files ...*os.File) {
 	child := exec.CommandContext(context.Background(), os.Args[0])
 	child.Env = append(os.Environ(), "STUB=linger")
@@ -208,7 +208,7 @@ func open(ctx context.Context, c config, log hclog.Logger) (*stub, error) {
 	return &stub{}, nil
 }
 
-// The descriptors themselves: go-plugin replaces os.Stdout and os.Stderr.
+// The original descriptors: go-plugin replaces os.Stdout and os.Stderr.
 var (
 	rawStdout = os.NewFile(1, "stdout")
 	rawStderr = os.NewFile(2, "stderr")
@@ -225,7 +225,7 @@ func waitForFile(path string) {
 	}
 }
 
-// perform does what the session id says and returns what there is to tell.
+// perform does what the session id asks for and returns the result.
 func perform(ctx context.Context, session string) (string, error) {
 	action, argument, _ := strings.Cut(session, ":")
 	switch action {

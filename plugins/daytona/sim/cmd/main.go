@@ -1,5 +1,5 @@
-// Command cmd serves a simulated Daytona on loopback ports until it is interrupted, and prints the environment that
-// points berth, and Daytona's SDKs, at it.
+// Command cmd serves a simulated Daytona on loopback ports until it is interrupted. It prints the environment that
+// directs berth, and Daytona's SDKs, to it.
 package main
 
 import (

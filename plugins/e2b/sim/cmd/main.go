@@ -1,5 +1,5 @@
-// Command cmd serves a simulated E2B on loopback ports until it is interrupted, and prints the environment that points
-// berth, and E2B's SDKs, at it.
+// Command cmd serves a simulated E2B on loopback ports until it is interrupted. It prints the environment that directs
+// berth, and E2B's SDKs, to it.
 package main
 
 import (
@@ -11,7 +11,7 @@ import (
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 )
 
-// key opens nothing but the simulator.
+// key is valid only for the simulator.
 var key = "e2b_" + strings.Repeat("5", 40)
 
 func main() {

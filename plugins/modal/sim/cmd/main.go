@@ -1,5 +1,5 @@
-// Command cmd serves a simulated Modal on loopback ports until it is interrupted, and prints the environment that points
-// berth, and Modal's SDKs, at it.
+// Command cmd serves a simulated Modal on loopback ports until it is interrupted. It prints the environment that
+// directs berth, and Modal's SDKs, to it.
 package main
 
 import (
@@ -35,7 +35,7 @@ func main() {
 	})
 }
 
-// certificateFile writes what clients of public ports must trust.
+// certificateFile writes the certificate that clients of public ports must trust.
 func certificateFile() (string, error) {
 	text, err := sim.Certificate()
 	if err != nil {

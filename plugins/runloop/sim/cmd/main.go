@@ -1,5 +1,5 @@
-// Command cmd serves a simulated Runloop on loopback ports until it is interrupted, and prints the environment that points
-// berth, and Runloop's SDKs, at it.
+// Command cmd serves a simulated Runloop on loopback ports until it is interrupted. It prints the environment that
+// directs berth, and Runloop's SDKs, to it.
 package main
 
 import (
