@@ -60,7 +60,7 @@ func (c *Config) headers() map[string]string {
 }
 
 // ask makes one call of either API, bounded by limit. doing completes the sentence "... failed".
-func ask[T any](ctx context.Context, limit time.Duration, doing string, call func(context.Context) (*T, *http.Response, error)) (*T, error) {
+func ask[T any](ctx context.Context, d *Daytona, limit time.Duration, doing string, call func(context.Context) (*T, *http.Response, error)) (*T, error) {
 	within, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	value, response, err := call(within) //nolint:bodyclose // the generated clients read and close it
@@ -68,20 +68,20 @@ func ask[T any](ctx context.Context, limit time.Duration, doing string, call fun
 	case response == nil && err != nil:
 		return nil, cloud.NoAnswer(ctx, doing, limit, err)
 	case err != nil || response.StatusCode >= 300:
-		return nil, readFailure(doing, response, err)
+		return nil, d.readFailure(doing, response, err)
 	case value == nil: // the clients take an empty body for a success
-		return nil, readFailure(doing, response, errors.New("an empty answer"))
+		return nil, d.readFailure(doing, response, errors.New("an empty answer"))
 	}
 	return value, nil
 }
 
 // patiently is ask for a call that may be repeated: it is, where that can help.
 func patiently[T any](ctx context.Context, d *Daytona, doing string, call func(context.Context) (*T, *http.Response, error)) (*T, error) {
-	return cloud.Repeat(ctx, d.times.Retry, func(ctx context.Context) (*T, error) { return ask(ctx, d.times.call, doing, call) })
+	return cloud.Repeat(ctx, d.times.Retry, func(ctx context.Context) (*T, error) { return ask(ctx, d, d.times.call, doing, call) })
 }
 
 // readFailure reads an HTTP answer that is not the one asked for.
-func readFailure(doing string, response *http.Response, err error) error {
+func (d *Daytona) readFailure(doing string, response *http.Response, err error) error {
 	said := &cloud.StatusError{Status: response.StatusCode, Header: response.Header}
 	var answer interface{ Body() []byte }
 	if errors.As(err, &answer) { // the pointer form is the one the clients return
@@ -89,13 +89,13 @@ func readFailure(doing string, response *http.Response, err error) error {
 			Message string `json:"message"`
 		}
 		said.JSON = json.Unmarshal(answer.Body(), &text) == nil && text.Message != ""
-		said.Message = text.Message
+		said.Message = cloud.Presentable(text.Message, d.config.token())
 	}
 	e := cloud.ReadStatus(said)
 	e.RetryAfter = retryAfter(response.Header)
 	e.Message = fmt.Sprintf("%s failed: %s", doing, response.Status)
 	if said.JSON {
-		e.Message += fmt.Sprintf(": %.500s", said.Message)
+		e.Message += ": " + said.Message
 	}
 	switch status := said.Status; {
 	case status < 300:

@@ -70,7 +70,7 @@ func (d *Daytona) Suspend(ctx context.Context, ref provider.SandboxRef) error {
 		case apiclient.SANDBOXSTATE_ERROR, apiclient.SANDBOXSTATE_BUILD_FAILED:
 			return &provider.Error{Code: provider.CodeState, SandboxID: b.id, Message: "the sandbox " + b.id + " cannot be stopped: it is " + b.detail()}
 		case apiclient.SANDBOXSTATE_STARTED:
-			_, err := ask(ctx, d.times.call, "stopping the sandbox", func(ctx context.Context) (*apiclient.Sandbox, *http.Response, error) {
+			_, err := ask(ctx, d, d.times.call, "stopping the sandbox", func(ctx context.Context) (*apiclient.Sandbox, *http.Response, error) {
 				return d.api.SandboxAPI.StopSandbox(ctx, b.id).Execute()
 			})
 			if err != nil {

@@ -104,7 +104,7 @@ func TestCloud(t *testing.T) {
 	})
 	throttled.Fault.Headers["Retry-After-sandbox-create"] = "70"
 	cloudtest.Run(t, cloudtest.Cloud{
-		Plugin: "daytona", Start: startWorld, Secret: canary, SecretHeader: "Authorization", Echoes: true,
+		Plugin: "daytona", Start: startWorld, Secret: canary, SecretHeader: "Authorization",
 		Open: cloudtest.Opener(map[string]any{}, open),
 		Configurations: map[string]string{
 			`{}`:                                  "api_key",

@@ -218,7 +218,7 @@ func (m *machines) List(ctx context.Context, req provider.ListRequest) ([]box, e
 
 // Make asks for a sandbox. The answer shows it before it runs.
 func (m *machines) Make(ctx context.Context, name string, req provider.CreateRequest) (box, error) {
-	s, err := ask(ctx, m.times.slowCall, "creating the sandbox", func(ctx context.Context) (*apiclient.Sandbox, *http.Response, error) {
+	s, err := ask(ctx, m.Daytona, m.times.slowCall, "creating the sandbox", func(ctx context.Context) (*apiclient.Sandbox, *http.Response, error) {
 		return m.api.SandboxAPI.CreateSandbox(ctx).CreateSandbox(*m.body(name, req)).Execute()
 	})
 	if err != nil {
@@ -353,7 +353,7 @@ type sandboxCall = func(context.Context) (*apiclient.Sandbox, *http.Response, er
 // call asks the cloud to start or recover the sandbox.
 func (w *waking) call(ctx context.Context, b box, doing string, call sandboxCall) error {
 	w.starts++
-	_, err := ask(ctx, w.times.slowCall, doing, call)
+	_, err := ask(ctx, w.Daytona, w.times.slowCall, doing, call)
 	w.noteWoken(b.id)
 	return err
 }
@@ -473,7 +473,7 @@ func (m *machines) Run(ctx context.Context, b box, script cloud.Script) (string,
 	if len(script.Env) > 0 {
 		request.SetEnvs(script.Env)
 	}
-	response, err := ask(ctx, m.times.call, "running a script in the sandbox", func(ctx context.Context) (*toolbox.ExecuteResponse, *http.Response, error) {
+	response, err := ask(ctx, m.Daytona, m.times.call, "running a script in the sandbox", func(ctx context.Context) (*toolbox.ExecuteResponse, *http.Response, error) {
 		return daemon.ProcessAPI.ExecuteCommand(ctx).Request(*request).Execute()
 	})
 	if status := cloud.StatusOf(err); status == http.StatusBadRequest || status == http.StatusNotFound {
@@ -498,7 +498,7 @@ func (m *machines) Remove(ctx context.Context, b box) error {
 	tries := 0
 	for wait := m.times.Poll; ; wait = min(wait*13/10, m.times.PollMost) {
 		if accepted.IsZero() {
-			_, err := ask(ctx, m.times.call, "deleting the sandbox", func(ctx context.Context) (*apiclient.Sandbox, *http.Response, error) {
+			_, err := ask(ctx, m.Daytona, m.times.call, "deleting the sandbox", func(ctx context.Context) (*apiclient.Sandbox, *http.Response, error) {
 				return m.api.SandboxAPI.DeleteSandbox(ctx, b.id).Execute()
 			})
 			e := provider.AsError(err)

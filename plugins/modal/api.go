@@ -161,7 +161,7 @@ func newSandbox(id string, tags map[string]string) sandbox {
 // app returns the app that the sandboxes are in, and makes it if it is missing. It is not repeated here, nor are image and
 // create: the kit repeats them together.
 func (a *api) app(ctx context.Context) (*modal.App, error) {
-	return once(ctx, a.times.call, "looking for the app", func(ctx context.Context) (*modal.App, error) {
+	return once(ctx, a, a.times.call, "looking for the app", func(ctx context.Context) (*modal.App, error) {
 		return a.client.Apps.FromName(ctx, a.config.App, &modal.AppFromNameParams{CreateIfMissing: true})
 	})
 }
@@ -169,7 +169,7 @@ func (a *api) app(ctx context.Context) (*modal.App, error) {
 // image has the image built if it was not before, however long that takes. The SDK's object for an image must not be
 // shared between calls, and does not survive a stream that breaks off.
 func (a *api) image(ctx context.Context, app *modal.App) (*modal.Image, error) {
-	return once(ctx, a.times.create, "preparing the image", func(ctx context.Context) (*modal.Image, error) {
+	return once(ctx, a, a.times.create, "preparing the image", func(ctx context.Context) (*modal.Image, error) {
 		image := a.client.Images.FromRegistry(a.config.Image, nil)
 		return image.DockerfileCommands(a.config.Setup, nil).Build(ctx, app, nil)
 	})
@@ -179,7 +179,7 @@ func (a *api) image(ctx context.Context, app *modal.App) (*modal.Image, error) {
 // then the sandbox that has the name may be the one that an earlier repetition made.
 func (a *api) create(ctx context.Context, app *modal.App, image *modal.Image, params *modal.SandboxCreateParams) (sandbox, error) {
 	var seen details
-	handle, err := once(ctx, a.times.create, "creating the sandbox", func(ctx context.Context) (*modal.Sandbox, error) {
+	handle, err := once(ctx, a, a.times.create, "creating the sandbox", func(ctx context.Context) (*modal.Sandbox, error) {
 		return a.client.Sandboxes.Create(context.WithValue(ctx, detailsKey{}, &seen), app, image, params)
 	})
 	if err != nil {
@@ -344,7 +344,7 @@ func (a *api) run(ctx context.Context, id string, script cloud.Script) (string, 
 	const doing = "running a script in the sandbox"
 	process, err := a.handle(ctx, id).Exec(ctx, script.Argv(), &modal.SandboxExecParams{Env: script.Env, Stdout: modal.Pipe, Stderr: modal.Ignore})
 	if err != nil {
-		return "", failure(ctx, doing, err)
+		return "", a.failure(ctx, doing, err)
 	}
 	defer process.Stdout.Close()
 	defer context.AfterFunc(ctx, func() { process.Stdout.Close() })() // reading knows no context
@@ -357,7 +357,7 @@ func (a *api) run(ctx context.Context, id string, script cloud.Script) (string, 
 		case err == io.EOF && ctx.Err() == nil:
 			return output.String(), nil
 		case err != nil:
-			return "", failure(ctx, doing, err)
+			return "", a.failure(ctx, doing, err)
 		}
 	}
 	return output.String(), nil
@@ -373,7 +373,7 @@ func (a *api) terminate(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	_, err = once(ctx, a.times.ending, "waiting for the sandbox's end", func(ctx context.Context) (int, error) {
+	_, err = once(ctx, a, a.times.ending, "waiting for the sandbox's end", func(ctx context.Context) (int, error) {
 		return a.handle(ctx, id).Wait(ctx, nil)
 	})
 	if ctx.Err() == nil {
@@ -425,24 +425,24 @@ func (a *api) forget(id string) {
 }
 
 // once makes one call, within limit.
-func once[T any](ctx context.Context, limit time.Duration, doing string, call func(context.Context) (T, error)) (T, error) {
+func once[T any](ctx context.Context, a *api, limit time.Duration, doing string, call func(context.Context) (T, error)) (T, error) {
 	within, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	answer, err := call(within)
 	if err != nil {
-		err = failure(ctx, doing, err)
+		err = a.failure(ctx, doing, err)
 	}
 	return answer, err
 }
 
 // again makes a call that is safe to repeat, a few times if that may help.
 func again[T any](ctx context.Context, a *api, limit time.Duration, doing string, call func(context.Context) (T, error)) (T, error) {
-	return cloud.Repeat(ctx, a.times.Retry, func(ctx context.Context) (T, error) { return once(ctx, limit, doing, call) })
+	return cloud.Repeat(ctx, a.times.Retry, func(ctx context.Context) (T, error) { return once(ctx, a, limit, doing, call) })
 }
 
 // failure returns an error of the SDK with its class. Some are of types of the SDK's own, some are as they came from the
 // cloud. ctx is the caller's.
-func failure(ctx context.Context, doing string, err error) *provider.Error {
+func (a *api) failure(ctx context.Context, doing string, err error) *provider.Error {
 	var classified *provider.Error
 	if errors.As(err, &classified) {
 		return classified
@@ -450,7 +450,7 @@ func failure(ctx context.Context, doing string, err error) *provider.Error {
 	if ctx.Err() != nil {
 		return cloud.Ended(ctx, doing)
 	}
-	e := &provider.Error{Message: doing + " failed: " + text(err), RetryAfter: retryAfter(err), Cause: err}
+	e := &provider.Error{Message: doing + " failed: " + cloud.Presentable(text(err), a.config.TokenSecret), RetryAfter: retryAfter(err), Cause: err}
 	switch codeOf(err) {
 	case codes.Unauthenticated, codes.PermissionDenied:
 		e.Code = provider.CodeDenied
@@ -517,7 +517,7 @@ func text(err error) string {
 	if _, after, found := strings.Cut(said, " desc = "); found {
 		said = after
 	}
-	return said[:min(len(said), 2000)]
+	return said
 }
 
 // retryAfter returns how long the cloud asks to wait.

@@ -170,7 +170,7 @@ func TestCloud(t *testing.T) {
 		}
 	}
 	cloudtest.Run(t, cloudtest.Cloud{
-		Plugin: "modal", Start: startWorld, Secret: canary, SecretHeader: "X-Modal-Token-Secret", Echoes: true,
+		Plugin: "modal", Start: startWorld, Secret: canary, SecretHeader: "X-Modal-Token-Secret",
 		Open: cloudtest.Opener(map[string]any{"token_id": "ak-x", "token_secret": "as-x"}, open),
 		Configurations: map[string]string{
 			`{"server_url":"api.modal.com"}`:                        "server_url",

@@ -231,7 +231,7 @@ func (a *API) refusal(doing string, response *http.Response, body []byte) *provi
 	} else {
 		readMessage(said, body)
 	}
-	said.Message = a.presentable(said.Message)
+	said.Message = Presentable(said.Message, a.secrets()...)
 	e := ReadStatus(said)
 	e.Message = fmt.Sprintf("%s failed: %s", doing, response.Status)
 	if said.Message != "" {
@@ -254,13 +254,23 @@ func readMessage(e *StatusError, body []byte) {
 	e.Message = answer.Message
 }
 
-// presentable makes one short line of a foreign text, without the credentials should the API repeat them.
-func (a *API) presentable(text string) string {
+// secrets are the credentials in the header.
+func (a *API) secrets() []string {
+	var secrets []string
 	for _, values := range a.Header {
 		for _, value := range values {
-			if secret := value[strings.LastIndexByte(value, ' ')+1:]; len(secret) >= 8 {
-				text = strings.ReplaceAll(text, secret, "...")
-			}
+			secrets = append(secrets, value[strings.LastIndexByte(value, ' ')+1:])
+		}
+	}
+	return secrets
+}
+
+// Presentable makes a short line of what a cloud says, and takes credentials out of it should the cloud repeat them. What
+// has fewer than 8 characters is taken for no credential.
+func Presentable(text string, secrets ...string) string {
+	for _, secret := range secrets {
+		if len(secret) >= 8 {
+			text = strings.ReplaceAll(text, secret, "...")
 		}
 	}
 	text = strings.Join(strings.Fields(text), " ")

@@ -34,8 +34,6 @@ type Cloud struct {
 
 	// Secret opens the cloud's API. It goes into the header SecretHeader and nowhere else.
 	Secret, SecretHeader string
-	// Echoes means that errors repeat what the API says whole, even if that is the secret.
-	Echoes bool
 
 	// The simulator's names of some operations: the call that finds a session's sandbox, the one that makes one, a page
 	// of a listing, a request to a server in a sandbox.
