@@ -73,7 +73,7 @@ func TestAFileWithoutAProviderBlockMeansTheLocalProvider(t *testing.T) {
 func TestTheNearestNameIsSuggested(t *testing.T) {
 	t.Parallel()
 	for given, want := range map[string]string{
-		"modle":  ` Did you mean "mode"?`, // "node" and "modal" are two letters away
+		"modee":  ` Did you mean "mode"?`, // "node" and "modal" are two letters away
 		"modell": ` Did you mean "modal"?`,
 		"loca":   ` Did you mean "local"?`,
 		"nodes":  ` Did you mean "node"?`,

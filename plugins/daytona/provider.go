@@ -387,7 +387,7 @@ func (d *Daytona) noteWoken(id string) {
 
 // Found gives a sandbox that was woken the lifetime asked for. It has one from its creation, so that this fails is no
 // reason to refuse it.
-func (m *machines) Found(ctx context.Context, b box, woken bool, lifetime time.Duration) (box, bool, error) {
+func (m *machines) Found(ctx context.Context, b box, woken bool, lifetime time.Duration) (box, bool, error) { //nolint:unparam // a Finder may fail
 	if woken {
 		if err := m.setLifetime(ctx, b, lifetime); err != nil {
 			m.log.Warn("the lifetime of a woken sandbox stays as it was", "sandbox", b.id, "error", err)

@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	apiclient "github.com/daytonaio/daytona/libs/api-client-go"
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/berth-dev/berth/plugins/daytona/sim"
@@ -337,15 +336,6 @@ func TestWhatTheConfigurationAsksForIsSent(t *testing.T) {
 	if provider.CodeOf(err) != provider.CodeInvalid || !strings.Contains(err.Error(), "Snapshot ghcr.io/an/image:1 not found") {
 		t.Errorf("%v", err)
 	}
-}
-
-func mustGet(t *testing.T, d *Daytona, id string) *apiclient.Sandbox {
-	t.Helper()
-	sandbox, _, err := d.api.SandboxAPI.GetSandbox(t.Context(), id).Execute()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return sandbox
 }
 
 func TestAForgottenSandboxStopsAndIsDeletedThoughItIsPinged(t *testing.T) {

@@ -8,13 +8,7 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// What the provider can do beyond the four calls.
-var (
-	_ provider.Lister    = (*Modal)(nil)
-	_ provider.Destroyer = (*Modal)(nil)
-	_ provider.LogReader = (*Modal)(nil)
-	_ io.Closer          = (*Modal)(nil)
-)
+var _ io.Closer = (*Modal)(nil)
 
 // List lists a session's sandboxes by their tags, where the kit would look the name up: a name is found only once its
 // sandbox runs, but the sandbox is listed before.

@@ -10,13 +10,10 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// What the provider can do beyond the four calls.
+// What the provider can do beyond the kit's own.
 var (
-	_ provider.Lister    = (*Runloop)(nil)
 	_ provider.Renewer   = (*Runloop)(nil)
 	_ provider.Suspender = (*Runloop)(nil)
-	_ provider.Destroyer = (*Runloop)(nil)
-	_ provider.LogReader = (*Runloop)(nil)
 	_ io.Closer          = (*Runloop)(nil)
 )
 

@@ -148,7 +148,7 @@ func (d *devboxes) Await(ctx context.Context, it devbox) (devbox, error) {
 // until returns a devbox once it has one of the statuses or has ended, or as it is after a while. To wait for running alone
 // would hang: a devbox can be suspended or end on its way.
 func (d *devboxes) until(ctx context.Context, id string, statuses ...string) (devbox, error) {
-	wanted := append(statuses, failure, shutdown)
+	wanted := slices.Concat(statuses, []string{failure, shutdown})
 	now, err := d.api.wait(ctx, id, wanted, d.hold)
 	believed := now.ID == id && slices.Contains(wanted, now.Status)
 	switch {

@@ -204,7 +204,7 @@ func startNoSuchCommand(_ context.Context, t *trial) error {
 	case d.noCommand.startErr == nil && !exited:
 		return errors.New(d.noCommand.String())
 	case exited && code != nil && *code == 7 && slices.Contains(tail, lastWords):
-		return errors.New("Ping still reports the end of the server before")
+		return errors.New("the ping still reports the end of the server before")
 	}
 	t.saw("%s", d.noCommand)
 	return nil
