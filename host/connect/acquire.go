@@ -10,6 +10,7 @@ import (
 
 	"github.com/berth-dev/berth/host/lease"
 	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/host/recovery"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -43,8 +44,8 @@ func (a *attempt) attachOrCreate(ctx context.Context) (provider.Sandbox, error) 
 	if err := a.account.CheckProvider(a.lease.Record); err != nil {
 		return provider.Sandbox{}, err
 	}
-	if a.lease.Record.Interrupted() {
-		a.progress("finishing what an interrupted " + interrupted(a.lease.Record) + " left")
+	if recovery.Unfinished(a.lease.Record) {
+		a.progress("finishing what an interrupted " + commandOf(a.lease.Record) + " left")
 	}
 	if err := a.account.Finish(ctx, a.lease); err != nil {
 		return provider.Sandbox{}, err
@@ -63,8 +64,8 @@ func (a *attempt) attachOrCreate(ctx context.Context) (provider.Sandbox, error) 
 	return a.create(ctx)
 }
 
-// interrupted names the command that the record says was interrupted.
-func interrupted(record records.Record) string {
+// commandOf names the command that left the record unfinished.
+func commandOf(record records.Record) string {
 	if record.State == records.StateDestroying {
 		return "disconnect"
 	}
@@ -146,17 +147,17 @@ func (a *attempt) create(ctx context.Context) (provider.Sandbox, error) {
 	if err != nil {
 		return provider.Sandbox{}, err
 	}
-	a.made = true
+	a.mayHaveMade = true
 	sandbox, err := a.callCreate(ctx, began)
 	if err != nil {
 		if sandbox, err = a.createFailed(ctx, err); err != nil {
 			return sandbox, err
 		}
 	}
-	a.made = sandbox.Origin == provider.OriginCreated
+	a.mayHaveMade = sandbox.Origin == provider.OriginCreated
 	a.sandboxID = sandbox.ID
 	a.lease.SetSandbox(a.account.Name, sandbox)
-	if a.made { // until its server is healthy it belongs to an attempt, which is undone if it is interrupted
+	if a.mayHaveMade { // until its server is healthy it belongs to an attempt, which is undone if it is interrupted
 		a.lease.Record.State = records.StateCreating
 	}
 	return sandbox, a.lease.Save(ctx)
@@ -207,7 +208,7 @@ func (a *attempt) callCreate(ctx context.Context, began time.Time) (provider.San
 	})
 	if err == nil && ctx.Err() != nil {
 		a.sandboxID = sandbox.ID
-		a.made = sandbox.Origin == provider.OriginCreated
+		a.mayHaveMade = sandbox.Origin == provider.OriginCreated
 		return sandbox, &provider.Error{Code: provider.CodeCanceled, SandboxID: sandbox.ID, Message: "given up while the sandbox was being created"}
 	}
 	return sandbox, err
@@ -229,7 +230,7 @@ func (a *attempt) createFailed(ctx context.Context, err error) (provider.Sandbox
 	if failure := provider.AsError(err); failure.SandboxID != "" {
 		a.sandboxID = failure.SandboxID
 	} else if rulesOutSandbox(failure.Code) {
-		a.made = false
+		a.mayHaveMade = false
 		a.lease.SetGone()
 	}
 	return provider.Sandbox{}, err

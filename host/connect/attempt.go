@@ -33,10 +33,10 @@ type attempt struct {
 	phase      Phase
 	phaseBegan time.Time
 	sandboxID  string
-	// made reports whether this attempt created a sandbox, or may have: then a failure undoes it.
-	made    bool
-	pings   int
-	timings Timings
+	// mayHaveMade reports whether this attempt created a sandbox, or may have: then a failure undoes it.
+	mayHaveMade bool
+	pings       int
+	timings     Timings
 }
 
 func newAttempt(account recovery.Account, secret []byte, req Request, events func(Event)) *attempt {
@@ -80,7 +80,7 @@ func (a *attempt) progress(message string) {
 	a.emit(Event{Phase: a.phase, Status: StatusProgress, Elapsed: time.Since(a.phaseBegan), Message: message})
 }
 
-func (a *attempt) failed(message string) {
+func (a *attempt) emitFailed(message string) {
 	a.emit(Event{Phase: a.phase, Status: StatusFailed, Elapsed: time.Since(a.phaseBegan), Message: message})
 }
 

@@ -11,9 +11,11 @@
 //	acquire.go   get the sandbox
 //	serve.go     start the server
 //	health.go    wait until it is healthy
-//	undo.go      what happens when one of these fails
+//	fail.go      what a connect that failed reports
+//	undo.go      end what it made
 //	attempt.go   the attempt under way: its events, the session key
-//	request.go   what is asked for, the defaults, and the result
+//	defaults.go  how long things may take unless it is configured
+//	request.go   what is asked for, and the result
 //	error.go     failures and their codes
 //	event.go     events
 package connect
@@ -89,7 +91,7 @@ func (a *attempt) lifecycle(ctx context.Context) (Result, error) {
 	if err := a.takeLease(ctx); err != nil {
 		return Result{}, err
 	}
-	ctx = a.lease.Context(ctx)
+	ctx = a.lease.Fenced(ctx)
 	sandbox, err := a.acquire(ctx)
 	if err != nil {
 		return Result{}, err
@@ -108,7 +110,7 @@ func (a *attempt) lifecycle(ctx context.Context) (Result, error) {
 		if err := a.awaitHealthy(ctx, endpoints.Server); err != nil {
 			return Result{}, err
 		}
-		a.timings.Health = a.leave("")
+		a.timings.Health += a.leave("") // beside the question whether it was up already
 	}
 
 	// A connection that cannot be recorded is none: nobody would know of its sandbox.

@@ -88,9 +88,9 @@ func (l *Lease) Check(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// Context returns a context whose provider calls are refused once the lease is lost, even when that happens between
+// Fenced returns a context whose provider calls are refused once the lease is lost, even when that happens between
 // Check and the call. It asks the store's clock only.
-func (l *Lease) Context(ctx context.Context) context.Context {
+func (l *Lease) Fenced(ctx context.Context) context.Context {
 	return fence.With(ctx, func() error {
 		if !l.store.Valid() {
 			return failure(records.ErrLost)

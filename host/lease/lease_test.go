@@ -48,7 +48,7 @@ func TestALostLeaseAllowsNothingMore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fenced := l.Context(t.Context())
+	fenced := l.Fenced(t.Context())
 	if err := errors.Join(l.Check(t.Context()), l.Save(t.Context()), fence.Check(fenced)); err != nil {
 		t.Fatal(err)
 	}

@@ -1,5 +1,11 @@
-// Package recovery finishes what an interrupted attempt left of a session: it finds the sandbox that the attempt made,
-// and destroys it. Connects, disconnects and sweeps do so before anything else, under the session's lease.
+// Package recovery finishes what a host that ended half way left of a session, under the session's lease:
+//
+//	the record says             the next connect, disconnect         a sweep
+//	creating, no sandbox yet    looks for the sandbox, destroys it   the same
+//	creating, with a sandbox    attaches to it                       destroys it: nobody was ever told of it
+//	destroying                  destroys it                          destroys it
+//
+// A connect and a disconnect call Finish, a sweep calls Discard.
 package recovery
 
 import (
@@ -31,21 +37,24 @@ func Fresh(record records.Record, within time.Duration) bool {
 	return age < within && age > -within
 }
 
-// Finish does what an interrupted attempt left to be done before the session can be worked on.
+// Unfinished reports whether something must be finished before the session can be worked on.
 //
 // A Create whose answer was never recorded is not adopted but destroyed: the plugin that made the sandbox may still be
 // removing it, because its host has gone. A Create whose sandbox is recorded had ended; Attach finds that sandbox.
-func (a Account) Finish(ctx context.Context, l *lease.Lease) error {
-	switch {
-	case l.Record.State == records.StateDestroying,
-		l.Record.State == records.StateCreating && l.Record.SandboxID == "":
-		return a.Discard(ctx, l)
-	}
-	return nil
+func Unfinished(r records.Record) bool {
+	return r.State == records.StateDestroying || r.State == records.StateCreating && r.SandboxID == ""
 }
 
-// Discard destroys the sandbox of an interrupted attempt, if it made one, and sets the record to gone. The caller writes
-// the record.
+// Finish does what is left to be done before the session can be worked on.
+func (a Account) Finish(ctx context.Context, l *lease.Lease) error {
+	if !Unfinished(l.Record) {
+		return nil
+	}
+	return a.Discard(ctx, l)
+}
+
+// Discard destroys the sandbox of an interrupted attempt, if it made one, and sets the record to gone. The record stays as
+// it is if the provider cannot list, so that the sandbox cannot be found. The caller writes the record.
 func (a Account) Discard(ctx context.Context, l *lease.Lease) error {
 	id := l.Record.SandboxID
 	if id == "" {

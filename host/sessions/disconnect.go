@@ -1,5 +1,3 @@
-// Package sessions is what is done to a session besides connecting it: list, check, renew, disconnect, and bring its
-// record into agreement with what its provider has. Whatever changes a session is done under its lease.
 package sessions
 
 import (

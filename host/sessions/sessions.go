@@ -1,3 +1,5 @@
+// Package sessions is what is done to a session besides connecting it: list, check, renew, disconnect, and bring its
+// record into agreement with what its provider has. Whatever changes a session is done under its lease.
 package sessions
 
 import (
@@ -71,7 +73,7 @@ func (s *Sessions) underLease(
 		return s.failure(session, "", err)
 	}
 	if err = s.account.CheckProvider(l.Record); err == nil {
-		err = work(l.Context(ctx), l)
+		err = work(l.Fenced(ctx), l)
 	}
 	return s.release(ctx, l, err)
 }
@@ -89,7 +91,7 @@ func (s *Sessions) ifFree(ctx context.Context, session string, work func(context
 	}
 	ctx, cancel := context.WithTimeout(ctx, endLimit)
 	defer cancel()
-	return s.release(ctx, l, work(l.Context(ctx), l))
+	return s.release(ctx, l, work(l.Fenced(ctx), l))
 }
 
 // release records what became of the session, and returns the first error of the work and of the release.

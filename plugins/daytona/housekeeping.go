@@ -62,14 +62,12 @@ func (d *Daytona) Suspend(ctx context.Context, ref provider.SandboxRef) error {
 		if err != nil {
 			return err
 		}
-		switch b.state {
-		case apiclient.SANDBOXSTATE_STOPPED, apiclient.SANDBOXSTATE_PAUSED, apiclient.SANDBOXSTATE_ARCHIVED, apiclient.SANDBOXSTATE_ARCHIVING:
-			if !b.starting {
-				return nil
-			}
-		case apiclient.SANDBOXSTATE_ERROR, apiclient.SANDBOXSTATE_BUILD_FAILED:
+		switch {
+		case b.asleep() && !b.starting:
+			return nil
+		case stateOf(b.state) == provider.StateFailed:
 			return &provider.Error{Code: provider.CodeState, SandboxID: b.id, Message: "the sandbox " + b.id + " cannot be stopped: it is " + b.detail()}
-		case apiclient.SANDBOXSTATE_STARTED:
+		case b.state == apiclient.SANDBOXSTATE_STARTED:
 			_, err := ask(ctx, d, d.times.call, "stopping the sandbox", func(ctx context.Context) (*apiclient.Sandbox, *http.Response, error) {
 				return d.api.SandboxAPI.StopSandbox(ctx, b.id).Execute()
 			})

@@ -111,7 +111,7 @@ func (p *Provider[B]) attachNamed(ctx context.Context, req provider.AttachReques
 // adopt takes the first of the sandboxes into use that is still there. None is CodeNotFound.
 func (p *Provider[B]) adopt(ctx context.Context, present []B, lifetime time.Duration) (provider.Sandbox, error) {
 	for _, box := range present {
-		box, woken, err := p.takeUp(ctx, box, lifetime)
+		box, woken, err := p.use(ctx, box, lifetime)
 		if provider.CodeOf(err) == provider.CodeNotFound {
 			continue
 		}
@@ -129,9 +129,9 @@ func (p *Provider[B]) adopt(ctx context.Context, present []B, lifetime time.Dura
 	return provider.Sandbox{}, provider.Errorf(provider.CodeNotFound, "the session has no sandbox in %s", p.options.Name)
 }
 
-// takeUp brings a sandbox that was found to run, and tells the cloud that it is in use again.
-func (p *Provider[B]) takeUp(ctx context.Context, box B, lifetime time.Duration) (_ B, woken bool, err error) {
-	box, woken, err = p.bringUp(ctx, box, lifetime)
+// use brings a sandbox that was found to run, and tells the cloud that it is in use again.
+func (p *Provider[B]) use(ctx context.Context, box B, lifetime time.Duration) (_ B, woken bool, err error) {
+	box, woken, err = p.untilRunning(ctx, box, lifetime)
 	if finder, asks := p.cloud.(Finder[B]); asks && err == nil {
 		return finder.Found(ctx, box, woken, lifetime)
 	}
@@ -141,8 +141,8 @@ func (p *Provider[B]) takeUp(ctx context.Context, box B, lifetime time.Duration)
 // mostWakes is how often a sandbox is woken that falls asleep again on its way.
 const mostWakes = 3
 
-// bringUp waits until a sandbox runs, and wakes it if it sleeps.
-func (p *Provider[B]) bringUp(ctx context.Context, box B, lifetime time.Duration) (_ B, woken bool, err error) {
+// untilRunning waits until a sandbox runs, and wakes it if it sleeps.
+func (p *Provider[B]) untilRunning(ctx context.Context, box B, lifetime time.Duration) (_ B, woken bool, err error) {
 	wakes, looks := 0, 0
 	for {
 		s := p.cloud.Describe(box)

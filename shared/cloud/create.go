@@ -62,16 +62,16 @@ type creation[B any] struct {
 }
 
 func (c *creation[B]) create(ctx context.Context) (provider.Sandbox, error) {
-	box, err := c.make(ctx)
+	box, err := c.obtain(ctx)
 	if err != nil {
 		return provider.Sandbox{}, err
 	}
 	if c.made == nil {
 		return c.adopt(ctx, []B{box}, c.req.Lifetime)
 	}
-	bring := c.bringUp
+	bring := c.untilRunning
 	if c.found {
-		bring = c.takeUp // what an answer would have told, only Finder.Found may know
+		bring = c.use // what an answer would have told, only Finder.Found may know
 	}
 	box, _, err = bring(ctx, box, c.req.Lifetime)
 	if err != nil {
@@ -91,8 +91,8 @@ func (p *Provider[B]) result(box B, origin provider.Origin) provider.Sandbox {
 	return s
 }
 
-// make makes the sandbox, or returns the one that has its name.
-func (c *creation[B]) make(ctx context.Context) (B, error) {
+// obtain makes the sandbox, or returns the one that has its name.
+func (c *creation[B]) obtain(ctx context.Context) (B, error) {
 	var none B
 	wait := c.times.Retry.First
 	for began, try := time.Now(), 1; ; try++ {
@@ -107,7 +107,7 @@ func (c *creation[B]) make(ctx context.Context) (B, error) {
 		c.unclear = c.unclear || lost
 		if (taken || lost) && ctx.Err() == nil {
 			c.log.Debug("a create had no clear answer: looking for what it made", "attempt", c.req.Attempt, "error", e.Message)
-			found, err := c.look(ctx)
+			found, err := c.findLost(ctx)
 			if err != nil {
 				return none, err // asking again blindly could make a second one
 			}
@@ -131,8 +131,8 @@ func (c *creation[B]) make(ctx context.Context) (B, error) {
 	}
 }
 
-// look looks for what a call made that had no clear answer, or for what has the name. It returns nil if there is neither.
-func (c *creation[B]) look(ctx context.Context) (*B, error) {
+// findLost looks for what a call made that had no clear answer, or for what has the name. It returns nil if there is neither.
+func (c *creation[B]) findLost(ctx context.Context) (*B, error) {
 	for began := time.Now(); ; {
 		present, err := c.find(ctx, c.req.Owner, c.req.Session)
 		if err != nil {
