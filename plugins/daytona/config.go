@@ -16,7 +16,7 @@ type Config struct {
 	APIKey         string        `berth:"api_key,sensitive" env:"DAYTONA_API_KEY" doc:"The key of an organization, with the permissions write:sandboxes and delete:sandboxes. It or jwt_token is needed."`
 	JWTToken       string        `berth:"jwt_token,sensitive" env:"DAYTONA_JWT_TOKEN" doc:"A user's token, instead of api_key. It needs organization_id."`
 	OrganizationID string        `berth:"organization_id" env:"DAYTONA_ORGANIZATION_ID" doc:"Which of the user's organizations jwt_token acts for. An api_key belongs to one, so it needs none."`
-	APIURL         string        `berth:"api_url" default:"https://app.daytona.io/api" env:"DAYTONA_API_URL,DAYTONA_SERVER_URL" doc:"Where the API is, with the /api at its end."`
+	APIURL         string        `berth:"api_url" default:"https://app.daytona.io/api" env:"DAYTONA_API_URL,DAYTONA_SERVER_URL" doc:"Where the API is, with the /api at its end. Plain http is for this machine only, because the key goes with every call."`
 	Target         string        `berth:"target" env:"DAYTONA_TARGET" doc:"The region. Default: the organization's own."`
 	Snapshot       string        `berth:"snapshot" doc:"The snapshot that sandboxes are made of, as it is called in Daytona's dashboard; not an image of a registry. Default: the organization's default snapshot. An account's first sandbox of a large one can take many minutes."`
 	Image          string        `berth:"image" doc:"An image of a registry, instead of snapshot: the cloud builds a snapshot of it first, which takes minutes the first time."`
