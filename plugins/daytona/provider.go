@@ -27,8 +27,8 @@ type Daytona struct {
 	api    *apiclient.APIClient
 	times  times
 
-	mutex sync.Mutex
-	woken map[string]time.Time // by sandbox: when this process woke it
+	mutex    sync.Mutex
+	replaced map[string]time.Time // by sandbox: when its token was replaced, see noteToken
 }
 
 // times are how patient the plugin is.
@@ -47,7 +47,7 @@ const idleHeader = "X-Daytona-Skip-Last-Activity-Update"
 
 func newDaytona(config Config, log hclog.Logger, t times) *Daytona {
 	client := cloud.NewHTTPClient(log)
-	d := &Daytona{config: config, log: log, http: client, api: newAPIClient(config, client), times: t, woken: map[string]time.Time{}}
+	d := &Daytona{config: config, log: log, http: client, api: newAPIClient(config, client), times: t, replaced: map[string]time.Time{}}
 	d.Provider = cloud.New[box](&machines{d}, cloud.Options{
 		Name: "Daytona", UniqueNames: true, Port: config.Port, ProbeHeaders: map[string]string{idleHeader: "true"}, Times: t.Times, Log: log,
 	})
@@ -228,6 +228,7 @@ func (m *machines) Make(ctx context.Context, name string, req provider.CreateReq
 		}
 		return box{}, &e
 	}
+	m.noteToken(s.Id, time.Time{})
 	return boxOf(s), nil
 }
 
@@ -292,7 +293,7 @@ const (
 // out. A public sandbox needs none, and gets no header that would look as if something protected it.
 func (m *machines) Endpoints(ctx context.Context, b box, ports []int) (map[int]provider.Endpoint, error) {
 	if !b.public {
-		m.awaitToken(ctx, b.id)
+		m.awaitToken(ctx, b)
 	}
 	endpoints := map[int]provider.Endpoint{}
 	for _, port := range ports {
@@ -322,15 +323,30 @@ func (m *machines) preview(ctx context.Context, id string, port int) (*apiclient
 		})
 }
 
-// awaitToken waits until the token that a start replaced is no longer given out.
-func (d *Daytona) awaitToken(ctx context.Context, id string) {
+// awaitToken waits until the token that a start replaced is no longer given out. What this process does not know tells the
+// cloud: another one may have started the sandbox a moment ago.
+func (d *Daytona) awaitToken(ctx context.Context, b box) {
 	d.mutex.Lock()
-	woken, recently := d.woken[id]
-	delete(d.woken, id)
+	replaced, known := d.replaced[b.id]
+	delete(d.replaced, b.id)
 	d.mutex.Unlock()
-	if recently {
-		cloud.Pause(ctx, d.times.token-time.Since(woken))
+	if !known {
+		replaced = timeOf(b.updated)
 	}
+	if age := time.Since(replaced).Abs(); age < d.times.token {
+		cloud.Pause(ctx, d.times.token-age)
+	}
+}
+
+// noteToken remembers when the token of a sandbox was replaced by this process; zero: never, the sandbox is new.
+func (d *Daytona) noteToken(id string, replaced time.Time) {
+	const most = 10_000
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	if len(d.replaced) >= most {
+		clear(d.replaced)
+	}
+	d.replaced[id] = replaced
 }
 
 // Denied finds out whether the token of a URL was replaced.

@@ -117,25 +117,38 @@ func TestTheListingIsBehindButASessionsOwnIsNot(t *testing.T) {
 
 func TestAStartReplacesTheTokenAndTheOldOneIsNotHandedOut(t *testing.T) {
 	t.Parallel()
-	cloud := newCloud(t, sim.Options{TokenCache: time.Second})
 	times := timesFor(cloudtest.Brisk)
 	times.token = normalTimes.token
-	d := newDaytona(cloudtest.Configure[Config](t, configFor(cloud), nil), hclog.NewNullLogger(), times)
-	t.Cleanup(func() { d.Close() })
-	sandbox := cloudtest.Create(t, d, "s1")
-	if err := d.Suspend(t.Context(), cloudtest.Ref(sandbox)); err != nil {
-		t.Fatal(err)
+	for _, another := range []bool{false, true} { // whether another process starts the server
+		t.Run(fmt.Sprint(another), func(t *testing.T) {
+			t.Parallel()
+			cloud := newCloud(t, sim.Options{TokenCache: time.Second})
+			opened := func() *Daytona {
+				d := newDaytona(cloudtest.Configure[Config](t, configFor(cloud), nil), hclog.NewNullLogger(), times)
+				t.Cleanup(func() { d.Close() })
+				return d
+			}
+			d := opened()
+			sandbox := cloudtest.Create(t, d, "s1")
+			if err := d.Suspend(t.Context(), cloudtest.Ref(sandbox)); err != nil {
+				t.Fatal(err)
+			}
+			stale, err := (&machines{d}).preview(t.Context(), sandbox.ID, 8000) // which makes the cloud remember it
+			if err != nil {
+				t.Fatal(err)
+			}
+			woken := cloudtest.Attach(t, d, "s1")
+			if another {
+				d = opened()
+				woken = cloudtest.Attach(t, d, "s1")
+			}
+			endpoints := cloudtest.Start(t, d, woken, cloudtest.ActionServer())
+			if endpoints.Server.Headers[tokenHeader] == stale.Token {
+				t.Error("the token of before the start was handed out")
+			}
+			cloudtest.AwaitAlive(t, d, woken, endpoints)
+		})
 	}
-	stale, err := (&machines{d}).preview(t.Context(), sandbox.ID, 8000) // which makes the cloud remember it
-	if err != nil {
-		t.Fatal(err)
-	}
-	woken := cloudtest.Attach(t, d, "s1")
-	endpoints := cloudtest.Start(t, d, woken, cloudtest.ActionServer())
-	if endpoints.Server.Headers[tokenHeader] == stale.Token {
-		t.Error("the token of before the start was handed out")
-	}
-	cloudtest.AwaitAlive(t, d, woken, endpoints)
 }
 
 func TestASandboxThatSomebodyIsStartingIsNotStartedAgain(t *testing.T) {

@@ -105,7 +105,7 @@ type sandboxCall = func(context.Context) (*apiclient.Sandbox, *http.Response, er
 func (w *waking) call(ctx context.Context, b box, doing string, call sandboxCall) error {
 	w.starts++
 	_, err := ask(ctx, w.Daytona, w.times.slowCall, doing, call)
-	w.noteWoken(b.id)
+	w.noteToken(b.id, time.Now())
 	return err
 }
 
@@ -122,16 +122,4 @@ func (w *waking) again(ctx context.Context, err error) error {
 		return cloud.Ended(ctx, "waking the sandbox")
 	}
 	return nil
-}
-
-// noteWoken remembers that the token of a sandbox was replaced just now.
-func (d *Daytona) noteWoken(id string) {
-	d.mutex.Lock()
-	defer d.mutex.Unlock()
-	for old, at := range d.woken {
-		if time.Since(at) > d.times.token {
-			delete(d.woken, old)
-		}
-	}
-	d.woken[id] = time.Now()
 }
