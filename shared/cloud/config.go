@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/berth-dev/berth/shared/provider"
@@ -17,11 +18,13 @@ func (r *Refusals) Add(attribute, format string, args ...any) {
 	r.fields = append(r.fields, provider.FieldError{Field: attribute, Message: fmt.Sprintf(format, args...)})
 }
 
-// Err returns nil if nothing was refused.
+// Err returns nil if nothing was refused. Refusals are in the order of the attributes' names, so that a check may go through
+// a map.
 func (r *Refusals) Err() error {
 	if len(r.fields) == 0 {
 		return nil
 	}
+	slices.SortStableFunc(r.fields, func(a, b provider.FieldError) int { return strings.Compare(a.Field, b.Field) })
 	return &provider.Error{Code: provider.CodeInvalid, Message: "the configuration was refused", Fields: r.fields}
 }
 
