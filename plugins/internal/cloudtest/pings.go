@@ -32,7 +32,7 @@ func testVerdicts(f *fixture) {
 			f := f.with(t)
 			f.start(Options{})
 			if e.Status == provider.PingStopped && f.Suspend == nil {
-				t.Skip("the cloud cannot")
+				t.Skip(f.cloud.Plugin + " cannot suspend a sandbox, so none stops while its server boots")
 			}
 			p := f.open(Normal)
 			sandbox := Create(t, p, "s1")
