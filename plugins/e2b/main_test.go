@@ -109,7 +109,7 @@ func startWorld(t *testing.T, options cloudtest.Options) *cloudtest.World {
 }
 
 func TestCloud(t *testing.T) {
-	envd := []string{"port", "envd.Start", "envd.Connect", "envd.List", "envd.SendSignal", "envd.health", "envd.files"}
+	envd := []string{"port", "envd.Start", "envd.Connect", "envd.List", "envd.SendSignal", "envd.SendInput", "envd.StreamInput", "envd.health", "envd.files"}
 	cloudtest.Run(t, cloudtest.Cloud{
 		Plugin: "e2b", Start: startWorld, Secret: canary, SecretHeader: "X-Api-Key",
 		Open: cloudtest.Opener(map[string]any{"api_key": "e2b_x"}, open),
