@@ -26,7 +26,7 @@ type times = cloud.Times
 func timesFor(p cloudtest.Pace) times {
 	t := p.Times()
 	if p != cloudtest.Normal {
-		t.Rivals, t.Patience, t.LookServer, t.LookCloud = time.Second, 50*time.Millisecond, 100*time.Millisecond, 200*time.Millisecond
+		t.Patience, t.LookServer, t.LookCloud = 50*time.Millisecond, 100*time.Millisecond, 200*time.Millisecond
 	}
 	return t
 }
