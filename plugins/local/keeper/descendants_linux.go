@@ -27,15 +27,18 @@ func (f *family) reap() {
 	}
 }
 
-// descendants returns this process's descendants that live. It misses none that was there all the time.
-func descendants(string) []int {
+// descendants returns this process's descendants that live.
+func descendants(string) []int { return descendantsOf(os.Getpid()) }
+
+// descendantsOf returns a process's descendants that live. It misses none that was there all the time.
+func descendantsOf(root int) []int {
 	below := map[int][]int{}
 	for _, p := range processes() {
 		if p.lives() {
 			below[p.parent] = append(below[p.parent], p.pid)
 		}
 	}
-	all := slices.Clone(below[os.Getpid()])
+	all := slices.Clone(below[root])
 	for i := 0; i < len(all); i++ {
 		all = append(all, below[all[i]]...)
 	}
