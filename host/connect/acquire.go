@@ -33,6 +33,9 @@ func (a *attempt) acquire(ctx context.Context) (provider.Sandbox, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, a.req.Limits.Create, errCreate)
 	defer cancel()
 	sandbox, err := a.attachOrCreate(ctx)
+	if isOfRecords(err) {
+		return sandbox, err
+	}
 	if err != nil {
 		return sandbox, cmp.Or(context.Cause(ctx), err)
 	}

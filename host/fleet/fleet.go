@@ -164,7 +164,7 @@ func (f *Fleet) records(ctx context.Context) (records.Store, error) {
 	case f.opening <- struct{}{}:
 		defer func() { <-f.opening }()
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, connect.RecordsError(ctx.Err())
 	}
 	if f.closed {
 		return nil, closedError()

@@ -2,6 +2,7 @@ package recovery
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -93,7 +94,8 @@ func repeat(ctx context.Context, call func() error) error {
 	})
 	err := retry.Do(ctx, backoff, func(context.Context) error {
 		err := call()
-		if lease.IsLost(err) {
+		var ofRecords *lease.Error
+		if errors.As(err, &ofRecords) {
 			last = nil
 			return err
 		}
