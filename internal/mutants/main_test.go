@@ -14,7 +14,7 @@ func TestAccount(t *testing.T) {
 	if err := os.MkdirAll("host/x", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	source := "package x\n\tif a < b {\n\tconst limit = 10 * second\n\tx++\n"
+	source := "package x\nvar _ = a < b\nconst limit = 10 * second\nfunc f() { x++ }\nvar s = a + \": \" + b\n"
 	if err := os.WriteFile(filepath.Join("host", "x", "x.go"), []byte(source), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -23,7 +23,9 @@ func TestAccount(t *testing.T) {
 		{"type":"CONDITIONALS_NEGATION","status":"KILLED","line":2,"column":7},
 		{"type":"ARITHMETIC_BASE","status":"NOT COVERED","line":3,"column":20},
 		{"type":"INCREMENT_DECREMENT","status":"TIMED OUT","line":4,"column":3},
-		{"type":"INCREMENT_DECREMENT","status":"NOT VIABLE","line":4,"column":3}]}]}`
+		{"type":"INCREMENT_DECREMENT","status":"NOT VIABLE","line":4,"column":3},
+		{"type":"ARITHMETIC_BASE","status":"KILLED","line":5,"column":11},
+		{"type":"ARITHMETIC_BASE","status":"KILLED","line":5,"column":18}]}]}`
 	mutations, err := decode("host/x", []byte(report))
 	if err != nil {
 		t.Fatal(err)
@@ -45,7 +47,7 @@ func TestAccount(t *testing.T) {
 		t.Error("a package under its marks was let through")
 	}
 
-	both := reasons("host/x/x.go | CONDITIONALS_BOUNDARY | if a < b { | they are never equal\n" +
+	both := reasons("host/x/x.go | CONDITIONALS_BOUNDARY | var _ = a < b | they are never equal\n" +
 		"host/x/x.go | ARITHMETIC_BASE | const limit = 10 * second | nobody waits that long\n")
 	a = count("host/x", mutations, both)
 	if a.excused != 2 || a.percentKilled() != 100 || a.percentReached() != 100 {
