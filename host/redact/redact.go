@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/base64"
 	"encoding/hex"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -160,8 +161,10 @@ func cuts(text string, ends bool) []cut {
 	return all
 }
 
-// longestEscape is how many bytes of an escape may be left at a cut.
+// longestEscape is how many bytes of an escape may be left at a cut, and escapeEnd what they look like after it.
 const longestEscape = 9
+
+var escapeEnd = regexp.MustCompile(`^([uUx]?[0-9A-Fa-f]*|[#0-9A-Za-z;{]*[;}])$`)
 
 // findPieces adds what is left of the secret at the ends of a part: its beginning at the tail, its end at the head, or a
 // piece from within it that is all of the part. p is the part's text.
@@ -185,7 +188,7 @@ func findPieces(found []span, p plain, c cut, secret string) []span {
 	}
 	if c.head {
 		for spare := range min(longestEscape, len(text)-shortest+1) {
-			if n := endAt(text[spare:], secret); n > 0 {
+			if n := endAt(text[spare:], secret); n > 0 && escapeEnd.MatchString(text[:spare]) {
 				add(0, spare+n)
 				break
 			}
@@ -197,10 +200,10 @@ func findPieces(found []span, p plain, c cut, secret string) []span {
 	return found
 }
 
-// beginningAt returns the length of the longest beginning of secret that text ends with, or 0.
+// beginningAt returns the length of the longest beginning of secret, short of all of it, that text ends with, or 0.
 func beginningAt(text, secret string) int {
 	last := text[len(text)-shortest:]
-	for end := min(len(secret), len(text)); end >= shortest; end-- {
+	for end := min(len(secret)-1, len(text)); end >= shortest; end-- {
 		at := strings.LastIndex(secret[:end], last)
 		if at < 0 {
 			return 0
@@ -212,10 +215,10 @@ func beginningAt(text, secret string) int {
 	return 0
 }
 
-// endAt returns the length of the longest end of secret that text begins with, or 0.
+// endAt returns the length of the longest end of secret, short of all of it, that text begins with, or 0.
 func endAt(text, secret string) int {
 	first := text[:shortest]
-	for from := max(0, len(secret)-len(text)); from <= len(secret)-shortest; from++ {
+	for from := max(1, len(secret)-len(text)); from <= len(secret)-shortest; from++ {
 		at := strings.Index(secret[from:], first)
 		if at < 0 {
 			return 0

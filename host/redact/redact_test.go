@@ -241,6 +241,7 @@ func TestWhatIsLeftOfASecretThatWasCutIsReplaced(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]string{
+		"KEY=" + secret:                               "KEY=[redacted]",
 		"KEY=sk-live/0123…":                           "KEY=[redacted]…",
 		"…klmnopqrstuvwxyz\"0123456789 and more":      "…[redacted] and more",
 		"…56789+abcdefghijklmnopqrstuvw…":             "…[redacted]…",
@@ -262,6 +263,22 @@ func pieces(text string, length int) []string {
 		all = append(all, text[i:i+length])
 	}
 	return all
+}
+
+func TestAWholeSecretAtTheEndOfALineIsNoPiece(t *testing.T) {
+	t.Parallel()
+	var set redact.Set
+	set.Add("canary-for-the-server")
+	for text, want := range map[string]string{
+		"TOKEN=canary-for-the-server":         "TOKEN=[redacted]",
+		"canary-for-the-server is the token":  "[redacted] is the token",
+		"nary-for-the-server\nTOKEN=canary-f": "[redacted]\nTOKEN=[redacted]",
+		"the server":                          "the server",
+	} {
+		if got := set.Cut(text); got != want {
+			t.Errorf("%q became %q", text, got)
+		}
+	}
 }
 
 func TestAHostileTextDoesNotTakeLong(t *testing.T) {
