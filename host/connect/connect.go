@@ -98,7 +98,10 @@ func (a *attempt) lifecycle(ctx context.Context) (Result, error) {
 	}
 	a.timings.Acquire = a.leave(string(sandbox.Origin))
 
-	endpoints, healthy := a.findServer(ctx, sandbox)
+	endpoints, healthy, err := a.findServer(ctx, sandbox)
+	if err != nil {
+		return Result{}, err
+	}
 	if !healthy {
 		a.enter(PhaseStartServer)
 		if endpoints, err = a.startServer(ctx); err != nil {
@@ -134,8 +137,12 @@ func (c *Connector) Probe(ctx context.Context, req Request, sandboxID string) (P
 	if sandbox.Endpoints == nil {
 		return Probe{Sandbox: sandbox, Ping: provider.PingResult{Status: provider.PingNotYet, Reason: "no server has been started"}}, nil
 	}
+	endpoints, err := a.withKey(*sandbox.Endpoints)
+	if err != nil {
+		return Probe{Sandbox: sandbox}, err
+	}
 	a.sandboxID = sandbox.ID
 	began := time.Now()
-	result, err := a.ping(ctx, a.withKey(*sandbox.Endpoints).Server)
+	result, err := a.ping(ctx, endpoints.Server)
 	return Probe{Sandbox: sandbox, Ping: result, Elapsed: time.Since(began)}, err
 }

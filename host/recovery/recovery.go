@@ -107,12 +107,18 @@ func (a Account) FindMade(ctx context.Context, record records.Record, patience t
 				return nil
 			}
 		}
-		if provider.CodeOf(err) == provider.CodeUnsupported {
-			return err
+		if provider.CodeOf(err) == provider.CodeUnsupported || isCut(err) {
+			return err // another look would see no more
 		}
 		return retry.RetryableError(errNotListed)
 	})
 	return id, last
+}
+
+// isCut reports whether a part of a listing was left out, because it was too long.
+func isCut(err error) bool {
+	e := provider.AsError(err)
+	return e != nil && e.Reason == provider.ReasonListCut
 }
 
 var errNotListed = errors.New("not listed")
