@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/sethvargo/go-retry"
@@ -107,10 +106,10 @@ func (a *app) printHold(session, sandboxID string, end time.Time) error {
 	if a.flags.output == "json" {
 		return a.printJSON(wire.NewRenewed(session, sandboxID, end))
 	}
-	otherwise := "has no end of its own"
+	otherwise := own("has no end of its own")
 	if !end.IsZero() {
-		otherwise = "would end " + ago(end)
+		otherwise = own("would end " + ago(end))
 	}
-	fmt.Fprintf(a.stdout, "session %s: sandbox %s is held; without that it %s\n", session, sandboxID, otherwise)
+	a.print("session %s: sandbox %s is held; without that it %s\n", session, sandboxID, otherwise)
 	return nil
 }

@@ -18,7 +18,7 @@ type Session struct {
 	CreatedAt *time.Time `json:"created_at"`
 	ExpiresAt *time.Time `json:"expires_at"`
 	HeldUntil *time.Time `json:"held_until"`
-	Note      string     `json:"note,omitempty"`
+	Note      string     `json:"note,omitempty" foreign:"text"`
 }
 
 // NewSession returns the Session of a session's state, without a note.
@@ -44,7 +44,7 @@ type Ping struct {
 	Healthy   bool   `json:"healthy"`
 	// Server is the answer of the server, absent when the sandbox does not run.
 	Server    string  `json:"server,omitempty"`
-	Reason    string  `json:"reason,omitempty"`
+	Reason    string  `json:"reason,omitempty" foreign:"text"`
 	ElapsedMS float64 `json:"elapsed_ms"`
 }
 

@@ -184,7 +184,7 @@ func (l *Local) endKeeper(ctx context.Context, id string) (*os.File, error) {
 		client, err := keeper.Dial(l.store, id)
 		if lock != nil {
 			if err == nil { // a keeper that ends in good order takes its address along: this one was killed
-				keeper.Sweep(id)
+				keeper.SweepDead(client.Mark())
 			}
 			return lock, nil
 		}
