@@ -142,7 +142,7 @@ func (c *Client) List(ctx context.Context, req ListRequest) ([]Sandbox, error) {
 		if err != nil {
 			return l.sandboxes, errorFromWire(ctx, "List", err)
 		}
-		if err := l.add(r); err != nil {
+		if err := l.add(sandboxesFromWire(r.GetSandboxes()), proto.Size(r)); err != nil {
 			return l.sandboxes, err
 		}
 	}

@@ -240,6 +240,14 @@ func sandboxFromWire(w *pb.Sandbox) Sandbox {
 	return s
 }
 
+func sandboxesFromWire(list []*pb.Sandbox) []Sandbox {
+	var sandboxes []Sandbox
+	for _, w := range list {
+		sandboxes = append(sandboxes, sandboxFromWire(w))
+	}
+	return sandboxes
+}
+
 func pingToWire(p PingResult) *pb.PingResponse {
 	return &pb.PingResponse{
 		Status: pingTable[p.Status], Reason: text(p.Reason), ExitCode: exitCodeToWire(p.ExitCode), LogTail: texts(Tail(p.LogTail)),

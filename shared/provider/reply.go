@@ -11,9 +11,6 @@ import (
 	"strings"
 
 	"golang.org/x/net/http/httpguts"
-	"google.golang.org/protobuf/proto"
-
-	pb "github.com/berth-dev/berth/shared/proto/berth/provider/v1"
 )
 
 // Limits of what a reply may hold. What describes something to people is cut to its limit; a reply with anything else
@@ -221,17 +218,16 @@ type listing struct {
 	problem   string // of the first one
 }
 
-// add reads one message. It returns an error when the listing gets too long.
-func (l *listing) add(w *pb.ListResponse) error {
-	l.bytes += proto.Size(w) + listEach*len(w.GetSandboxes())
-	if len(w.GetSandboxes()) == 0 {
+// add takes the sandboxes of one message of so many bytes. It returns an error when the listing gets too long.
+func (l *listing) add(sandboxes []Sandbox, size int) error {
+	l.bytes += size + listEach*len(sandboxes)
+	if len(sandboxes) == 0 {
 		l.bytes += listEmpty
 	}
 	if l.bytes > listBytes {
 		return listCut("%d MiB", listBytes>>20)
 	}
-	for _, each := range w.GetSandboxes() {
-		s := sandboxFromWire(each)
+	for _, s := range sandboxes {
 		if l.request.Session != "" && s.Session != l.request.Session {
 			continue
 		}

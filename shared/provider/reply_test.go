@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/berth-dev/berth/shared/proto/berth/provider/v1"
@@ -203,7 +204,8 @@ func TestAListWithoutEndIsCutAndSaysSo(t *testing.T) {
 			l := listing{request: ListRequest{Owner: "me", Session: "s1"}, seen: map[string]int{}}
 			var err error
 			for n := 0; err == nil; n++ {
-				err = l.add(test.message(n))
+				w := test.message(n)
+				err = l.add(sandboxesFromWire(w.GetSandboxes()), proto.Size(w))
 			}
 			if e := AsError(err); e.Reason != ReasonListCut || !strings.Contains(e.Message, "more than "+test.says) {
 				t.Errorf("got %v", err)
@@ -338,7 +340,7 @@ func FuzzSandboxReply(f *testing.F) {
 			}
 		}
 		l := listing{request: ListRequest{Owner: "me"}, seen: map[string]int{}}
-		if err := l.add(&pb.ListResponse{Sandboxes: []*pb.Sandbox{w, w, {Id: id}}}); err != nil {
+		if err := l.add([]Sandbox{s, s, {ID: id}}, 1); err != nil {
 			t.Error(err)
 		}
 		for got := range maps.Keys(l.seen) {
