@@ -105,18 +105,10 @@ func (p *postgresServer) upgrade(ctx context.Context, db *sql.DB) error {
 }
 
 func (p *postgresServer) current(ctx context.Context, db *sql.DB) (bool, error) {
-	var known bool
-	if err := db.QueryRowContext(ctx, "SELECT to_regclass($1) IS NOT NULL", versionTable).Scan(&known); err != nil || !known {
-		return false, err
-	}
-	var version int64
-	if err := db.QueryRowContext(ctx, selectVersion).Scan(&version); err != nil {
-		return false, err
-	}
-	if version > schema {
-		return false, tooNew(p.where, version)
-	}
-	return version == schema, nil
+	return current(ctx, db, p.where, func(table string) (known bool, err error) {
+		err = db.QueryRowContext(ctx, "SELECT to_regclass($1) IS NOT NULL", table).Scan(&known)
+		return known, err
+	})
 }
 
 func (p *postgresServer) backoff() retry.Backoff {

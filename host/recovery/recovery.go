@@ -103,7 +103,7 @@ func (a Account) FindMade(ctx context.Context, record records.Record, patience t
 		last = err
 		for _, sandbox := range sandboxes {
 			if sandbox.Attempt == record.Attempt {
-				id = sandbox.ID
+				id, last = sandbox.ID, nil // whatever else the listing lacks
 				return nil
 			}
 		}
