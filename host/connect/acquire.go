@@ -129,12 +129,6 @@ func (a *attempt) attach(ctx context.Context) (provider.Sandbox, error) {
 	})
 }
 
-func (a *attempt) attachRequest(sandboxID string) provider.AttachRequest {
-	return provider.AttachRequest{
-		Session: a.req.Session, Owner: a.account.Owner, SandboxID: sandboxID, Server: a.server, Lifetime: a.req.Lifetime,
-	}
-}
-
 // createOnly creates a sandbox, and fails if the session has one. It looks before, because a Create that adopts may wake
 // a sandbox, which costs money. A provider that cannot list finds out by Create itself.
 func (a *attempt) createOnly(ctx context.Context) (provider.Sandbox, error) {
@@ -263,7 +257,7 @@ func (a *attempt) createFailed(ctx context.Context, err error) (provider.Sandbox
 		}
 	}
 	if failure := provider.AsError(err); failure.SandboxID != "" {
-		a.sandboxID = failure.SandboxID
+		a.named = failure.SandboxID
 	} else if rulesOutSandbox(failure.Code) {
 		a.mayHaveMade = false
 		a.lease.SetGone()

@@ -95,7 +95,7 @@ func (f *Fleet) Sessions(ctx context.Context, only string) (states []SessionStat
 	return describeSessions(recorded, listings, only), failures, nil
 }
 
-// listing is what one provider lists, or why that is not known.
+// listing is what one provider lists. With an error that may be a part of it, or nothing.
 type listing struct {
 	sandboxes []provider.Sandbox
 	err       error
@@ -162,11 +162,11 @@ func describeRecord(r records.Record, l *listing) SessionState {
 		s.State = State(r.State)
 	case l == nil:
 		s.State, s.NotConfigured = StateUnreachable, true
-	case l.err != nil:
-		s.State = StateUnreachable
 	default:
 		if listed := l.find(r.SandboxID); listed != nil {
 			s.State, s.ExpiresAt = State(listed.State), listed.ExpiresAt
+		} else if l.err != nil {
+			s.State = StateUnreachable
 		} else if recovery.Fresh(r, recovery.ListingLag) {
 			s.State = State(r.State)
 		} else {
