@@ -50,7 +50,7 @@ Exit code 0 means healthy, 7 not healthy, 4 no sandbox.`,
 }
 
 func (a *app) printProbe(label, session string, probe connect.Probe) error {
-	probe.Ping.Reason = a.secrets.String(probe.Ping.Reason)
+	probe.Ping = a.redactedPing(probe.Ping)
 	if a.flags.output == "json" {
 		return a.printJSON(wire.NewPing(label, session, probe))
 	}
@@ -63,7 +63,20 @@ func (a *app) printProbe(label, session string, probe connect.Probe) error {
 	default:
 		fmt.Fprintf(a.stdout, ", the server is not healthy: %s\n", probe.Ping.Reason)
 	}
+	for _, line := range probe.Ping.LogTail {
+		fmt.Fprintf(a.stdout, "  | %s\n", line)
+	}
 	return nil
+}
+
+// redactedPing returns an answer without secrets.
+func (a *app) redactedPing(r provider.PingResult) provider.PingResult {
+	r.Reason = a.secrets.String(r.Reason)
+	r.LogTail = slices.Clone(r.LogTail)
+	for i, line := range r.LogTail {
+		r.LogTail[i] = a.secrets.String(line)
+	}
+	return r
 }
 
 func (a *app) disconnectCommand() *cobra.Command {
@@ -114,10 +127,14 @@ func (a *app) sessionsCommand() *cobra.Command {
   unreachable           the provider did not answer
 
 and the sandboxes of this installation that no record names. A provider that does not answer is named, and the exit code
-is that of the failure.`,
+is that of the failure.
+
+That a sandbox runs does not mean that its server does. With --check the server of each is asked once, as berth ping asks
+it, and the note tells of those that are not healthy.`,
 		Args: cobra.NoArgs,
 	}
 	label := c.Flags().StringP("provider", "p", "", "only this provider")
+	check := c.Flags().Bool("check", false, "also ask the servers of the sandboxes that run whether they are healthy")
 	c.RunE = run(func(c *cobra.Command, _ []string) error {
 		if err := a.load(); err != nil {
 			return err
@@ -125,6 +142,15 @@ is that of the failure.`,
 		states, failures, err := a.fleet.Sessions(c.Context(), *label)
 		if err != nil {
 			return err
+		}
+		if *check {
+			a.fleet.LookAtServers(c.Context(), states, func(key string) { a.secrets.Add(key) })
+			for i, s := range states {
+				if s.Server != nil {
+					redacted := a.redactedPing(*s.Server)
+					states[i].Server = &redacted
+				}
+			}
 		}
 		return a.printSessions(states, failures)
 	})
@@ -166,6 +192,8 @@ func (a *app) printSessions(states []fleet.SessionState, problems map[string]err
 // noteOn returns what people should know of a session besides its state.
 func noteOn(s fleet.SessionState) string {
 	switch {
+	case s.Server != nil && s.Server.Status != provider.PingAlive:
+		return "the server is not healthy: " + s.Server.Reason
 	case !s.Recorded:
 		return "no record names it; see berth gc --dry-run"
 	case s.NotConfigured:

@@ -136,6 +136,6 @@ func (c *Connector) Probe(ctx context.Context, req Request, sandboxID string) (P
 	}
 	a.sandboxID = sandbox.ID
 	began := time.Now()
-	result, err := a.ping(ctx, a.withKey(*sandbox.Endpoints).Server)
+	result, err := a.ping(ctx, a.withKey(*sandbox.Endpoints).Server, lookSlack)
 	return Probe{Sandbox: sandbox, Ping: result, Elapsed: time.Since(began)}, err
 }

@@ -17,7 +17,7 @@ func (a *attempt) findServer(ctx context.Context, sandbox provider.Sandbox) (pro
 	}
 	a.enter(PhaseHealth)
 	endpoints := a.withKey(*sandbox.Endpoints)
-	result, err := a.ping(ctx, endpoints.Server)
+	result, err := a.ping(ctx, endpoints.Server, answerSlack)
 	healthy := err == nil && result.Status == provider.PingAlive
 	message := "server is up"
 	if !healthy {
