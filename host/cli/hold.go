@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/sethvargo/go-retry"
@@ -135,11 +134,10 @@ func (w *serverWatch) look(ctx context.Context) {
 	}
 	changed := probe.Ping.Status != w.last
 	w.last = probe.Ping.Status
-	a, result := w.app, w.app.redactedPing(probe.Ping)
+	a, result := w.app, probe.Ping
 	switch {
 	case !changed:
 	case a.flags.output == "json":
-		probe.Ping = result
 		_ = a.printJSON(wire.NewPing(w.session.Provider(), w.id, probe)) // the command's end tells of a failure
 	case result.Status == provider.PingAlive:
 		a.note("berth: session %s: the server is healthy again", w.id)
@@ -171,10 +169,10 @@ func (a *app) printHold(session, sandboxID string, end time.Time) error {
 	if a.flags.output == "json" {
 		return a.printJSON(wire.NewRenewed(session, sandboxID, end))
 	}
-	otherwise := "has no end of its own"
+	otherwise := own("has no end of its own")
 	if !end.IsZero() {
-		otherwise = "would end " + ago(end)
+		otherwise = own("would end " + ago(end))
 	}
-	fmt.Fprintf(a.stdout, "session %s: sandbox %s is held; without that it %s\n", session, sandboxID, otherwise)
+	a.print("session %s: sandbox %s is held; without that it %s\n", session, sandboxID, otherwise)
 	return nil
 }

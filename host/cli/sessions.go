@@ -2,7 +2,6 @@ package cli
 
 import (
 	"cmp"
-	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -50,33 +49,22 @@ Exit code 0 means healthy, 7 not healthy, 4 no sandbox.`,
 }
 
 func (a *app) printProbe(label, session string, probe connect.Probe) error {
-	probe.Ping = a.redactedPing(probe.Ping)
 	if a.flags.output == "json" {
 		return a.printJSON(wire.NewPing(label, session, probe))
 	}
-	fmt.Fprintf(a.stdout, "session %s: sandbox %s is %s", session, probe.Sandbox.ID, probe.Sandbox.State)
+	a.print("session %s: sandbox %s is %s", session, probe.Sandbox.ID, probe.Sandbox.State)
 	switch probe.Ping.Status {
 	case "":
-		fmt.Fprintln(a.stdout)
+		a.print("\n")
 	case provider.PingAlive:
-		fmt.Fprintf(a.stdout, ", the server is healthy (%s)\n", short(probe.Elapsed))
+		a.print(", the server is healthy (%s)\n", own(short(probe.Elapsed)))
 	default:
-		fmt.Fprintf(a.stdout, ", the server is not healthy: %s\n", probe.Ping.Reason)
+		a.print(", the server is not healthy: %s\n", probe.Ping.Reason)
 	}
 	for _, line := range probe.Ping.LogTail {
-		fmt.Fprintf(a.stdout, "  | %s\n", line)
+		a.print("  | %s\n", line)
 	}
 	return nil
-}
-
-// redactedPing returns an answer without secrets.
-func (a *app) redactedPing(r provider.PingResult) provider.PingResult {
-	r.Reason = a.secrets.String(r.Reason)
-	r.LogTail = slices.Clone(r.LogTail)
-	for i, line := range r.LogTail {
-		r.LogTail[i] = a.secrets.String(line)
-	}
-	return r
 }
 
 func (a *app) disconnectCommand() *cobra.Command {
@@ -109,7 +97,7 @@ Without a sandbox the exit code is 4.`,
 		if a.flags.output == "json" {
 			return a.printJSON(wire.Disconnected{Session: id, Provider: s.Provider(), SandboxID: sandboxID, Done: done})
 		}
-		fmt.Fprintf(a.stdout, "session %s: sandbox %s %s\n", id, sandboxID, done)
+		a.print("session %s: sandbox %s %s\n", id, sandboxID, own(done))
 		return nil
 	})
 	return c
@@ -145,12 +133,6 @@ it, and the note tells of those that are not healthy.`,
 		}
 		if *check {
 			a.fleet.LookAtServers(c.Context(), states, func(key string) { a.secrets.Add(key) })
-			for i, s := range states {
-				if s.Server != nil {
-					redacted := a.redactedPing(*s.Server)
-					states[i].Server = &redacted
-				}
-			}
 		}
 		return a.printSessions(states, failures)
 	})
@@ -169,13 +151,14 @@ func (a *app) printSessions(states []fleet.SessionState, problems map[string]err
 		a.say("berth: provider %s: %s", name, f.Message)
 	}
 	list := []wire.Session{}
-	rows := [][]string{{"SESSION", "PROVIDER", "SANDBOX", "STATE", "CREATED", "EXPIRES", "NOTE"}}
+	rows := [][]any{{"SESSION", "PROVIDER", "SANDBOX", "STATE", "CREATED", "EXPIRES", "NOTE"}}
 	for _, state := range states {
 		s := wire.NewSession(state)
 		s.Note = noteOn(state)
 		list = append(list, s)
-		rows = append(rows, []string{
-			orDash(s.Session), s.Provider, orDash(s.SandboxID), s.State, agoOrDash(s.CreatedAt), agoOrDash(s.ExpiresAt), orDash(s.Note),
+		rows = append(rows, []any{
+			orDash(s.Session), s.Provider, orDash(s.SandboxID), state.State, own(agoOrDash(s.CreatedAt)), own(agoOrDash(s.ExpiresAt)),
+			orDash(s.Note),
 		})
 	}
 	if a.flags.output != "json" {

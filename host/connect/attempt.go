@@ -1,6 +1,7 @@
 package connect
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -84,14 +85,30 @@ func (a *attempt) emitFailed(message string) {
 	a.emit(Event{Phase: a.phase, Status: StatusFailed, Elapsed: time.Since(a.phaseBegan), Message: message})
 }
 
-// ready ends the attempt.
+// ready returns the result.
 func (a *attempt) ready(sandbox provider.Sandbox, endpoints provider.Endpoints) Result {
 	a.timings.Total = time.Since(a.began)
+	a.phase, a.phaseBegan = PhaseReady, a.began
 	a.emit(Event{Phase: PhaseReady, Status: StatusDone, Elapsed: a.timings.Total})
 	return Result{
 		Session: a.req.Session, Provider: a.account.Name, SandboxID: sandbox.ID, Origin: sandbox.Origin,
 		Endpoint: endpoints.Server, Extra: endpoints.Extra, Pings: a.pings, Timings: a.timings,
 	}
+}
+
+// deliver hands the result over while the record still says that the sandbox is being made: if this host dies before
+// anybody was told, the sandbox is found and ended.
+func (a *attempt) deliver(ctx context.Context, result Result) error {
+	if a.req.Deliver == nil {
+		return nil
+	}
+	if err := a.lease.Check(ctx); err != nil {
+		return err
+	}
+	if err := a.req.Deliver(ctx, result); err != nil {
+		return &Error{Code: CodeUndelivered, Message: err.Error(), Cause: err}
+	}
+	return nil
 }
 
 func (a *attempt) emit(e Event) {

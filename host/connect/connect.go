@@ -113,13 +113,17 @@ func (a *attempt) lifecycle(ctx context.Context) (Result, error) {
 		a.timings.Health += a.leave("") // beside the question whether it was up already
 	}
 
-	// A connection that cannot be recorded is none: nobody would know of its sandbox.
+	// A connection that cannot be recorded is none: nobody would know of its sandbox. Nor is one that nobody is told of.
 	a.lease.SetSandbox(a.account.Name, sandbox)
+	result := a.ready(sandbox, endpoints)
+	if err := a.deliver(ctx, result); err != nil {
+		return Result{}, err
+	}
 	if err := a.lease.Release(ctx); err != nil {
 		return Result{}, err
 	}
 	a.lease = nil
-	return a.ready(sandbox, endpoints), nil
+	return result, nil
 }
 
 // Probe attaches to a sandbox of the session that runs, and asks its server once whether it is healthy. It starts

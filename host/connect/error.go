@@ -39,7 +39,9 @@ const (
 	CodeLeaseLost Code = "lease_lost"
 	// CodeRecordsUnusable: the records cannot be read or written.
 	CodeRecordsUnusable Code = "records_unusable"
-	CodeInternal        Code = "internal"
+	// CodeUndelivered: everything is done, and the result did not reach whoever asked for it.
+	CodeUndelivered Code = "undelivered"
+	CodeInternal    Code = "internal"
 )
 
 // Cleanup is what became of what a failed connect had made.

@@ -3,7 +3,6 @@ package records
 import (
 	"context"
 	"crypto/rand"
-	"database/sql"
 	"errors"
 	"fmt"
 	"os"
@@ -86,7 +85,7 @@ func (s *SQL) ensureHolder(ctx context.Context) (*holder, error) {
 	}
 	defer func() { <-s.registering }()
 	if s.lifetime.Err() != nil {
-		return nil, &UnusableError{Where: s.dir, Problem: "they were closed", Hint: "open them again"}
+		return nil, s.closedError()
 	}
 	old := s.currentHolder()
 	if old != nil && old.valid() {
@@ -120,9 +119,9 @@ func (s *SQL) registerHolder(ctx context.Context) (*holder, error) {
 		}
 	}
 	var start time.Time
-	err = s.do(ctx, false, func(ctx context.Context, conn *sql.Conn) error {
+	err = s.update(ctx, false, func(ctx context.Context, q querier) error {
 		start = s.now()
-		_, err := s.exec(ctx, conn, `INSERT INTO holders (id, description, until, ttl) VALUES ($1, $2, {now} + $3, $3)
+		_, err := s.exec(ctx, q, `INSERT INTO holders (id, description, until, ttl) VALUES ($1, $2, {now} + $3, $3)
 			ON CONFLICT (id) DO UPDATE SET until = excluded.until`, h.id, describeProcess(), h.ttl.Milliseconds())
 		return err
 	})
@@ -168,17 +167,21 @@ func (s *SQL) heartbeat(ctx context.Context, h *holder) {
 	}
 }
 
-// renew extends the holder by its ttl. It uses no connection slot, so other calls cannot delay it, and gives up when
+// renew extends the holder by its ttl. It needs no connection slot, so other calls cannot delay it, and gives up when
 // the holder expires.
 func (s *SQL) renew(ctx context.Context, h *holder) error {
 	ctx, cancel := context.WithTimeout(ctx, h.remaining())
 	defer cancel()
 	return s.retrying(ctx, func(ctx context.Context) error {
-		start := s.now()
+		update := s.transaction
+		if s.writer != nil {
+			update = s.writer.do
+		}
+		var start time.Time
 		var n int64
-		err := s.runOnce(ctx, false, func(ctx context.Context, conn *sql.Conn) error {
-			var err error
-			n, err = s.exec(ctx, conn, `UPDATE holders SET until = {now} + ttl WHERE id = $1 AND until > {now}`, h.id)
+		err := update(ctx, false, func(ctx context.Context, q querier) (err error) {
+			start = s.now()
+			n, err = s.exec(ctx, q, `UPDATE holders SET until = {now} + ttl WHERE id = $1 AND until > {now}`, h.id)
 			return err
 		})
 		switch {
@@ -207,8 +210,8 @@ func (s *SQL) unregister(ctx context.Context, h *holder) error {
 }
 
 func (s *SQL) deleteHolder(ctx context.Context, id string) error {
-	return s.do(ctx, false, func(ctx context.Context, conn *sql.Conn) error {
-		_, err := s.exec(ctx, conn, `DELETE FROM holders WHERE id = $1`, id)
+	return s.update(ctx, false, func(ctx context.Context, q querier) error {
+		_, err := s.exec(ctx, q, `DELETE FROM holders WHERE id = $1`, id)
 		return err
 	})
 }

@@ -49,6 +49,8 @@ func (p *postgresServer) lock() string { return "FOR UPDATE" }
 
 func (p *postgresServer) check() error { return nil }
 
+func (p *postgresServer) queue() *queue { return nil }
+
 func (p *postgresServer) prepare(context.Context, *sql.Conn, bool) error { return nil }
 
 func (p *postgresServer) open(ctx context.Context) (*sql.DB, error) {
@@ -119,7 +121,7 @@ func (p *postgresServer) current(ctx context.Context, db *sql.DB) (bool, error) 
 
 func (p *postgresServer) backoff() retry.Backoff {
 	pause := retry.WithCappedDuration(500*time.Millisecond, retry.NewExponential(20*time.Millisecond))
-	return retry.WithMaxDuration(patience, retry.WithJitterPercent(50, pause))
+	return retry.WithJitterPercent(50, pause)
 }
 
 // transient takes every error that does not come from the server itself for a failure of the connection.

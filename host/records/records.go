@@ -128,7 +128,9 @@ type UnusableError struct {
 	// Problem is what is wrong, and Hint what to do about it.
 	Problem string
 	Hint    string
-	Cause   error
+	// Passes means that it may pass by itself, so that trying again can help.
+	Passes bool
+	Cause  error
 }
 
 func (e *UnusableError) Error() string {

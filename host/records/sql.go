@@ -45,7 +45,10 @@ type SQL struct {
 
 	database database
 	db       *sql.DB
-	slots    chan struct{} // a semaphore for connections; one more is reserved for the heartbeat
+	slots    chan struct{} // a semaphore for connections; one more is reserved for the heartbeat, or the writer
+	writer   *writer       // nil if the database has its writers wait for each other itself
+	expanded sync.Map      // queries as expand returns them
+	reader   *prepared     // statements for reading, nil without a writer
 
 	registering chan struct{} // full while a holder is being registered
 	mutex       sync.Mutex
@@ -69,6 +72,8 @@ type database interface {
 	lock() string
 	// check returns an *UnusableError if the database that was opened has been removed or replaced.
 	check() error
+	// queue returns the queue of the processes that write to the database, or nil if it needs none.
+	queue() *queue
 	// prepare sets a connection up for a write that must survive a power cut (durable), or need not.
 	prepare(ctx context.Context, conn *sql.Conn, durable bool) error
 	// transient reports whether the operation may succeed if it is retried.
@@ -81,7 +86,7 @@ type database interface {
 
 const (
 	defaultLease = 30 * time.Second
-	// patience is for how long a transient failure is retried.
+	// patience is for how long a caller without a deadline of its own waits for records that do not answer.
 	patience = 10 * time.Second
 	// tryTimeout limits one try, so that a connection that died silently is replaced before patience ends.
 	tryTimeout = 4 * time.Second
@@ -113,11 +118,13 @@ func Open(ctx context.Context, o Options) (*SQL, error) {
 	s.slots = make(chan struct{}, n)
 	s.db.SetMaxOpenConns(n + 1)
 	s.db.SetMaxIdleConns(n + 1)
+	if q := s.database.queue(); q != nil {
+		s.reader, s.writer = newPrepared(s.db), newWriter(s, q)
+	}
 	s.lifetime, s.endLifetime = context.WithCancel(context.Background())
 	if err := s.begin(ctx); err != nil {
 		s.endLifetime()
-		s.db.Close()
-		return nil, err
+		return nil, errors.Join(err, s.closeDatabase())
 	}
 	return s, nil
 }
@@ -155,8 +162,8 @@ func makeHoldersDir(dir string) (string, error) {
 func (s *SQL) begin(ctx context.Context) error {
 	_, err := s.Began(ctx)
 	if errors.Is(err, ErrNotFound) {
-		err = s.do(ctx, true, func(ctx context.Context, conn *sql.Conn) error {
-			_, err := s.exec(ctx, conn, `INSERT INTO about (owner, began) VALUES ($1, {now}) ON CONFLICT DO NOTHING`, s.owner)
+		err = s.update(ctx, true, func(ctx context.Context, q querier) error {
+			_, err := s.exec(ctx, q, `INSERT INTO about (owner, began) VALUES ($1, {now}) ON CONFLICT DO NOTHING`, s.owner)
 			return err
 		})
 	}
@@ -191,13 +198,8 @@ func (s *SQL) Take(ctx context.Context, session string) (Lease, Record, error) {
 // that h has expired.
 func (s *SQL) take(ctx context.Context, h *holder, session string) (lease Lease, record Record, other string, err error) {
 	var tried int64 // the token that an earlier try may have committed
-	err = s.do(ctx, false, func(ctx context.Context, conn *sql.Conn) error {
+	err = s.update(ctx, false, func(ctx context.Context, tx querier) error {
 		other = ""
-		tx, err := conn.BeginTx(ctx, nil)
-		if err != nil {
-			return err
-		}
-		defer tx.Rollback() //nolint:errcheck // a no-op after Commit
 		if err := s.checkHolder(ctx, tx, h.id); err != nil {
 			return err
 		}
@@ -231,7 +233,7 @@ func (s *SQL) take(ctx context.Context, h *holder, session string) (lease Lease,
 			return err
 		}
 		lease = Lease{Session: session, Holder: h.id, Token: tried}
-		return tx.Commit()
+		return nil
 	})
 	if err != nil {
 		return Lease{}, Record{}, other, err
@@ -251,7 +253,7 @@ func (s *SQL) checkHolder(ctx context.Context, q querier, id string) error {
 
 // checkFree returns a BusyError if the holder of the session's lease is valid. It deletes an expired one, so that a late
 // heartbeat finds nothing to renew.
-func (s *SQL) checkFree(ctx context.Context, tx *sql.Tx, session, id string) error {
+func (s *SQL) checkFree(ctx context.Context, tx querier, session, id string) error {
 	// An expiry further off than any renewal can have set it means that the clock was set back since.
 	_, err := s.exec(ctx, tx, `DELETE FROM holders WHERE id = $1 AND (until <= {now} OR until > {now} + 2 * ttl)`, id)
 	if err != nil {
@@ -272,9 +274,9 @@ func (s *SQL) checkFree(ctx context.Context, tx *sql.Tx, session, id string) err
 
 // Check implements Store.
 func (s *SQL) Check(ctx context.Context, lease Lease) error {
-	return s.fenced(ctx, lease, false, func(ctx context.Context, conn *sql.Conn) error {
+	return s.fenced(ctx, lease, s.view, func(ctx context.Context, q querier) error {
 		var one int
-		return s.query(ctx, conn, `SELECT 1 FROM sessions WHERE `+leaseHolds, s.owner, lease.Session, lease.Holder, lease.Token).
+		return s.query(ctx, q, `SELECT 1 FROM sessions WHERE `+leaseHolds, s.owner, lease.Session, lease.Holder, lease.Token).
 			Scan(&one)
 	})
 }
@@ -285,18 +287,18 @@ const leaseHolds = `owner = $1 AND session = $2 AND holder = $3 AND token = $4
 
 // Save implements Store. It is idempotent, so a try whose answer was lost is simply repeated.
 func (s *SQL) Save(ctx context.Context, lease Lease, record Record) error {
-	return s.fenced(ctx, lease, true, func(ctx context.Context, conn *sql.Conn) error {
-		return s.write(ctx, conn, lease, record, lease.Holder)
+	return s.fenced(ctx, lease, s.save, func(ctx context.Context, q querier) error {
+		return s.write(ctx, q, lease, record, lease.Holder)
 	})
 }
 
 // Release implements Store.
 func (s *SQL) Release(ctx context.Context, lease Lease, record Record) error {
 	tried := false
-	return s.fenced(ctx, lease, true, func(ctx context.Context, conn *sql.Conn) error {
-		err := s.write(ctx, conn, lease, record, "")
+	return s.fenced(ctx, lease, s.save, func(ctx context.Context, q querier) error {
+		err := s.write(ctx, q, lease, record, "")
 		if errors.Is(err, sql.ErrNoRows) && tried {
-			return s.released(ctx, conn, lease)
+			return s.released(ctx, q, lease)
 		}
 		tried = true
 		return err
@@ -304,20 +306,20 @@ func (s *SQL) Release(ctx context.Context, lease Lease, record Record) error {
 }
 
 // released returns nil if an earlier try of Release, whose answer was lost, was committed.
-func (s *SQL) released(ctx context.Context, conn *sql.Conn, lease Lease) error {
+func (s *SQL) released(ctx context.Context, q querier, lease Lease) error {
 	// While the holder is valid, no other host can have ended its lease: that try did.
-	if err := s.checkHolder(ctx, conn, lease.Holder); !errors.Is(err, ErrLost) {
+	if err := s.checkHolder(ctx, q, lease.Holder); !errors.Is(err, ErrLost) {
 		return err
 	}
 	// Otherwise the only proof is what Release leaves in the row until another host takes the session.
 	var one int
-	return s.query(ctx, conn, `SELECT 1 FROM sessions WHERE owner = $1 AND session = $2 AND holder = '' AND token = $3`,
+	return s.query(ctx, q, `SELECT 1 FROM sessions WHERE owner = $1 AND session = $2 AND holder = '' AND token = $3`,
 		s.owner, lease.Session, lease.Token).Scan(&one)
 }
 
 // write writes a record and the session's holder. It returns sql.ErrNoRows if the lease is lost.
-func (s *SQL) write(ctx context.Context, conn *sql.Conn, lease Lease, r Record, holder string) error {
-	n, err := s.exec(ctx, conn, `UPDATE sessions SET provider = $5, sandbox_id = $6, attempt = $7, state = $8,
+func (s *SQL) write(ctx context.Context, q querier, lease Lease, r Record, holder string) error {
+	n, err := s.exec(ctx, q, `UPDATE sessions SET provider = $5, sandbox_id = $6, attempt = $7, state = $8,
 		created_at = $9, expires_at = $10, held_until = $11, holder = $12, updated_at = CASE
 		WHEN (provider, sandbox_id, attempt, state, created_at, expires_at, held_until) = ($5, $6, $7, $8, $9, $10, $11)
 		THEN updated_at ELSE {now} END WHERE `+leaseHolds,
@@ -329,20 +331,18 @@ func (s *SQL) write(ctx context.Context, conn *sql.Conn, lease Lease, r Record, 
 	return err
 }
 
-// fenced calls f, which needs the lease and returns sql.ErrNoRows if the database says that it is lost.
-func (s *SQL) fenced(
-	ctx context.Context, lease Lease, durable bool, f func(context.Context, *sql.Conn) error,
-) error {
+// fenced calls f by view or save. It needs the lease and returns sql.ErrNoRows if the database says that it is lost.
+func (s *SQL) fenced(ctx context.Context, lease Lease, by func(context.Context, change) error, f change) error {
 	h := s.currentHolder()
 	if h == nil || h.id != lease.Holder || !h.valid() {
 		return ErrLost
 	}
-	return s.do(ctx, durable, func(ctx context.Context, conn *sql.Conn) error {
-		err := f(ctx, conn)
+	return by(ctx, func(ctx context.Context, q querier) error {
+		err := f(ctx, q)
 		if !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
-		err = s.checkHolder(ctx, conn, h.id)
+		err = s.checkHolder(ctx, q, h.id)
 		if err == nil {
 			return ErrLost // only this lease, not the holder's others
 		}
@@ -393,9 +393,9 @@ func (s *SQL) List(ctx context.Context) ([]Record, error) {
 
 func (s *SQL) read(ctx context.Context, query string, arguments ...any) (records []Record, err error) {
 	dead := map[string]bool{} // by the ID of the holder
-	err = s.do(ctx, false, func(ctx context.Context, conn *sql.Conn) error {
+	err = s.view(ctx, func(ctx context.Context, q querier) error {
 		records = nil
-		rows, err := conn.QueryContext(ctx, s.expand(query), arguments...)
+		rows, err := q.QueryContext(ctx, s.expand(query), arguments...)
 		if err != nil {
 			return err
 		}
@@ -427,13 +427,13 @@ func (s *SQL) Forget(ctx context.Context, before time.Time) (int, error) {
 		return 0, err
 	}
 	var n int64
-	err := s.do(ctx, true, func(ctx context.Context, conn *sql.Conn) error {
-		_, err := s.exec(ctx, conn, `DELETE FROM holders WHERE until <= {now} OR until > {now} + 2 * ttl`)
+	err := s.update(ctx, true, func(ctx context.Context, q querier) error {
+		_, err := s.exec(ctx, q, `DELETE FROM holders WHERE until <= {now} OR until > {now} + 2 * ttl`)
 		if err != nil {
 			return err
 		}
 		// Comparing the token makes sure that no host took the session between the SELECT and the DELETE.
-		n, err = s.exec(ctx, conn, `DELETE FROM sessions WHERE owner = $1 AND (session, token) IN (
+		n, err = s.exec(ctx, q, `DELETE FROM sessions WHERE owner = $1 AND (session, token) IN (
 			SELECT session, token FROM sessions WHERE owner = $1 AND state = $2 AND updated_at < $3
 			AND NOT EXISTS (SELECT 1 FROM holders WHERE id = holder))`, s.owner, StateGone, millis(before))
 		return err
@@ -444,8 +444,8 @@ func (s *SQL) Forget(ctx context.Context, before time.Time) (int, error) {
 // Began implements Store. It is kept per owner: a new owner in an old database knows nothing of older sandboxes.
 func (s *SQL) Began(ctx context.Context) (time.Time, error) {
 	var began int64
-	err := s.do(ctx, false, func(ctx context.Context, conn *sql.Conn) error {
-		err := s.query(ctx, conn, `SELECT began FROM about WHERE owner = $1`, s.owner).Scan(&began)
+	err := s.view(ctx, func(ctx context.Context, q querier) error {
+		err := s.query(ctx, q, `SELECT began FROM about WHERE owner = $1`, s.owner).Scan(&began)
 		if errors.Is(err, sql.ErrNoRows) {
 			return ErrNotFound
 		}
@@ -465,65 +465,137 @@ func (s *SQL) Close() (err error) {
 			err = s.unregister(context.Background(), h)
 		}
 		<-s.registering
-		err = errors.Join(err, s.db.Close())
+		err = errors.Join(err, s.closeDatabase())
 	})
 	return err
 }
 
-// do calls f with a connection of its own, and again after transient failures: also when an earlier call took effect and
-// only its answer was lost. durable is for writes that must survive a power cut.
-func (s *SQL) do(ctx context.Context, durable bool, f func(context.Context, *sql.Conn) error) error {
+// closeDatabase ends what Open began.
+func (s *SQL) closeDatabase() error {
+	if s.writer != nil {
+		s.writer.close()
+		s.reader.close()
+	}
+	return s.db.Close()
+}
+
+func (s *SQL) closedError() error {
+	return &UnusableError{Where: s.dir, Problem: "they were closed", Hint: "open them again"}
+}
+
+// view calls f to read. Like update it calls f again after transient failures.
+func (s *SQL) view(ctx context.Context, f change) error {
 	return s.retrying(ctx, func(ctx context.Context) error {
-		select {
-		case s.slots <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		defer func() { <-s.slots }()
-		return s.runOnce(ctx, durable, f)
+		return s.inSlot(ctx, func() error {
+			return s.try(ctx, func(ctx context.Context) error {
+				if s.reader != nil {
+					return f(ctx, s.reader)
+				}
+				conn, err := s.db.Conn(ctx)
+				if err != nil {
+					return err
+				}
+				defer conn.Close()
+				return f(ctx, conn)
+			})
+		})
 	})
 }
 
-// retrying calls f until it succeeds, fails for good, or patience ends.
+// save is update for what must survive a power cut.
+func (s *SQL) save(ctx context.Context, f change) error { return s.update(ctx, true, f) }
+
+// update calls f in a transaction, and again after transient failures: also when an earlier call took effect and only its
+// answer was lost. durable is for writes that must survive a power cut.
+func (s *SQL) update(ctx context.Context, durable bool, f change) error {
+	return s.retrying(ctx, func(ctx context.Context) error {
+		if s.writer != nil {
+			return s.writer.do(ctx, durable, f)
+		}
+		return s.inSlot(ctx, func() error { return s.transaction(ctx, durable, f) })
+	})
+}
+
+// inSlot calls f when a connection is free for it.
+func (s *SQL) inSlot(ctx context.Context, f func() error) error {
+	select {
+	case s.slots <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-s.slots }()
+	return f()
+}
+
+// retrying calls f until it succeeds, fails for good, or its time is over: when ctx ends or, if it has no deadline, when
+// patience does.
 func (s *SQL) retrying(ctx context.Context, f func(context.Context) error) error {
-	err := retry.Do(ctx, s.database.backoff(), func(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	backoff := s.database.backoff()
+	if _, limited := ctx.Deadline(); !limited {
+		backoff = retry.WithMaxDuration(patience, backoff)
+	}
+	var last error
+	err := retry.Do(ctx, backoff, func(ctx context.Context) error {
 		err := f(ctx)
 		if err != nil && !ofContract(err) && s.database.transient(err) {
+			last = err
 			return retry.RetryableError(err)
 		}
 		return err
 	})
+	if last != nil && errors.Is(err, context.DeadlineExceeded) {
+		err = last // it tells more
+	}
 	return s.explain(ctx, err)
 }
 
-// runOnce calls f with a connection. It fails if the database has been removed or replaced, even if f succeeds.
-func (s *SQL) runOnce(ctx context.Context, durable bool, f func(context.Context, *sql.Conn) error) error {
+// try calls f once. It fails if the database has been removed or replaced, even if f succeeds.
+func (s *SQL) try(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
 	if err := s.database.check(); err != nil {
 		return err
 	}
-	conn, err := s.db.Conn(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	if err := s.database.prepare(ctx, conn, durable); err != nil {
-		return err
-	}
-	err = f(ctx, conn)
+	err := f(ctx)
 	if err := s.database.check(); err != nil {
 		return err
 	}
 	return err
 }
 
-// explain turns every error into one that Store documents, or the context's.
+// transaction calls f once in a transaction.
+func (s *SQL) transaction(ctx context.Context, durable bool, f change) error {
+	return s.try(ctx, func(ctx context.Context) error {
+		conn, err := s.db.Conn(ctx)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		if err := s.database.prepare(ctx, conn, durable); err != nil {
+			return err
+		}
+		tx, err := conn.BeginTx(ctx, nil)
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback() //nolint:errcheck // a no-op after Commit
+		if err := f(ctx, tx); err != nil {
+			return err
+		}
+		return tx.Commit()
+	})
+}
+
+// explain turns every error into one that Store documents, or that of a context that was cancelled. Records that do not
+// answer before a deadline are unusable.
 func (s *SQL) explain(ctx context.Context, err error) error {
 	switch {
 	case err == nil, ofContract(err):
 		return err
-	case ctx.Err() != nil:
+	case errors.Is(ctx.Err(), context.Canceled):
 		return ctx.Err()
 	}
 	return s.database.explain(err)
@@ -538,6 +610,7 @@ func ofContract(err error) bool {
 
 type querier interface {
 	ExecContext(ctx context.Context, query string, arguments ...any) (sql.Result, error)
+	QueryContext(ctx context.Context, query string, arguments ...any) (*sql.Rows, error)
 	QueryRowContext(ctx context.Context, query string, arguments ...any) *sql.Row
 }
 
@@ -557,10 +630,17 @@ func (s *SQL) query(ctx context.Context, q querier, query string, arguments ...a
 // expand replaces {now} and {lock} in a query by the database's SQL.
 func (s *SQL) expand(query string) string {
 	now := s.database.now()
-	if shift := s.shift(); shift != 0 {
+	shift := s.shift()
+	if shift != 0 {
 		now = fmt.Sprintf("(%s + %d)", now, shift.Milliseconds())
+	} else if known, ok := s.expanded.Load(query); ok {
+		return known.(string)
 	}
-	return strings.NewReplacer("{now}", now, "{lock}", s.database.lock()).Replace(query)
+	expanded := strings.NewReplacer("{now}", now, "{lock}", s.database.lock()).Replace(query)
+	if shift == 0 {
+		s.expanded.Store(query, expanded)
+	}
+	return expanded
 }
 
 // millis returns a time as the database stores it.

@@ -18,7 +18,7 @@ type Session struct {
 	CreatedAt *time.Time `json:"created_at"`
 	ExpiresAt *time.Time `json:"expires_at"`
 	HeldUntil *time.Time `json:"held_until"`
-	Note      string     `json:"note,omitempty"`
+	Note      string     `json:"note,omitempty" foreign:"text"`
 	// Server is what a look at the server has shown; nil if nobody looked.
 	Server *Server `json:"server,omitempty"`
 }
@@ -41,10 +41,10 @@ type Server struct {
 	Healthy bool `json:"healthy"`
 	// Server is the answer: alive, not_yet, or a verdict.
 	Server string `json:"server,omitempty"`
-	Reason string `json:"reason,omitempty"`
+	Reason string `json:"reason,omitempty" foreign:"text"`
 	// ExitCode and LogTail are those of a server that has ended.
 	ExitCode *int     `json:"exit_code,omitempty"`
-	LogTail  []string `json:"log_tail,omitempty"`
+	LogTail  []string `json:"log_tail,omitempty" foreign:"text"`
 }
 
 // NewServer returns the Server of an answer to a ping.

@@ -67,7 +67,8 @@ var floors = map[string][]string{
 		"host/sweep", "host/sessions", "host/connect", "host/recovery", "host/records", "host/config", "host/supervise",
 		"shared/provider",
 	},
-	"host/wire": {"host/fleet", "host/connect", "host/sweep", "shared/provider"},
+	"host/wire":      {"host/fleet", "host/connect", "host/sweep", "host/printable", "shared/provider"},
+	"host/printable": {},
 }
 
 // noOutside are the packages that know nothing of how providers, configurations and fronts are made.
