@@ -177,17 +177,19 @@ func (s *SQL) renew(ctx context.Context, h *holder) error {
 	ctx, cancel := context.WithTimeout(ctx, h.remaining())
 	defer cancel()
 	return s.retrying(ctx, func(ctx context.Context) error {
-		update := s.transaction
-		if s.writer != nil {
-			update = s.writer.do
-		}
 		var start time.Time
 		var n int64
-		err := update(ctx, false, func(ctx context.Context, q querier) (err error) {
+		move := func(ctx context.Context, q querier) (err error) {
 			start = s.now()
 			n, err = s.exec(ctx, q, `UPDATE holders SET until = {now} + ttl WHERE id = $1 AND until > {now}`, h.id)
 			return err
-		})
+		}
+		var err error
+		if s.writer != nil {
+			err = s.writer.hurry(ctx, move)
+		} else {
+			err = s.transaction(ctx, false, move)
+		}
 		switch {
 		case err != nil:
 			return err

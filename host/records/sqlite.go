@@ -184,8 +184,11 @@ func (f *sqliteFile) current(ctx context.Context, db *sql.DB) (bool, error) {
 // locked calls do when it is this process's turn.
 func (f *sqliteFile) locked(ctx context.Context, do func(context.Context) error) error {
 	q := f.queue()
-	_, limited := ctx.Deadline()
-	turn, err := q.take(ctx, limited)
+	how := inTime
+	if _, limited := ctx.Deadline(); limited {
+		how = patiently
+	}
+	turn, err := q.take(ctx, how)
 	if err != nil {
 		return err
 	}
