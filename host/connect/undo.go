@@ -31,7 +31,7 @@ func (a *attempt) undo(ctx context.Context) (Cleanup, error) {
 
 func (a *attempt) destroyMade(ctx context.Context) error {
 	if a.sandboxID == "" {
-		id, err := a.account.FindMade(ctx, a.lease.Record, recovery.SearchTime)
+		id, err := a.account.FindMade(ctx, a.lease.Record.OwnAttempt(), recovery.SearchTime)
 		if err != nil {
 			return fmt.Errorf("a sandbox may have been made for attempt %s, and looking for it failed: %w", a.id, err)
 		}

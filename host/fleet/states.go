@@ -66,6 +66,16 @@ func (f *Fleet) Sessions(ctx context.Context, only string) (states []SessionStat
 	if err != nil {
 		return nil, nil, connect.RecordsError(err)
 	}
+	owed, err := store.Owed(ctx, "")
+	if err != nil {
+		return nil, nil, connect.RecordsError(err)
+	}
+	for _, attempt := range owed { // each may have a sandbox, beside the session's own
+		recorded = append(recorded, records.Record{
+			Session: attempt.Session, Provider: attempt.Provider, SandboxID: attempt.SandboxID, Attempt: attempt.ID, State: attempt.State,
+			CreatedAt: attempt.CreatedAt, UpdatedAt: attempt.UpdatedAt,
+		})
+	}
 	listings := map[string]*listing{}
 	for name, err := range failures {
 		listings[name] = &listing{err: err}

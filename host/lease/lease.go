@@ -136,10 +136,44 @@ func outlive(parent context.Context, more time.Duration) (context.Context, conte
 	}
 }
 
+// SaveAttempt writes an earlier attempt of the session.
+func (l *Lease) SaveAttempt(ctx context.Context, attempt records.Attempt) error {
+	return failure(l.store.SaveAttempt(ctx, l.lease, attempt))
+}
+
+// Owed returns the earlier attempts of the session that owe an undo.
+func (l *Lease) Owed(ctx context.Context) ([]records.Attempt, error) {
+	if l.Record.Owed == 0 {
+		return nil, nil
+	}
+	owed, err := l.store.Owed(ctx, l.Record.Session)
+	return owed, failure(err)
+}
+
+// LabelGeneration is on every sandbox that is created. Its value is the generation of the session's key at that time.
+const LabelGeneration = "berth-generation"
+
+// GenerationOf returns the generation of the key that a sandbox's server has: the recorded one or, if the records have
+// none of this sandbox, that of its label. It is empty for a sandbox of a berth that knew no generations.
+func GenerationOf(record records.Record, sandbox provider.Sandbox) string {
+	if record.Generation != "" && isOf(record, sandbox) {
+		return record.Generation
+	}
+	return sandbox.Labels[LabelGeneration]
+}
+
+// isOf reports whether the sandbox is that of the record's attempt. Some plugins do not say of which attempt one is.
+func isOf(record records.Record, sandbox provider.Sandbox) bool {
+	return sandbox.Attempt == record.Attempt || sandbox.Attempt == "" && sandbox.ID == record.SandboxID
+}
+
 // SetSandbox makes the record name a sandbox that runs on the provider.
 func (l *Lease) SetSandbox(providerName string, sandbox provider.Sandbox) {
+	l.Record.Generation = GenerationOf(l.Record, sandbox)
+	if !isOf(l.Record, sandbox) {
+		l.Record.Attempt = sandbox.Attempt
+	}
 	l.Record.Provider, l.Record.SandboxID, l.Record.State = providerName, sandbox.ID, records.StateRunning
-	l.Record.Attempt = sandbox.Attempt
 	l.Record.ExpiresAt = sandbox.ExpiresAt
 	if !sandbox.CreatedAt.IsZero() {
 		l.Record.CreatedAt = sandbox.CreatedAt

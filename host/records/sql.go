@@ -437,7 +437,8 @@ const columns = `session, provider, sandbox_id, attempt, state, created_at, upda
 // owes is the condition on attempts that Store.Owed describes. Its first line is that of the index on them.
 const owes = `state IN ('creating', 'destroying')
 	AND NOT EXISTS (SELECT 1 FROM sessions AS own WHERE own.owner = attempts.owner AND own.session = attempts.session AND
-	(own.attempt = attempts.id OR own.sandbox_id = attempts.sandbox_id AND own.sandbox_id <> '' AND own.state <> 'gone'))`
+	(own.attempt = attempts.id OR own.provider = attempts.provider AND own.sandbox_id = attempts.sandbox_id
+	AND own.sandbox_id <> '' AND own.state <> 'gone'))`
 
 // ofAttempts are the columns of a Record that are kept in attempts.
 const ofAttempts = `COALESCE((SELECT generation FROM attempts WHERE attempts.owner = sessions.owner

@@ -79,6 +79,12 @@ func (a Account) Destroy(ctx context.Context, under *lease.Lease, sandboxID stri
 		return destroyer.Destroy(ctx, ref)
 	})
 	if err != nil && provider.CodeOf(err) != provider.CodeNotFound {
+		var failed *provider.Error
+		if errors.As(err, &failed) && failed.SandboxID == "" {
+			named := *failed
+			named.SandboxID = sandboxID
+			err = &named
+		}
 		return fmt.Errorf("sandbox %s is left: %w", sandboxID, err)
 	}
 	return nil
