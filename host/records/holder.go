@@ -82,9 +82,13 @@ func (s *SQL) withHolder(ctx context.Context, f func(h *holder, register change)
 	if h := s.currentHolder(); h != nil && h.valid() {
 		return f(h, unchanged)
 	}
+	began := time.Now()
 	select {
 	case s.registering <- struct{}{}:
-	case <-ctx.Done():
+	case <-ctx.Done(): // the call that registers one waits for the records
+		if s.writer != nil {
+			return s.explain(ctx, s.writer.queue.explain(ctx.Err(), began))
+		}
 		return s.explain(ctx, ctx.Err())
 	}
 	if old := s.currentHolder(); old != nil && old.valid() { // registered by another call

@@ -27,6 +27,13 @@ import (
 type queue struct {
 	lockPath string
 	dir      string // of the tickets; made by the first that has to wait
+	// asleep is for how long the first in line may leave a free lock alone before its ticket is removed. A process that was
+	// stopped while it waited must not stop the others. When it goes on, it takes a new ticket.
+	asleep time.Duration
+}
+
+func newQueue(dir string) *queue {
+	return &queue{lockPath: filepath.Join(dir, "records.lock"), dir: filepath.Join(dir, "queue"), asleep: time.Second}
 }
 
 const (
@@ -34,9 +41,6 @@ const (
 	ordinary = 1_000_000_000
 	// firstPoll and lastPoll bound the pauses of the first in line, who asks for a lock that no ticket leads to.
 	firstPoll, lastPoll = time.Millisecond, 20 * time.Millisecond
-	// asleep is for how long the first in line may leave a free lock alone before its ticket is removed. A process that was
-	// stopped while it waited must not stop the others. When it goes on, it takes a new ticket.
-	asleep = time.Second
 	// stuck is for how long a process may have its turn before it is said to have been stopped. A turn takes milliseconds.
 	stuck = 5 * time.Second
 )
@@ -247,7 +251,7 @@ func (q *queue) has(own *ticket) bool {
 // await waits until those before the ticket are gone and the lock is free.
 func (q *queue) await(ctx context.Context, own *ticket, began time.Time, how haste) (*turn, error) {
 	pause := firstPoll
-	var sleeper sleeper
+	sleeper := sleeper{enough: q.asleep}
 	for {
 		numbers, err := q.tickets()
 		switch {
@@ -272,7 +276,7 @@ func (q *queue) await(ctx context.Context, own *ticket, began time.Time, how has
 			continue
 		}
 		// The longer the queue, the more seldom each looks whether it moves at all.
-		look := asleep/2 + time.Duration(place)*20*time.Millisecond
+		look := q.asleep/2 + time.Duration(place)*20*time.Millisecond
 		gone, err := q.watch(ctx, numbers[place-1], look)
 		switch {
 		case err != nil:
@@ -304,7 +308,7 @@ func (q *queue) watch(ctx context.Context, number int, atMost time.Duration) (go
 			if err != nil {
 				return true, nil
 			}
-			if age := time.Since(info.ModTime()); age < 0 || age >= asleep {
+			if age := time.Since(info.ModTime()); age < 0 || age >= q.asleep {
 				os.Remove(path) // its process has died
 				return true, nil
 			}
@@ -323,6 +327,7 @@ func (q *queue) watch(ctx context.Context, number int, atMost time.Duration) (go
 
 // sleeper finds out that the first in line leaves the lock alone though it is free.
 type sleeper struct {
+	enough time.Duration
 	number int
 	since  time.Time
 }
@@ -336,7 +341,7 @@ func (s *sleeper) is(number int, free bool) bool {
 		}
 		return false
 	}
-	return time.Since(s.since) >= asleep
+	return time.Since(s.since) >= s.enough
 }
 
 // free reports whether nobody has the lock.

@@ -281,7 +281,7 @@ func (w *writer) lock(ctx context.Context, turn *turn) error {
 		if err == nil || !isBusy(err) {
 			return err
 		}
-		if time.Since(began) > time.Second {
+		if time.Since(began) > 100*time.Millisecond {
 			turn.setBlocked()
 		}
 		sleep(ctx, lastPoll/4)
