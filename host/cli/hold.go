@@ -1,15 +1,16 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"math"
 	"time"
 
-	"github.com/sethvargo/go-retry"
 	"github.com/spf13/cobra"
 
-	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/fleet"
+	"github.com/berth-dev/berth/host/sessions"
 	"github.com/berth-dev/berth/host/wire"
 )
 
@@ -47,59 +48,34 @@ the configuration.
 // errHeld is the end of a hold that was to end then.
 var errHeld = errors.New("held for as long as asked")
 
-// hold renews until ctx ends or, unless limit is 0, the sandbox was held for that long. A renewal that fails is tried
-// again until the life it had won is nearly over: the network may come back.
+// hold keeps the session's sandbox alive until ctx ends or, unless limit is 0, it was kept alive for that long.
 func (a *app) hold(ctx context.Context, s *fleet.Session, id string, limit time.Duration) error {
-	lifetime := s.Request().Lifetime
-	began := time.Now()
-	sandboxID, end, err := a.renew(ctx, s, id, lifetime, 0) // nothing is won yet: whoever called should know soon
-	if err != nil {
-		return err
-	}
-	if err := a.printHold(id, sandboxID, end); err != nil {
-		return err
-	}
-	if limit > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, limit, errHeld)
-		defer cancel()
-	}
-	for err == nil {
-		a.log.Info("renewed", "session", id, "sandbox", sandboxID, "until", end)
-		next := lifetime / 3
-		if !end.IsZero() { // the provider may grant less than was asked
-			next = min(next, end.Sub(began)/3)
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	var over *time.Timer // from the first renewal on
+	var unprinted error
+	err := s.KeepAlive(ctx, a.waiting(id), func(r sessions.Renewal) {
+		if r.Err != nil {
+			a.note("berth: renewing session %s: %s; trying again until %s", id, r.Err.Message, r.GiveUp.Format(time.TimeOnly))
+			return
 		}
-		timer := time.NewTimer(max(next, time.Second))
-		select {
-		case <-timer.C:
-			began = time.Now()
-			sandboxID, end, err = a.renew(ctx, s, id, lifetime, lifetime/3)
-		case <-ctx.Done():
-			timer.Stop()
-			err = ctx.Err()
+		a.log.Info("renewed", "session", id, "sandbox", r.SandboxID, "until", r.End)
+		if over == nil || a.flags.output == "json" {
+			if unprinted = a.printHold(id, r.SandboxID, r.End); unprinted != nil {
+				end(unprinted)
+			}
 		}
+		if over == nil {
+			over = time.AfterFunc(cmp.Or(limit, math.MaxInt64), func() { end(errHeld) })
+		}
+	})
+	if over != nil {
+		over.Stop()
 	}
 	if errors.Is(context.Cause(ctx), errHeld) {
 		return nil
 	}
-	return err
-}
-
-func (a *app) renew(
-	ctx context.Context, s *fleet.Session, id string, lifetime, patience time.Duration,
-) (sandboxID string, end time.Time, err error) {
-	pauses := retry.WithMaxDuration(patience, retry.WithCappedDuration(10*time.Second, retry.NewExponential(500*time.Millisecond)))
-	err = retry.Do(ctx, pauses, func(ctx context.Context) error {
-		sandboxID, end, err = s.Renew(ctx, lifetime, a.waiting(id))
-		var e *connect.Error
-		if patience > 0 && errors.As(err, &e) && e.Retryable {
-			a.note("berth: renewing session %s: %s; trying again", id, e.Message)
-			return retry.RetryableError(err)
-		}
-		return err
-	})
-	return sandboxID, end, err
+	return cmp.Or(unprinted, err)
 }
 
 func (a *app) printHold(session, sandboxID string, end time.Time) error {

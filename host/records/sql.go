@@ -334,11 +334,8 @@ func (s *SQL) write(ctx context.Context, q querier, lease Lease, r Record, holde
 	if err == nil && n == 0 {
 		return sql.ErrNoRows
 	}
-	if err != nil {
+	if err != nil || r.Attempt == "" {
 		return err
-	}
-	if r.Attempt == "" {
-		return nil
 	}
 	_, err = s.exec(ctx, q, `INSERT INTO attempts (owner, session, id, provider, sandbox_id, state, generation, created_at, updated_at)
 		SELECT owner, session, attempt, provider, sandbox_id, state, $3, created_at, updated_at FROM sessions
