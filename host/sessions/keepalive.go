@@ -12,8 +12,10 @@ import (
 const (
 	// shortestPause is the shortest time between two renewals, whatever little the provider grants.
 	shortestPause = time.Second
-	// renewLimit bounds one try to renew, so that one that hangs is told and repeated.
-	renewLimit = 30 * time.Second
+	// firstLimit bounds the first try of a renewal, so that one that hangs is told and repeated. Each next one has as much
+	// time again, for a provider that is slow, up to renewLimit.
+	firstLimit = 10 * time.Second
+	renewLimit = time.Minute
 )
 
 // Renewal is what a try to renew came to.
@@ -65,8 +67,10 @@ func (s *Sessions) renewPatiently(
 		pause, _ := exponential.Next()
 		return pause, time.Until(giveUp) <= pause
 	})
+	limit := time.Duration(0)
 	err = retry.Do(ctx, pauses, func(ctx context.Context) error {
-		try, cancel := context.WithTimeout(ctx, min(patience, renewLimit))
+		limit = min(limit+firstLimit, renewLimit, patience)
+		try, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
 		sandboxID, end, err = s.Renew(try, session, lifetime, waiting)
 		if e, failed := err.(*connect.Error); failed && ctx.Err() == nil && mayPass(e) {
