@@ -2,10 +2,7 @@ package connect
 
 import (
 	"context"
-	"crypto/hmac"
 	"crypto/rand"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -23,9 +20,10 @@ type attempt struct {
 	account recovery.Account
 	req     Request
 	// id is among the labels of a sandbox that the attempt creates.
-	id  string
-	key string
-	// server is what providers are given: it has the session key in its environment.
+	id   string
+	keys keys
+	// key is the session key, and server is what providers are given: it has the key in its environment. See setKey.
+	key    string
 	server provider.Server
 	began  time.Time
 	events func(Event)
@@ -44,20 +42,23 @@ type attempt struct {
 	timings     Timings
 }
 
-func newAttempt(account recovery.Account, secret []byte, req Request, events func(Event)) *attempt {
-	a := &attempt{
-		account: account, req: req, id: rand.Text(), key: sessionKey(secret, req.Session), began: time.Now(), events: events,
-	}
+func newAttempt(account recovery.Account, keys keys, req Request, events func(Event)) *attempt {
+	a := &attempt{account: account, keys: keys, req: req, id: rand.Text(), began: time.Now(), events: events}
 	a.server = req.Server.Server
 	a.server.Health.Timeout = req.Health.ProbeTimeout
-	a.server.Env = maps.Clone(req.Server.Env)
+	return a
+}
+
+// setKey makes the session key the one of a generation.
+func (a *attempt) setKey(generation string) {
+	a.key = a.keys.of(a.account.Owner, a.req.Session, generation)
+	a.server.Env = maps.Clone(a.req.Server.Env)
 	if a.server.Env == nil {
 		a.server.Env = map[string]string{}
 	}
-	for _, name := range req.Server.KeyEnv {
+	for _, name := range a.req.Server.KeyEnv {
 		a.server.Env[name] = a.key
 	}
-	return a
 }
 
 func (a *attempt) attachRequest(sandboxID string) provider.AttachRequest {
@@ -171,12 +172,6 @@ func headerConflict(providerName, header, taken string) *Error {
 		Message: fmt.Sprintf("the server expects its key in the header %s (key_header), and provider %s needs %s for its own key: "+
 			"one request cannot carry both", header, providerName, taken),
 	}
-}
-
-func sessionKey(secret []byte, session string) string {
-	mac := hmac.New(sha256.New, secret)
-	mac.Write([]byte("berth session key\x00" + session))
-	return hex.EncodeToString(mac.Sum(nil))
 }
 
 // onceMoreAfterCrash repeats a call that is safe to repeat when the plugin crashed under it.

@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/internal/fakecloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -209,7 +210,7 @@ func TestAHeaderThatBothTheProviderAndTheServerNeedIsRefused(t *testing.T) {
 				t.Errorf("message %q, retryable %t", e.Message, e.Retryable)
 			}
 			same(t, "sandboxes left", len(c.Left()) == 1, running)
-			_, err = connector(c).Probe(t.Context(), req, "")
+			_, err = connector(c).Probe(t.Context(), req, records.Record{}, "")
 			if running && err == nil {
 				t.Error("a probe sent the server's key in place of the provider's")
 			}

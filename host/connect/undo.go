@@ -48,7 +48,7 @@ func (a *attempt) destroyMade(ctx context.Context) error {
 // that a sandbox is its own: what an error of Create named may be another session's. Where the listing does not tell,
 // the sandbox itself does.
 func (a *attempt) findMade(ctx context.Context) (string, error) {
-	id, err := a.account.FindMade(ctx, a.lease.Record, recovery.SearchTime)
+	id, err := a.account.FindMade(ctx, a.lease.Record.OwnAttempt(), recovery.SearchTime)
 	unlisted := provider.CodeOf(err) == provider.CodeUnsupported
 	if id != "" || err != nil && !unlisted || a.named == "" && !unlisted {
 		return id, err

@@ -544,6 +544,8 @@ func owesNothingOfItsOwn(t *testing.T, r records) {
 		wantOwed(t, s, "s1")
 		wantNil(t, "Save", s.Save(ctx, lease, tried("a-1", "acme", "sb-1", StateCreating)))
 	}
+	wantNil(t, "Save", s.Save(ctx, lease, tried("", "umbrella", "sb-1", StateRunning))) // ids are those of a provider
+	wantOwed(t, s, "s1", tried("a-1", "acme", "sb-1", StateCreating).OwnAttempt())
 	wantNil(t, "Save", s.Save(ctx, lease, tried("", "acme", "sb-1", StateGone)))
 	wantOwed(t, s, "s1", tried("a-1", "acme", "sb-1", StateCreating).OwnAttempt())
 }

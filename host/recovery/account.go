@@ -2,6 +2,7 @@ package recovery
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -79,6 +80,12 @@ func (a Account) Destroy(ctx context.Context, under *lease.Lease, sandboxID stri
 		return destroyer.Destroy(ctx, ref)
 	})
 	if err != nil && provider.CodeOf(err) != provider.CodeNotFound {
+		var failed *provider.Error
+		if errors.As(err, &failed) && failed.SandboxID == "" {
+			named := *failed
+			named.SandboxID = sandboxID
+			err = &named
+		}
 		return fmt.Errorf("sandbox %s is left: %w", sandboxID, err)
 	}
 	return nil
@@ -94,7 +101,8 @@ func repeat(ctx context.Context, call func() error) error {
 	})
 	err := retry.Do(ctx, backoff, func(context.Context) error {
 		err := call()
-		if lease.IsLost(err) {
+		var ofRecords *lease.Error
+		if errors.As(err, &ofRecords) {
 			last = nil
 			return err
 		}

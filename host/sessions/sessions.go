@@ -144,8 +144,8 @@ func recorded(r records.Record) provider.Sandbox {
 	}
 }
 
-func without(sandboxes []provider.Sandbox, id string) []provider.Sandbox {
-	return slices.DeleteFunc(sandboxes, func(s provider.Sandbox) bool { return s.ID == id })
+func without(sandboxes []provider.Sandbox, ids ...string) []provider.Sandbox {
+	return slices.DeleteFunc(sandboxes, func(s provider.Sandbox) bool { return slices.Contains(ids, s.ID) })
 }
 
 func (s *Sessions) noSandbox(session string) *connect.Error {

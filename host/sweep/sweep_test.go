@@ -281,6 +281,29 @@ func TestAnInterruptedAttemptIsFinishedFirst(t *testing.T) {
 	})
 }
 
+func TestWhatEarlierAttemptsOweIsFinished(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t,
+			provider.Sandbox{ID: "owed", Session: "s1", Attempt: "a1", CreatedAt: time.Now()},
+			provider.Sandbox{ID: "half", Session: "s1", Attempt: "a2", CreatedAt: time.Now()},
+			provider.Sandbox{ID: "theirs", Session: "s2", Attempt: "a1", CreatedAt: time.Now()},
+		)
+		w.write(records.Record{Session: "s1", Attempt: "a1", SandboxID: "owed", State: records.StateDestroying}, true)
+		w.write(records.Record{Session: "s1", Attempt: "a2", State: records.StateCreating}, true) // over the first
+		w.write(records.Record{Session: "s2", Attempt: "a1", SandboxID: "theirs", State: records.StateRunning}, true)
+		want(t, "dry run", verdicts(w.sweep(Options{Grace: grace, DryRun: true})), "=interrupted half=busy owed=busy owed=interrupted theirs=kept")
+		want(t, "another provider's", verdicts(w.sweep(Options{Grace: grace, DryRun: true, Provider: "umbrella"})), "half=busy owed=busy theirs=kept")
+		report, err := Recover(t.Context(), w.store, w.providers(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want(t, "recover", verdicts(report), "half=interrupted(destroyed) owed=interrupted(destroyed)")
+		want(t, "left", w.cloud.left(), "theirs")
+		want(t, "once more", verdicts(w.sweep(Options{Grace: grace})), "theirs=kept")
+	})
+}
+
 func TestARecordIsCorrectedByWhatTheProviderHas(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

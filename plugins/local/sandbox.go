@@ -98,8 +98,8 @@ func (l *Local) wake(ctx context.Context, record store.Record, lifetime time.Dur
 	if status.Woken {
 		sandbox.Origin = provider.OriginWoken
 	}
-	if server, ok := status.Running(); ok {
-		endpoints := endpointsOf(server.Port, server.ExtraPorts)
+	if status.Server != nil { // also one that has ended: a ping tells how
+		endpoints := endpointsOf(status.Server.Port, status.Server.ExtraPorts)
 		sandbox.Endpoints = &endpoints
 	}
 	return sandbox, nil
