@@ -132,7 +132,7 @@ it, and the note tells of those that are not healthy.`,
 			return err
 		}
 		if *check {
-			a.fleet.LookAtServers(c.Context(), states, func(key string) { a.secrets.Add(key) })
+			a.fleet.LookAtServers(c.Context(), states)
 		}
 		return a.printSessions(states, failures)
 	})

@@ -68,6 +68,16 @@ func (f *Fleet) Sessions(ctx context.Context, only string) (states []SessionStat
 	if err != nil {
 		return nil, nil, connect.RecordsError(err)
 	}
+	owed, err := store.Owed(ctx, "")
+	if err != nil {
+		return nil, nil, connect.RecordsError(err)
+	}
+	for _, attempt := range owed { // each may have a sandbox, beside the session's own
+		recorded = append(recorded, records.Record{
+			Session: attempt.Session, Provider: attempt.Provider, SandboxID: attempt.SandboxID, Attempt: attempt.ID, State: attempt.State,
+			CreatedAt: attempt.CreatedAt, UpdatedAt: attempt.UpdatedAt,
+		})
+	}
 	listings := map[string]*listing{}
 	for name, err := range failures {
 		listings[name] = &listing{err: err}
@@ -91,9 +101,8 @@ func (f *Fleet) Sessions(ctx context.Context, only string) (states []SessionStat
 const mostLooks = 16
 
 // LookAtServers asks the server of every session that runs once whether it is healthy, as Session.Ping does, and sets Server.
-// One that cannot be asked is not healthy, with the reason. secret is called with every session key that goes out: a server
-// may repeat it.
-func (f *Fleet) LookAtServers(ctx context.Context, states []SessionState, secret func(string)) {
+// One that cannot be asked is not healthy, with the reason.
+func (f *Fleet) LookAtServers(ctx context.Context, states []SessionState) {
 	slots := make(chan struct{}, mostLooks)
 	var looks sync.WaitGroup
 	for i := range states {
@@ -104,19 +113,18 @@ func (f *Fleet) LookAtServers(ctx context.Context, states []SessionState, secret
 		slots <- struct{}{}
 		looks.Go(func() {
 			defer func() { <-slots }()
-			result := f.lookAtServer(ctx, *s, secret)
+			result := f.lookAtServer(ctx, *s)
 			s.Server = &result
 		})
 	}
 	looks.Wait()
 }
 
-func (f *Fleet) lookAtServer(ctx context.Context, s SessionState, secret func(string)) provider.PingResult {
+func (f *Fleet) lookAtServer(ctx context.Context, s SessionState) provider.PingResult {
 	session, err := f.Session(ctx, s.Session, s.Provider)
 	if err != nil {
 		return provider.PingResult{Status: provider.PingNotYet, Reason: err.Error()}
 	}
-	secret(session.Key())
 	probe, err := session.Ping(ctx)
 	switch {
 	case err != nil:
@@ -127,7 +135,7 @@ func (f *Fleet) lookAtServer(ctx context.Context, s SessionState, secret func(st
 	return probe.Ping
 }
 
-// listing is what one provider lists, or why that is not known.
+// listing is what one provider lists. With an error that may be a part of it, or nothing.
 type listing struct {
 	sandboxes []provider.Sandbox
 	err       error
@@ -194,11 +202,11 @@ func describeRecord(r records.Record, l *listing) SessionState {
 		s.State = State(r.State)
 	case l == nil:
 		s.State, s.NotConfigured = StateUnreachable, true
-	case l.err != nil:
-		s.State = StateUnreachable
 	default:
 		if listed := l.find(r.SandboxID); listed != nil {
 			s.State, s.ExpiresAt = State(listed.State), listed.ExpiresAt
+		} else if l.err != nil {
+			s.State = StateUnreachable
 		} else if recovery.Fresh(r, recovery.ListingLag) {
 			s.State = State(r.State)
 		} else {

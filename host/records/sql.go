@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -50,6 +51,7 @@ type SQL struct {
 	expanded sync.Map      // queries as expand returns them
 	reader   *prepared     // statements for reading, nil without a writer
 
+	leases      atomic.Int64  // how many were taken and not released
 	registering chan struct{} // full while a holder is being registered
 	mutex       sync.Mutex
 	holder      *holder // nil before the first lease; guarded by mutex
@@ -176,14 +178,21 @@ func (s *SQL) begin(ctx context.Context) error {
 // Take implements Store.
 func (s *SQL) Take(ctx context.Context, session string) (Lease, Record, error) {
 	for {
-		h, err := s.ensureHolder(ctx)
-		if err != nil {
-			return Lease{}, Record{}, err
-		}
-		lease, record, other, err := s.take(ctx, h, session)
+		var lease Lease
+		var record Record
+		var other string
+		err := s.withHolder(ctx, func(h *holder, register change) (err error) {
+			lease, record, other, err = s.take(ctx, h, register, session)
+			if errors.Is(err, ErrLost) {
+				h.expire() // the database does not know it any more: register a new one
+			}
+			return err
+		})
 		if errors.Is(err, ErrLost) {
-			h.expire() // the database does not know it any more: register a new one
 			continue
+		}
+		if err == nil {
+			s.leases.Add(1)
 		}
 		if other == "" {
 			return lease, record, err
@@ -194,12 +203,17 @@ func (s *SQL) Take(ctx context.Context, session string) (Lease, Record, error) {
 	}
 }
 
-// take tries once to acquire the lease for h. With a BusyError it also returns the ID of the other holder. ErrLost means
-// that h has expired.
-func (s *SQL) take(ctx context.Context, h *holder, session string) (lease Lease, record Record, other string, err error) {
+// take tries once to acquire the lease for h, which it registers first. With a BusyError it also returns the ID of the
+// other holder. ErrLost means that h has expired.
+func (s *SQL) take(
+	ctx context.Context, h *holder, register change, session string,
+) (lease Lease, record Record, other string, err error) {
 	var tried int64 // the token that an earlier try may have committed
 	err = s.update(ctx, false, func(ctx context.Context, tx querier) error {
 		other = ""
+		if err := register(ctx, tx); err != nil {
+			return err
+		}
 		if err := s.checkHolder(ctx, tx, h.id); err != nil {
 			return err
 		}
@@ -213,6 +227,12 @@ func (s *SQL) take(ctx context.Context, h *holder, session string) (lease Lease,
 		row := s.query(ctx, tx, `SELECT `+columns+`, holder, token FROM sessions WHERE owner = $1 AND session = $2 {lock}`,
 			s.owner, session)
 		if record, err = scan(row, &other, &token); err != nil {
+			return err
+		}
+		// Of what other hosts have written, this statement sees as much as the locked row.
+		err = s.query(ctx, tx, `SELECT `+ofAttempts+` FROM sessions WHERE owner = $1 AND session = $2`, s.owner, session).
+			Scan(&record.Generation, &record.Owed)
+		if err != nil {
 			return err
 		}
 		if other == h.id && token == tried {
@@ -295,7 +315,7 @@ func (s *SQL) Save(ctx context.Context, lease Lease, record Record) error {
 // Release implements Store.
 func (s *SQL) Release(ctx context.Context, lease Lease, record Record) error {
 	tried := false
-	return s.fenced(ctx, lease, s.save, func(ctx context.Context, q querier) error {
+	err := s.fenced(ctx, lease, s.save, func(ctx context.Context, q querier) error {
 		err := s.write(ctx, q, lease, record, "")
 		if errors.Is(err, sql.ErrNoRows) && tried {
 			return s.released(ctx, q, lease)
@@ -303,6 +323,10 @@ func (s *SQL) Release(ctx context.Context, lease Lease, record Record) error {
 		tried = true
 		return err
 	})
+	if err == nil {
+		s.leases.Add(-1)
+	}
+	return err
 }
 
 // released returns nil if an earlier try of Release, whose answer was lost, was committed.
@@ -317,7 +341,7 @@ func (s *SQL) released(ctx context.Context, q querier, lease Lease) error {
 		s.owner, lease.Session, lease.Token).Scan(&one)
 }
 
-// write writes a record and the session's holder. It returns sql.ErrNoRows if the lease is lost.
+// write writes a record with its attempt, and the session's holder. It returns sql.ErrNoRows if the lease is lost.
 func (s *SQL) write(ctx context.Context, q querier, lease Lease, r Record, holder string) error {
 	n, err := s.exec(ctx, q, `UPDATE sessions SET provider = $5, sandbox_id = $6, attempt = $7, state = $8,
 		created_at = $9, expires_at = $10, held_until = $11, holder = $12, updated_at = CASE
@@ -328,7 +352,61 @@ func (s *SQL) write(ctx context.Context, q querier, lease Lease, r Record, holde
 	if err == nil && n == 0 {
 		return sql.ErrNoRows
 	}
+	if err != nil || r.Attempt == "" {
+		return err
+	}
+	_, err = s.exec(ctx, q, `INSERT INTO attempts (owner, session, id, provider, sandbox_id, state, generation, created_at, updated_at)
+		SELECT owner, session, attempt, provider, sandbox_id, state, $3, created_at, updated_at FROM sessions
+		WHERE owner = $1 AND session = $2 `+replaceAttempt, s.owner, lease.Session, r.Generation)
 	return err
+}
+
+// replaceAttempt is the end of an INSERT of an attempt that may be there already. One that is the same is left as it is.
+const replaceAttempt = `ON CONFLICT (owner, session, id) DO UPDATE SET provider = excluded.provider,
+	sandbox_id = excluded.sandbox_id, state = excluded.state, generation = excluded.generation,
+	created_at = excluded.created_at, updated_at = excluded.updated_at
+	WHERE (attempts.provider, attempts.sandbox_id, attempts.state, attempts.generation, attempts.created_at)
+	<> (excluded.provider, excluded.sandbox_id, excluded.state, excluded.generation, excluded.created_at)`
+
+// SaveAttempt implements Store. Like Save it is idempotent.
+func (s *SQL) SaveAttempt(ctx context.Context, lease Lease, a Attempt) error {
+	return s.fenced(ctx, lease, s.save, func(ctx context.Context, q querier) error {
+		_, err := s.exec(ctx, q, `INSERT INTO attempts (owner, session, id, provider, sandbox_id, state, generation, created_at, updated_at)
+			SELECT owner, session, $5, $6, $7, $8, $9, $10, {now} FROM sessions WHERE `+leaseHolds+` `+replaceAttempt,
+			s.owner, lease.Session, lease.Holder, lease.Token, a.ID, a.Provider, a.SandboxID, a.State, a.Generation, millis(a.CreatedAt))
+		if err != nil {
+			return err
+		}
+		var one int // no row was written, either because it was there or because the lease is lost
+		return s.query(ctx, q, `SELECT 1 FROM sessions WHERE `+leaseHolds, s.owner, lease.Session, lease.Holder, lease.Token).
+			Scan(&one)
+	})
+}
+
+// Owed implements Store.
+func (s *SQL) Owed(ctx context.Context, session string) (owed []Attempt, err error) {
+	err = s.view(ctx, func(ctx context.Context, q querier) error {
+		owed = nil
+		rows, err := q.QueryContext(ctx, s.expand(`SELECT session, id, provider, sandbox_id, state, generation, created_at, updated_at
+			FROM attempts WHERE owner = $1 AND ($2 = '' OR session = $2) AND `+owes), s.owner, session)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var a Attempt
+			var created, updated int64
+			err := rows.Scan(&a.Session, &a.ID, &a.Provider, &a.SandboxID, &a.State, &a.Generation, &created, &updated)
+			if err != nil {
+				return err
+			}
+			a.CreatedAt, a.UpdatedAt = fromMillis(created), fromMillis(updated)
+			owed = append(owed, a)
+		}
+		return rows.Err()
+	})
+	slices.SortFunc(owed, compareAttempts)
+	return owed, err
 }
 
 // fenced calls f by view or save. It needs the lease and returns sql.ErrNoRows if the database says that it is lost.
@@ -353,8 +431,19 @@ func (s *SQL) fenced(ctx context.Context, lease Lease, by func(context.Context, 
 	})
 }
 
-// columns are the columns of a Record, in the order that scan expects.
+// columns are the columns of a Record in sessions, in the order that scan expects.
 const columns = `session, provider, sandbox_id, attempt, state, created_at, updated_at, expires_at, held_until`
+
+// owes is the condition on attempts that Store.Owed describes. Its first line is that of the index on them.
+const owes = `state IN ('creating', 'destroying')
+	AND NOT EXISTS (SELECT 1 FROM sessions AS own WHERE own.owner = attempts.owner AND own.session = attempts.session AND
+	(own.attempt = attempts.id OR own.provider = attempts.provider AND own.sandbox_id = attempts.sandbox_id
+	AND own.sandbox_id <> '' AND own.state <> 'gone'))`
+
+// ofAttempts are the columns of a Record that are kept in attempts.
+const ofAttempts = `COALESCE((SELECT generation FROM attempts WHERE attempts.owner = sessions.owner
+	AND attempts.session = sessions.session AND attempts.id = sessions.attempt), ''),
+	(SELECT COUNT(*) FROM attempts WHERE attempts.owner = sessions.owner AND attempts.session = sessions.session AND ` + owes + `)`
 
 // scan reads columns, and any that follow them into more.
 func scan(row interface{ Scan(into ...any) error }, more ...any) (Record, error) {
@@ -369,7 +458,7 @@ func scan(row interface{ Scan(into ...any) error }, more ...any) (Record, error)
 	return r, nil
 }
 
-const selectRecord = `SELECT ` + columns + `, COALESCE(description, ''), holder FROM sessions
+const selectRecord = `SELECT ` + columns + `, ` + ofAttempts + `, COALESCE(description, ''), holder FROM sessions
 	LEFT JOIN holders ON id = holder AND until > {now} AND until <= {now} + 2 * ttl WHERE owner = $1`
 
 // Get implements Store.
@@ -401,11 +490,13 @@ func (s *SQL) read(ctx context.Context, query string, arguments ...any) (records
 		}
 		defer rows.Close()
 		for rows.Next() {
-			var description, id string
-			r, err := scan(rows, &description, &id)
+			var description, id, generation string
+			var owed int
+			r, err := scan(rows, &generation, &owed, &description, &id)
 			if err != nil {
 				return err
 			}
+			r.Generation, r.Owed = generation, owed
 			if description != "" {
 				if _, known := dead[id]; !known {
 					dead[id] = s.processDead(id)
@@ -436,6 +527,13 @@ func (s *SQL) Forget(ctx context.Context, before time.Time) (int, error) {
 		n, err = s.exec(ctx, q, `DELETE FROM sessions WHERE owner = $1 AND (session, token) IN (
 			SELECT session, token FROM sessions WHERE owner = $1 AND state = $2 AND updated_at < $3
 			AND NOT EXISTS (SELECT 1 FROM holders WHERE id = holder))`, s.owner, StateGone, millis(before))
+		if err != nil {
+			return err
+		}
+		_, err = s.exec(ctx, q, `DELETE FROM attempts WHERE owner = $1 AND updated_at < $2
+			AND state NOT IN ('creating', 'destroying') AND NOT EXISTS (SELECT 1 FROM sessions WHERE
+			sessions.owner = attempts.owner AND sessions.session = attempts.session AND sessions.attempt = attempts.id)`,
+			s.owner, millis(before))
 		return err
 	})
 	return int(n), err
@@ -462,7 +560,7 @@ func (s *SQL) Close() (err error) {
 		s.heartbeats.Wait()
 		if h := s.currentHolder(); h != nil {
 			h.expire()
-			err = s.unregister(context.Background(), h)
+			err = s.dismiss(h)
 		}
 		<-s.registering
 		err = errors.Join(err, s.closeDatabase())

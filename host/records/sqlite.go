@@ -157,26 +157,28 @@ func (f *sqliteFile) upgrade(ctx context.Context, db *sql.DB) error {
 	})
 }
 
-// current reports whether the tables have the current schema. A newer schema, or a file that is not berth's, is an error.
+// current reports whether the tables have all that this berth needs. A file that is not berth's is an error.
 func (f *sqliteFile) current(ctx context.Context, db *sql.DB) (bool, error) {
-	var known int
-	const query = `SELECT COUNT(*) FROM sqlite_schema WHERE type = 'table' AND name = $1`
-	if err := db.QueryRowContext(ctx, query, versionTable).Scan(&known); err != nil {
-		return false, err
+	exists := func(table string) (bool, error) {
+		var n int
+		const query = `SELECT COUNT(*) FROM sqlite_schema WHERE type = 'table' AND name = $1`
+		err := db.QueryRowContext(ctx, query, table).Scan(&n)
+		return n > 0, err
 	}
-	if known == 0 {
-		return false, &UnusableError{
+	known, err := exists(readerTable)
+	if err == nil && !known {
+		err = &UnusableError{
 			Where: f.path, Problem: "the file holds no records of berth: it is empty, or another program's", Hint: restore,
 		}
 	}
-	var version int64
-	if err := db.QueryRowContext(ctx, selectVersion).Scan(&version); err != nil {
+	if err != nil {
 		return false, err
 	}
-	if version > schema {
-		return false, tooNew(f.path, version)
+	current, err := current(ctx, db, f.path, exists)
+	if err != nil {
+		return false, err
 	}
-	return version == schema, f.check()
+	return current, f.check()
 }
 
 // locked calls do when it is this process's turn.
