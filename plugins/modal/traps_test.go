@@ -325,7 +325,7 @@ func TestAuthorizationAndCookiesAreTheServersOwn(t *testing.T) {
 class H(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         right = self.headers["Authorization"] == "Bearer the-servers-own-key" and "theme=dark" == self.headers["Cookie"]
-        self.send_response(200 if right else 401); self.end_headers()
+        self.send_response(200 if right else 401); self.end_headers(); self.wfile.write(b"""{"status": "ok"}""")
 http.server.HTTPServer(("127.0.0.1", int(os.environ["PORT"])), H).serve_forever()`
 	endpoints := cloudtest.Start(t, d, sandbox, provider.Server{Command: []string{"python3", "-c", answers}, Port: 8000})
 	keyed := maps.Clone(endpoints.Server.Headers)
