@@ -110,7 +110,7 @@ func none(req provider.AttachRequest) error {
 // its command differs from the one requested.
 func (l *Local) StartServer(ctx context.Context, req provider.StartServerRequest) (provider.Endpoints, error) {
 	ref := provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID}
-	if _, err := l.loadOf(ref, req.Session); err != nil {
+	if err := l.check(ref, req.Session); err != nil {
 		return provider.Endpoints{}, err
 	}
 	record, unlock, err := l.lock(ctx, ref)
@@ -220,7 +220,7 @@ func (l *Local) Ping(ctx context.Context, req provider.PingRequest) (provider.Pi
 	if result.Status != provider.PingNotYet {
 		return result, nil
 	}
-	if _, err := l.loadOf(provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID}, req.Session); err != nil {
+	if err := l.check(provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID}, req.Session); err != nil {
 		if provider.CodeOf(err) == provider.CodeNotFound {
 			return provider.PingResult{Status: provider.PingGone, Reason: err.Error()}, nil
 		}

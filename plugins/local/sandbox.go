@@ -53,13 +53,13 @@ func (l *Local) load(ref provider.SandboxRef) (store.Record, error) {
 	return record, err
 }
 
-// loadOf is load for a call that may name the session too. It refuses the sandbox of another one.
-func (l *Local) loadOf(ref provider.SandboxRef, session string) (store.Record, error) {
+// check refuses a sandbox that is not the owner's or, in a call that names one, the session's.
+func (l *Local) check(ref provider.SandboxRef, session string) error {
 	record, err := l.load(ref)
 	if err == nil && session != "" && record.Session != session {
-		return record, provider.Errorf(provider.CodeConflict, "the sandbox %s belongs to another session", ref.SandboxID)
+		return provider.Errorf(provider.CodeConflict, "the sandbox %s belongs to another session", ref.SandboxID)
 	}
-	return record, err
+	return err
 }
 
 // lock loads a sandbox and locks its session until unlock is called.
