@@ -60,6 +60,9 @@ func BuildTree(t testing.TB) string {
 func build(pkgs ...string) error {
 	if folder == "" {
 		dir, err := os.MkdirTemp("", "berth-bin-")
+		if err == nil {
+			err = os.Chmod(dir, 0o755) // simulated sandboxes have other users
+		}
 		if err != nil {
 			return err
 		}

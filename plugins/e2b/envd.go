@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	_ "embed"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 	"golang.org/x/mod/semver"
@@ -50,37 +52,111 @@ func (c *cluster) Run(ctx context.Context, s sandbox, script cloud.Script) (stri
 	defer cancel()
 	defer context.AfterFunc(ctx, cancel)()
 
-	client := connect.NewClient[envd.StartRequest, envd.StartResponse](
-		c.envd, c.envdURL(s)+envd.ProcedureStart, connect.WithProtoJSON(), connect.WithReadMaxBytes(messageLimit))
-	request := connect.NewRequest(&envd.StartRequest{Process: processOf(script), Stdin: proto.Bool(false)})
+	client := newClient[envd.StartRequest, envd.StartResponse](c, s, envd.ProcedureStart)
+	request := connect.NewRequest(&envd.StartRequest{Process: processOf(script), Stdin: proto.Bool(script.Launches)})
 	c.identify(request.Header(), s)
 	events, err := client.CallServerStream(stream, request)
 	if err != nil {
 		return "", c.envdFailure(ctx, s, err)
 	}
 	var output, complaints strings.Builder
+	var unfed error
 	for events.Receive() {
 		event := events.Msg().GetEvent()
 		output.Write(event.GetData().GetStdout())
 		complaints.Write(event.GetData().GetStderr())
 		switch {
+		case event.GetStart() != nil && script.Launches:
+			unfed = c.feed(ctx, s, event.GetStart().GetPid(), script.Env) // its end tells more, if it has ended
 		case script.Complete(output.String()):
 			return output.String(), nil
-		case event.GetEnd() != nil, output.Len()+complaints.Len() > outputLimit:
-			return output.String() + complaints.String(), nil // why there is no more, such as that there is no bash
+		case event.GetEnd() != nil && unfed != nil && !event.GetEnd().GetExited():
+			return "", unfed
+		case event.GetEnd() != nil:
+			return ended(event.GetEnd(), output.String(), complaints.String())
+		case output.Len()+complaints.Len() > outputLimit:
+			return output.String() + complaints.String(), nil
 		}
+	}
+	if unfed != nil {
+		return "", unfed
 	}
 	return "", c.envdFailure(ctx, s, events.Err())
 }
 
-// processOf returns a script as envd takes it. A server gets the PATH, and whatever else, that the login profile gives to the
-// template's users. The others need no profile.
+//go:embed run.sh
+var runnerScript string
+
+// The exit codes of run.sh.
+const (
+	exitHalfFed   = 124
+	exitOtherUser = 125
+)
+
+// processOf returns a script as envd takes it: without its environment, which must not be in envd's log.
 func processOf(script cloud.Script) *envd.ProcessConfig {
-	argv := script.Argv()
+	act := "look"
 	if script.Launches {
-		argv = append([]string{"/bin/bash", "-l", "-c", `exec "$0" "$@"`}, argv...)
+		act = "launch"
 	}
-	return &envd.ProcessConfig{Cmd: argv[0], Args: argv[1:], Envs: script.Env}
+	return &envd.ProcessConfig{Cmd: "/bin/bash", Args: append([]string{"-c", runnerScript, "berth", act}, script.Argv()...)}
+}
+
+// ended is what Run returns of a process that has ended before it has printed all of its script's output.
+func ended(end *envd.ProcessEvent_EndEvent, output, complaints string) (string, error) {
+	switch {
+	case end.GetExitCode() == exitOtherUser:
+		return "", &provider.Error{
+			Code: provider.CodeState, Reason: "OTHER_USER", Message: "nothing was run in the sandbox: " + strings.TrimSpace(complaints) +
+				". Was the attribute user changed, or has envd crashed? Then suspend the session and connect again, which sets envd up anew",
+		}
+	case end.GetExitCode() == exitHalfFed, end.GetExited() && end.GetExitCode() == 0: // a whole script prints its end
+		return "", &provider.Error{
+			Code: provider.CodeUnreachable, Retryable: true, Message: "running a script in the sandbox failed: envd cut its input or its output off",
+		}
+	}
+	return output + complaints, nil // why there is no more, such as that there is no sh
+}
+
+// feed gives a launched process its environment, on its standard input. If that fails, the process is killed: it would wait
+// for ever.
+func (c *cluster) feed(ctx context.Context, s sandbox, pid uint32, env map[string]string) error {
+	var pairs strings.Builder
+	for name, value := range env {
+		pairs.WriteString(name + "=" + value + "\x00")
+	}
+	pairs.WriteByte(0)
+	process := &envd.ProcessSelector{Selector: &envd.ProcessSelector_Pid{Pid: pid}}
+	input := &envd.ProcessInput{Input: &envd.ProcessInput_Stdin{Stdin: []byte(pairs.String())}}
+
+	stream := newClient[envd.StreamInputRequest, envd.StreamInputResponse](c, s, envd.ProcedureStreamInput).CallClientStream(ctx)
+	c.identify(stream.RequestHeader(), s)
+	for _, message := range []*envd.StreamInputRequest{
+		{Event: &envd.StreamInputRequest_Start{Start: &envd.StreamInputRequest_StartEvent{Process: process}}},
+		{Event: &envd.StreamInputRequest_Data{Data: &envd.StreamInputRequest_DataEvent{Input: input}}},
+	} {
+		if stream.Send(message) != nil {
+			break // closing tells why
+		}
+	}
+	_, err := stream.CloseAndReceive()
+	if err == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTime)
+	defer cancel()
+	request := connect.NewRequest(&envd.SendSignalRequest{Process: process, Signal: envd.Signal_SIGNAL_SIGKILL})
+	c.identify(request.Header(), s)
+	_, _ = newClient[envd.SendSignalRequest, envd.SendSignalResponse](c, s, envd.ProcedureSendSignal).CallUnary(ctx, request) // it may have ended
+	return c.envdFailure(ctx, s, err)
+}
+
+// killTime is how long killing a process may take that did not get its environment.
+const killTime = 2 * time.Second
+
+// newClient returns a client for a procedure of a sandbox's envd.
+func newClient[Request, Response any](c *cluster, s sandbox, procedure string) *connect.Client[Request, Response] {
+	return connect.NewClient[Request, Response](c.envd, c.envdURL(s)+procedure, connect.WithProtoJSON(), connect.WithReadMaxBytes(messageLimit))
 }
 
 // identify puts on what envd and the way to it ask for.

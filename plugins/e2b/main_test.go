@@ -26,7 +26,7 @@ type times = cloud.Times
 func timesFor(p cloudtest.Pace) times {
 	t := p.Times()
 	if p != cloudtest.Normal {
-		t.Rivals, t.Patience, t.LookServer, t.LookCloud = time.Second, 50*time.Millisecond, 100*time.Millisecond, 200*time.Millisecond
+		t.Patience, t.LookServer, t.LookCloud = 50*time.Millisecond, 100*time.Millisecond, 200*time.Millisecond
 	}
 	return t
 }
@@ -109,7 +109,7 @@ func startWorld(t *testing.T, options cloudtest.Options) *cloudtest.World {
 }
 
 func TestCloud(t *testing.T) {
-	envd := []string{"port", "envd.Start", "envd.Connect", "envd.List", "envd.SendSignal", "envd.health", "envd.files"}
+	envd := []string{"port", "envd.Start", "envd.Connect", "envd.List", "envd.SendSignal", "envd.SendInput", "envd.StreamInput", "envd.health", "envd.files"}
 	cloudtest.Run(t, cloudtest.Cloud{
 		Plugin: "e2b", Start: startWorld, Secret: canary, SecretHeader: "X-Api-Key",
 		Open: cloudtest.Opener(map[string]any{"api_key": "e2b_x"}, open),

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -113,6 +114,121 @@ func TestTrapTheKeepaliveIntervalIsNeverZeroWhichCrashesEnvd(t *testing.T) {
 		if got := http.Header(call.Headers).Get("Keepalive-Ping-Interval"); got != "50" {
 			t.Errorf("Keepalive-Ping-Interval: %q", got)
 		}
+	}
+}
+
+func TestTrapWhatStartsAServerIsLoggedByE2BSoItsEnvironmentIsNotInIt(t *testing.T) {
+	t.Parallel()
+	cloud, p := setup(t)
+	sandbox := cloudtest.Create(t, p, "s1")
+	const secret = "session-key-canary"
+	server := cloudtest.ActionServer()
+	server.Env["SESSION_API_KEY"], server.Env["BIG"], server.Env["EMPTY"] = secret, strings.Repeat(secret+"\n", 4000), ""
+	endpoints := cloudtest.Start(t, p, sandbox, server)
+	cloudtest.AwaitAlive(t, p, sandbox, endpoints)
+	cloudtest.Start(t, newProvider(t, cloud), sandbox, server)
+	if _, err := p.Logs(t.Context(), provider.LogsRequest{SandboxRef: cloudtest.Ref(sandbox), Lines: 100}); err != nil {
+		t.Fatal(err)
+	}
+	endpoints.Server.Headers["X-Session-API-Key"] = secret
+	if status, _ := cloudtest.Get(t, endpoints.Server, "/server_info"); status != http.StatusOK {
+		t.Errorf("the server's key does not open it: %d", status)
+	}
+	log := cloud.EnvdLog(sandbox.ID)
+	if !strings.Contains(log, "berth-action-server") {
+		t.Fatal("envd logs nothing")
+	}
+	if strings.Contains(log, "canary") || strings.Contains(log, base64.StdEncoding.EncodeToString([]byte(secret))[:20]) {
+		t.Error("the server's environment is in E2B's log")
+	}
+	const everywhere = `grep -rlsa "[s]ession-key-canary" /home /root /tmp; cat /proc/[0-9]*/cmdline | grep -ao "[s]ession-key-canary"; ps ax | grep '[ ]launch '`
+	if found := cloudtest.Inside(t, cloud.Box(sandbox.ID), everywhere); found != "" {
+		t.Errorf("left in the sandbox: %s", found)
+	}
+}
+
+func TestAServerWhoseEnvironmentDoesNotArriveIsStartedAgainAndNothingWaitsForIt(t *testing.T) {
+	t.Parallel()
+	cloud, p := setup(t)
+	sandbox := cloudtest.Create(t, p, "s1")
+	cloud.Traffic.Fail(simcloud.Fault{Operation: "envd.StreamInput", Count: 1, Drop: true})
+	cloud.Traffic.Fail(simcloud.Fault{Operation: "envd.StreamInput", Count: 1, Drop: true, After: true})
+	cloudtest.AwaitAlive(t, p, sandbox, cloudtest.Start(t, p, sandbox, cloudtest.ActionServer()))
+	if n := cloud.Traffic.Count("envd.StreamInput"); n != 3 && n != 2 { // the second one may have done its work before it was killed
+		t.Errorf("%d tries", n)
+	}
+	names := cloudtest.Inside(t, cloud.Box(sandbox.ID), "cat /proc/[0-9]*/comm")
+	if strings.Count(names, "berth-action-s") != 1 || strings.Contains(names, "bash") {
+		t.Errorf("there run:\n%s", names)
+	}
+}
+
+func TestTrapAnEnvdThatCrashedRunsCommandsAsRoot(t *testing.T) {
+	t.Parallel()
+	cloud, p := setup(t)
+	sandbox, endpoints := cloudtest.Up(t, p, "s1")
+	runs := func(user string) string {
+		return cloudtest.Inside(t, cloud.Box(sandbox.ID), `ps -o comm= -u `+user+` | grep -c berth-action-s`)
+	}
+	if runs("1000") != "1" {
+		t.Skip("simulated sandboxes have no users on this machine")
+	}
+	cloud.CrashEnvd(sandbox.ID)
+	_, err := newProvider(t, cloud).StartServer(t.Context(), cloudtest.StartRequest(sandbox, cloudtest.ActionServer()))
+	if e := cloudtest.WantCode(t, err, provider.CodeState); e.Retryable || !strings.Contains(e.Message, "as the user 0, its first server as 1000") {
+		t.Errorf("%+v", e)
+	}
+	if n := runs("0"); n != "0" {
+		t.Errorf("%s servers run as root", n)
+	}
+	cloudtest.AwaitAlive(t, p, sandbox, endpoints) // nothing happened to it
+	if err := p.Suspend(t.Context(), cloudtest.Ref(sandbox)); err != nil {
+		t.Fatal(err)
+	}
+	cloudtest.AwaitAlive(t, p, sandbox, cloudtest.Start(t, p, cloudtest.Attach(t, p, "s1"), cloudtest.ActionServer()))
+	if runs("0") != "0" || runs("1000") != "1" {
+		t.Error("after waking, another server runs, or none")
+	}
+}
+
+func TestACommandRunsAsTheUserThatTheConfigurationNames(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{})
+	p := newProvider(t, cloud, func(c *Config, _ *times) { c.User = "root" })
+	sandbox := cloudtest.Create(t, p, "s1")
+	cloudtest.Start(t, p, sandbox, cloudtest.Shell(`echo $HOME $USER $LOGNAME $(id -u) $(cat /proc/self/oom_score_adj) >/tmp/who; exec sleep 1000`))
+	cloudtest.Eventually(t, "the server says who it is", func() bool {
+		return cloudtest.Inside(t, cloud.Box(sandbox.ID), "cat /tmp/who") == "/root root root 0 100"
+	})
+}
+
+func TestTrapAServerOnLoopbackAloneIsReachedAfterAWhile(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{ForwardTime: 300 * time.Millisecond})
+	p := newProvider(t, cloud)
+	sandbox := cloudtest.Create(t, p, "s1")
+	server := cloudtest.ActionServer()
+	server.Command = append(server.Command, "--host", "127.0.0.1")
+	endpoints := cloudtest.Start(t, p, sandbox, server)
+	cloudtest.Eventually(t, "it listens", func() bool { return cloud.Box(sandbox.ID).Listening(8000) })
+	if result := cloudtest.Ping(t, p, sandbox, endpoints); result.Status != provider.PingNotYet {
+		t.Errorf("at once: %+v", result)
+	}
+	cloudtest.AwaitAlive(t, p, sandbox, endpoints)
+}
+
+func TestAFailureOfEnvdIsToldWithoutTheCommand(t *testing.T) {
+	t.Parallel()
+	cloud, p := setup(t)
+	sandbox := cloudtest.Create(t, p, "s1")
+	server := cloudtest.Shell("exit")
+	server.Command = append(server.Command, strings.Repeat("x", 200_000))
+	e := cloudtest.WantCode(t, cloudtest.Err(p.StartServer(t.Context(), cloudtest.StartRequest(sandbox, server))), provider.CodeInvalid)
+	if e.Retryable || !strings.HasSuffix(e.Message, "argument list too long") || len(e.Message) > 600 {
+		t.Errorf("%d bytes: %.700s", len(e.Message), e.Message)
+	}
+	if n := cloud.Traffic.Count("envd.Start"); n != 1 {
+		t.Errorf("tried %d times", n)
 	}
 }
 
@@ -525,13 +641,19 @@ func runScript(t *testing.T, handler http.HandlerFunc) (string, error) {
 
 func TestTrapAnExitCodeOfZeroIsLeftOutOnTheWire(t *testing.T) {
 	t.Parallel()
-	output, err := runScript(t, func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/connect+json")
-		fmt.Fprint(w, frame(0, `{"event":{"start":{"pid":7}}}`), frame(0, `{"event":{"data":{"stdout":"ZG9uZQ=="}}}`),
-			frame(0, `{"event":{"end":{"exited":true,"status":"exit status 0"}}}`), frame(endOfStream, `{}`))
-	})
-	if output != "done" || err != nil {
-		t.Errorf("%q, %v", output, err)
+	for end, code := range map[string]provider.Code{
+		`{"exited":true,"status":"exit status 0"}`:               provider.CodeUnreachable, // a script that succeeds prints an end
+		`{"exitCode":1,"exited":true,"status":"exit status 1"}`:  "",
+		`{"exitCode":-1,"exited":false,"status":"signal: kill"}`: "",
+	} {
+		output, err := runScript(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/connect+json")
+			fmt.Fprint(w, frame(0, `{"event":{"start":{"pid":7}}}`), frame(0, `{"event":{"data":{"stdout":"ZG9uZQ=="}}}`),
+				frame(0, `{"event":{"end":`+end+`}}`), frame(endOfStream, `{}`))
+		})
+		if provider.CodeOf(err) != code || err == nil && output != "done" {
+			t.Errorf("%s: %q, %v", end, output, err)
+		}
 	}
 }
 

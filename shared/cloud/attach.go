@@ -19,7 +19,7 @@ func (p *Provider[B]) Attach(ctx context.Context, req provider.AttachRequest) (p
 	sandbox, err := p.attachNamed(ctx, req)
 	if provider.CodeOf(err) == provider.CodeNotFound {
 		var present []B
-		if present, err = p.find(ctx, req.Owner, req.Session); err == nil {
+		if present, err = p.settled(ctx, req.Owner, req.Session); err == nil {
 			sandbox, err = p.adopt(ctx, present, req.Lifetime)
 		}
 	}
@@ -64,6 +64,46 @@ func (p *Provider[B]) find(ctx context.Context, owner, session string) ([]B, err
 		return cmp.Or(compareRunning(x, y), compareAge(x, y))
 	})
 	return present, nil
+}
+
+// settled is find, once none of the sandboxes is about to be removed by its maker: where the cloud has no names, several
+// hosts may have made one each a moment ago (see giveWay). One that is alone is settled after Rivals, and several are after
+// twice that. Those that this process has used, or that sleep, are settled. without are left out.
+func (p *Provider[B]) settled(ctx context.Context, owner, session string, without ...string) ([]B, error) {
+	seen := map[string]time.Time{}
+	for {
+		present, err := p.find(ctx, owner, session)
+		if err != nil || p.options.UniqueNames {
+			return present, err
+		}
+		present = slices.DeleteFunc(present, func(box B) bool { return slices.Contains(without, p.cloud.Describe(box).ID) })
+		patience := p.times.Rivals
+		if len(present) > 1 {
+			patience *= 2
+		}
+		if !slices.ContainsFunc(present, func(box B) bool { return time.Since(p.since(box, seen)) < patience }) {
+			return present, nil
+		}
+		if !Pause(ctx, p.times.Rivals/20) {
+			return nil, Ended(ctx, "waiting until it is clear which sandbox stays")
+		}
+	}
+}
+
+// since returns since when a sandbox is known to be there: since it was made, or, should the cloud's clock be ahead of ours,
+// since it was first seen. The zero time is long ago.
+func (p *Provider[B]) since(box B, seen map[string]time.Time) time.Time {
+	s := p.cloud.Describe(box)
+	if _, used := p.recall(provider.SandboxRef{Owner: s.Owner, SandboxID: s.ID}); used || s.State == provider.StateSuspended || s.State == provider.StateFailed {
+		return time.Time{}
+	}
+	if seen[s.ID].IsZero() {
+		seen[s.ID] = time.Now()
+	}
+	if s.CreatedAt.Before(seen[s.ID]) {
+		return s.CreatedAt
+	}
+	return seen[s.ID]
 }
 
 // compareRunning orders a sandbox that runs before one that does not.

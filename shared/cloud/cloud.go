@@ -95,7 +95,7 @@ type Options struct {
 	// Name is the cloud's, for errors.
 	Name string
 	// UniqueNames reports whether the cloud refuses a second sandbox with the same name. Otherwise the kit looks before it
-	// makes one, and again afterwards: of two that were made at the same time, the younger one is removed by its maker.
+	// makes one, and again afterwards: of several that were made at the same time, the makers remove all but one.
 	UniqueNames bool
 	// Port is the one a server gets that asks for none. Zero means 8000.
 	Port int
@@ -120,7 +120,8 @@ type Times struct {
 	Taken time.Duration
 	// Lost is how long a sandbox is looked for that a create may have made whose answer was lost.
 	Lost time.Duration
-	// Rivals is how long the older of two sandboxes for one session waits for the younger one to be removed by its maker.
+	// Rivals is how long it may take until a new sandbox is listed, and its maker has removed it if there is another one for
+	// the session. A sandbox that is older than that stays.
 	Rivals time.Duration
 	// Undo is how long a failed Create may take to remove what it made.
 	Undo time.Duration
@@ -129,7 +130,7 @@ type Times struct {
 	// FirstLook is how soon after its start a server that does not answer is looked at. The pause then doubles, up to
 	// LookServer: one that died at once is found at once, and one that takes long to boot is left alone.
 	FirstLook time.Duration
-	// Patience is how long a server that this process has not started may not answer before anybody looks why.
+	// Patience is how long a server may not answer before the cloud is asked why.
 	Patience time.Duration
 	// LookServer and LookCloud are the least times between two looks at a server's process, and between two calls of the
 	// control API, for one sandbox whose server does not answer.

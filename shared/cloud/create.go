@@ -14,7 +14,7 @@ func (p *Provider[B]) Create(ctx context.Context, req provider.CreateRequest) (p
 		req.Lifetime = defaultLifetime
 	}
 	if !p.options.UniqueNames {
-		present, err := p.find(ctx, req.Owner, req.Session)
+		present, err := p.settled(ctx, req.Owner, req.Session)
 		if err != nil {
 			return provider.Sandbox{}, err
 		}
@@ -69,6 +69,15 @@ func (c *creation[B]) create(ctx context.Context) (provider.Sandbox, error) {
 	if c.made == nil {
 		return c.adopt(ctx, []B{box}, c.req.Lifetime)
 	}
+	if !c.options.UniqueNames {
+		stays, err := c.stays(ctx, box)
+		if err == nil && !stays {
+			return c.giveWay(ctx, box)
+		}
+		if err != nil {
+			return provider.Sandbox{}, err
+		}
+	}
 	bring := c.untilRunning
 	if c.found {
 		bring = c.use // what an answer would have told, only Finder.Found may know
@@ -78,9 +87,6 @@ func (c *creation[B]) create(ctx context.Context) (provider.Sandbox, error) {
 		return provider.Sandbox{}, neverRan(err)
 	}
 	c.made = &box
-	if !c.options.UniqueNames {
-		return c.giveWay(ctx, box)
-	}
 	c.remember(box)
 	return c.result(box, provider.OriginCreated), nil
 }
@@ -154,16 +160,21 @@ func (c *creation[B]) findLost(ctx context.Context) (*B, error) {
 	}
 }
 
-// giveWay lets one sandbox remain where several processes made one for the same session at the same time. Each process
-// removes its own only: one that is not the oldest, which all see alike. Listings lag, so it looks until its own is listed:
-// by then every older one is too. Should they be listed in another order than they were made in, so that the maker of the
-// younger one saw no reason to give way, the maker of the older one does after a while.
-func (c *creation[B]) giveWay(ctx context.Context, made B) (provider.Sandbox, error) {
+// Where several hosts make a sandbox each for one session at the same moment, one must remain, and all must name it. Each
+// host removes its own only, at once if it sees an older one: the oldest, on which all agree, stays. Listings lag, so a host
+// looks until its own is listed: by then every older one is too, if listings show sandboxes in the order in which they were
+// made. If they do not, a younger one may stay whose maker saw no other: after Rivals it is still there, and the maker of the
+// older one gives way. The same happens if a maker died. Whoever has given way names another only once that is settled:
+// its maker, too, may be about to give way.
+
+// stays reports whether the sandbox that this Create has made is the one that remains.
+func (c *creation[B]) stays(ctx context.Context, made B) (bool, error) {
 	mine := c.cloud.Describe(made)
+	seen := map[string]time.Time{}
 	for began := time.Now(); ; {
 		present, err := c.find(ctx, c.req.Owner, c.req.Session)
 		if err != nil {
-			return provider.Sandbox{}, err
+			return false, err
 		}
 		listed := false
 		var rivals []B
@@ -174,29 +185,75 @@ func (c *creation[B]) giveWay(ctx context.Context, made B) (provider.Sandbox, er
 				mine, listed = s, true
 			case s.Attempt == c.req.Attempt: // an earlier try of this very call, seen late
 				if err := c.cloud.Remove(ctx, box); err != nil {
-					return provider.Sandbox{}, err
+					return false, err
 				}
 			default:
 				rivals = append(rivals, box)
+				if seen[s.ID].IsZero() {
+					seen[s.ID] = time.Now()
+				}
 			}
 		}
-		late := time.Since(began) > c.times.Rivals
-		if len(rivals) == 0 && (listed || late) {
-			c.remember(made)
-			return c.result(made, provider.OriginCreated), nil
+		if len(rivals) == 0 && (listed || time.Since(began) > c.times.Rivals) {
+			return true, nil
 		}
-		if oldest := oldestOf(c.cloud, rivals); oldest != nil && (listed && compareAge(c.cloud.Describe(*oldest), mine) < 0 || late) {
-			sandbox, err := c.adopt(ctx, []B{*oldest}, c.req.Lifetime)
-			switch provider.CodeOf(err) {
-			case "":
-				c.log.Debug("another sandbox of the session is older", "stays", sandbox.ID, "goes", mine.ID)
-				return sandbox, c.cloud.Remove(ctx, made)
-			case provider.CodeNotFound: // it has given way meanwhile
-			default:
-				return provider.Sandbox{}, err
+		if len(rivals) > 0 && !listed { // what the answer to a create tells of its time may be a guess
+			now, err := c.cloud.Look(ctx, mine.ID)
+			if err != nil {
+				return false, neverRan(About(err, mine.ID))
+			}
+			mine = c.cloud.Describe(now)
+		}
+		for _, rival := range rivals {
+			s := c.cloud.Describe(rival)
+			older, kept := compareAge(s, mine) < 0, time.Since(seen[s.ID]) > c.times.Rivals
+			if !older && !kept {
+				continue
+			}
+			switch present, err := c.present(ctx, s.ID); { // listings show what is gone, too
+			case err != nil:
+				return false, err
+			case present:
+				c.log.Debug("the session has another sandbox", "stays", s.ID, "goes", mine.ID)
+				return false, nil
 			}
 		}
 		if !Pause(ctx, c.times.Rivals/20) {
+			return false, Ended(ctx, "creating the sandbox")
+		}
+	}
+}
+
+// present reports whether a sandbox is still there.
+func (p *Provider[B]) present(ctx context.Context, id string) (bool, error) {
+	box, err := p.cloud.Look(ctx, id)
+	if provider.CodeOf(err) == provider.CodeNotFound {
+		return false, nil
+	}
+	return err == nil && p.cloud.Describe(box).State != provider.StateGone, err
+}
+
+// giveWay removes what this Create has made and takes the sandbox that remains instead.
+func (c *creation[B]) giveWay(ctx context.Context, made B) (provider.Sandbox, error) {
+	if err := c.cloud.Remove(ctx, made); err != nil {
+		return provider.Sandbox{}, err
+	}
+	mine := c.cloud.Describe(made).ID
+	c.made, c.unclear = nil, false
+	for began := time.Now(); ; {
+		present, err := c.settled(ctx, c.req.Owner, c.req.Session, mine)
+		if err != nil {
+			return provider.Sandbox{}, err
+		}
+		sandbox, err := c.adopt(ctx, present, c.req.Lifetime)
+		switch {
+		case provider.CodeOf(err) != provider.CodeNotFound:
+			return sandbox, err
+		case time.Since(began) > 3*c.times.Rivals:
+			return provider.Sandbox{}, &provider.Error{
+				Code: provider.CodeState, Retryable: true, Message: "the session's sandbox was made by somebody else at the same time, and is gone again",
+			}
+		case !Pause(ctx, c.times.Rivals/20):
 			return provider.Sandbox{}, Ended(ctx, "creating the sandbox")
 		}
 	}

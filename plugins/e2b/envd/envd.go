@@ -13,4 +13,8 @@ const (
 	ProcedureConnect    = "/process.Process/Connect"
 	ProcedureList       = "/process.Process/List"
 	ProcedureSendSignal = "/process.Process/SendSignal"
+	// ProcedureStreamInput writes to a process's standard input, as ProcedureSendInput does. envd logs the whole request of
+	// every procedure but the messages of this one, and E2B collects the logs.
+	ProcedureStreamInput = "/process.Process/StreamInput"
+	ProcedureSendInput   = "/process.Process/SendInput"
 )

@@ -363,6 +363,279 @@ func (*ProcessEvent_End) isProcessEvent_Event() {}
 
 func (*ProcessEvent_Keepalive) isProcessEvent_Event() {}
 
+// Its messages come in a stream: first a start, which names the process, then data. envd's log has none of them.
+type StreamInputRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*StreamInputRequest_Start
+	//	*StreamInputRequest_Data
+	Event         isStreamInputRequest_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamInputRequest) Reset() {
+	*x = StreamInputRequest{}
+	mi := &file_process_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamInputRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamInputRequest) ProtoMessage() {}
+
+func (x *StreamInputRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_process_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamInputRequest.ProtoReflect.Descriptor instead.
+func (*StreamInputRequest) Descriptor() ([]byte, []int) {
+	return file_process_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *StreamInputRequest) GetEvent() isStreamInputRequest_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *StreamInputRequest) GetStart() *StreamInputRequest_StartEvent {
+	if x != nil {
+		if x, ok := x.Event.(*StreamInputRequest_Start); ok {
+			return x.Start
+		}
+	}
+	return nil
+}
+
+func (x *StreamInputRequest) GetData() *StreamInputRequest_DataEvent {
+	if x != nil {
+		if x, ok := x.Event.(*StreamInputRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+type isStreamInputRequest_Event interface {
+	isStreamInputRequest_Event()
+}
+
+type StreamInputRequest_Start struct {
+	Start *StreamInputRequest_StartEvent `protobuf:"bytes,1,opt,name=start,proto3,oneof"`
+}
+
+type StreamInputRequest_Data struct {
+	Data *StreamInputRequest_DataEvent `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+func (*StreamInputRequest_Start) isStreamInputRequest_Event() {}
+
+func (*StreamInputRequest_Data) isStreamInputRequest_Event() {}
+
+type StreamInputResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamInputResponse) Reset() {
+	*x = StreamInputResponse{}
+	mi := &file_process_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamInputResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamInputResponse) ProtoMessage() {}
+
+func (x *StreamInputResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_process_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamInputResponse.ProtoReflect.Descriptor instead.
+func (*StreamInputResponse) Descriptor() ([]byte, []int) {
+	return file_process_proto_rawDescGZIP(), []int{5}
+}
+
+type SendInputRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Process       *ProcessSelector       `protobuf:"bytes,1,opt,name=process,proto3" json:"process,omitempty"`
+	Input         *ProcessInput          `protobuf:"bytes,2,opt,name=input,proto3" json:"input,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SendInputRequest) Reset() {
+	*x = SendInputRequest{}
+	mi := &file_process_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SendInputRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SendInputRequest) ProtoMessage() {}
+
+func (x *SendInputRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_process_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SendInputRequest.ProtoReflect.Descriptor instead.
+func (*SendInputRequest) Descriptor() ([]byte, []int) {
+	return file_process_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *SendInputRequest) GetProcess() *ProcessSelector {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+func (x *SendInputRequest) GetInput() *ProcessInput {
+	if x != nil {
+		return x.Input
+	}
+	return nil
+}
+
+type SendInputResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SendInputResponse) Reset() {
+	*x = SendInputResponse{}
+	mi := &file_process_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SendInputResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SendInputResponse) ProtoMessage() {}
+
+func (x *SendInputResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_process_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SendInputResponse.ProtoReflect.Descriptor instead.
+func (*SendInputResponse) Descriptor() ([]byte, []int) {
+	return file_process_proto_rawDescGZIP(), []int{7}
+}
+
+type ProcessInput struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Input:
+	//
+	//	*ProcessInput_Stdin
+	Input         isProcessInput_Input `protobuf_oneof:"input"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProcessInput) Reset() {
+	*x = ProcessInput{}
+	mi := &file_process_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProcessInput) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProcessInput) ProtoMessage() {}
+
+func (x *ProcessInput) ProtoReflect() protoreflect.Message {
+	mi := &file_process_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProcessInput.ProtoReflect.Descriptor instead.
+func (*ProcessInput) Descriptor() ([]byte, []int) {
+	return file_process_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ProcessInput) GetInput() isProcessInput_Input {
+	if x != nil {
+		return x.Input
+	}
+	return nil
+}
+
+func (x *ProcessInput) GetStdin() []byte {
+	if x != nil {
+		if x, ok := x.Input.(*ProcessInput_Stdin); ok {
+			return x.Stdin
+		}
+	}
+	return nil
+}
+
+type isProcessInput_Input interface {
+	isProcessInput_Input()
+}
+
+type ProcessInput_Stdin struct {
+	Stdin []byte `protobuf:"bytes,1,opt,name=stdin,proto3,oneof"`
+}
+
+func (*ProcessInput_Stdin) isProcessInput_Input() {}
+
 type ListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -371,7 +644,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_process_proto_msgTypes[4]
+	mi := &file_process_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -383,7 +656,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_process_proto_msgTypes[4]
+	mi := &file_process_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -396,7 +669,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_process_proto_rawDescGZIP(), []int{4}
+	return file_process_proto_rawDescGZIP(), []int{9}
 }
 
 type ListResponse struct {
@@ -408,7 +681,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_process_proto_msgTypes[5]
+	mi := &file_process_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -420,7 +693,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_process_proto_msgTypes[5]
+	mi := &file_process_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -433,7 +706,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_process_proto_rawDescGZIP(), []int{5}
+	return file_process_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListResponse) GetProcesses() []*ProcessInfo {
@@ -454,7 +727,7 @@ type ProcessInfo struct {
 
 func (x *ProcessInfo) Reset() {
 	*x = ProcessInfo{}
-	mi := &file_process_proto_msgTypes[6]
+	mi := &file_process_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -466,7 +739,7 @@ func (x *ProcessInfo) String() string {
 func (*ProcessInfo) ProtoMessage() {}
 
 func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_process_proto_msgTypes[6]
+	mi := &file_process_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -479,7 +752,7 @@ func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessInfo.ProtoReflect.Descriptor instead.
 func (*ProcessInfo) Descriptor() ([]byte, []int) {
-	return file_process_proto_rawDescGZIP(), []int{6}
+	return file_process_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ProcessInfo) GetConfig() *ProcessConfig {
@@ -513,7 +786,7 @@ type SendSignalRequest struct {
 
 func (x *SendSignalRequest) Reset() {
 	*x = SendSignalRequest{}
-	mi := &file_process_proto_msgTypes[7]
+	mi := &file_process_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -525,7 +798,7 @@ func (x *SendSignalRequest) String() string {
 func (*SendSignalRequest) ProtoMessage() {}
 
 func (x *SendSignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_process_proto_msgTypes[7]
+	mi := &file_process_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -538,7 +811,7 @@ func (x *SendSignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendSignalRequest.ProtoReflect.Descriptor instead.
 func (*SendSignalRequest) Descriptor() ([]byte, []int) {
-	return file_process_proto_rawDescGZIP(), []int{7}
+	return file_process_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SendSignalRequest) GetProcess() *ProcessSelector {
@@ -563,7 +836,7 @@ type SendSignalResponse struct {
 
 func (x *SendSignalResponse) Reset() {
 	*x = SendSignalResponse{}
-	mi := &file_process_proto_msgTypes[8]
+	mi := &file_process_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -575,7 +848,7 @@ func (x *SendSignalResponse) String() string {
 func (*SendSignalResponse) ProtoMessage() {}
 
 func (x *SendSignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_process_proto_msgTypes[8]
+	mi := &file_process_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -588,7 +861,7 @@ func (x *SendSignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SendSignalResponse.ProtoReflect.Descriptor instead.
 func (*SendSignalResponse) Descriptor() ([]byte, []int) {
-	return file_process_proto_rawDescGZIP(), []int{8}
+	return file_process_proto_rawDescGZIP(), []int{13}
 }
 
 type ProcessSelector struct {
@@ -604,7 +877,7 @@ type ProcessSelector struct {
 
 func (x *ProcessSelector) Reset() {
 	*x = ProcessSelector{}
-	mi := &file_process_proto_msgTypes[9]
+	mi := &file_process_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -616,7 +889,7 @@ func (x *ProcessSelector) String() string {
 func (*ProcessSelector) ProtoMessage() {}
 
 func (x *ProcessSelector) ProtoReflect() protoreflect.Message {
-	mi := &file_process_proto_msgTypes[9]
+	mi := &file_process_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -629,7 +902,7 @@ func (x *ProcessSelector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessSelector.ProtoReflect.Descriptor instead.
 func (*ProcessSelector) Descriptor() ([]byte, []int) {
-	return file_process_proto_rawDescGZIP(), []int{9}
+	return file_process_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ProcessSelector) GetSelector() isProcessSelector_Selector {
@@ -682,7 +955,7 @@ type ConnectRequest struct {
 
 func (x *ConnectRequest) Reset() {
 	*x = ConnectRequest{}
-	mi := &file_process_proto_msgTypes[10]
+	mi := &file_process_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -694,7 +967,7 @@ func (x *ConnectRequest) String() string {
 func (*ConnectRequest) ProtoMessage() {}
 
 func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_process_proto_msgTypes[10]
+	mi := &file_process_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -707,7 +980,7 @@ func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectRequest.ProtoReflect.Descriptor instead.
 func (*ConnectRequest) Descriptor() ([]byte, []int) {
-	return file_process_proto_rawDescGZIP(), []int{10}
+	return file_process_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ConnectRequest) GetProcess() *ProcessSelector {
@@ -726,7 +999,7 @@ type ConnectResponse struct {
 
 func (x *ConnectResponse) Reset() {
 	*x = ConnectResponse{}
-	mi := &file_process_proto_msgTypes[11]
+	mi := &file_process_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -738,7 +1011,7 @@ func (x *ConnectResponse) String() string {
 func (*ConnectResponse) ProtoMessage() {}
 
 func (x *ConnectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_process_proto_msgTypes[11]
+	mi := &file_process_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -751,7 +1024,7 @@ func (x *ConnectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectResponse.ProtoReflect.Descriptor instead.
 func (*ConnectResponse) Descriptor() ([]byte, []int) {
-	return file_process_proto_rawDescGZIP(), []int{11}
+	return file_process_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ConnectResponse) GetEvent() *ProcessEvent {
@@ -770,7 +1043,7 @@ type ProcessEvent_StartEvent struct {
 
 func (x *ProcessEvent_StartEvent) Reset() {
 	*x = ProcessEvent_StartEvent{}
-	mi := &file_process_proto_msgTypes[13]
+	mi := &file_process_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -782,7 +1055,7 @@ func (x *ProcessEvent_StartEvent) String() string {
 func (*ProcessEvent_StartEvent) ProtoMessage() {}
 
 func (x *ProcessEvent_StartEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_process_proto_msgTypes[13]
+	mi := &file_process_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -818,7 +1091,7 @@ type ProcessEvent_DataEvent struct {
 
 func (x *ProcessEvent_DataEvent) Reset() {
 	*x = ProcessEvent_DataEvent{}
-	mi := &file_process_proto_msgTypes[14]
+	mi := &file_process_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -830,7 +1103,7 @@ func (x *ProcessEvent_DataEvent) String() string {
 func (*ProcessEvent_DataEvent) ProtoMessage() {}
 
 func (x *ProcessEvent_DataEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_process_proto_msgTypes[14]
+	mi := &file_process_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -899,7 +1172,7 @@ type ProcessEvent_EndEvent struct {
 
 func (x *ProcessEvent_EndEvent) Reset() {
 	*x = ProcessEvent_EndEvent{}
-	mi := &file_process_proto_msgTypes[15]
+	mi := &file_process_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -911,7 +1184,7 @@ func (x *ProcessEvent_EndEvent) String() string {
 func (*ProcessEvent_EndEvent) ProtoMessage() {}
 
 func (x *ProcessEvent_EndEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_process_proto_msgTypes[15]
+	mi := &file_process_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -963,7 +1236,7 @@ type ProcessEvent_KeepAlive struct {
 
 func (x *ProcessEvent_KeepAlive) Reset() {
 	*x = ProcessEvent_KeepAlive{}
-	mi := &file_process_proto_msgTypes[16]
+	mi := &file_process_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -975,7 +1248,7 @@ func (x *ProcessEvent_KeepAlive) String() string {
 func (*ProcessEvent_KeepAlive) ProtoMessage() {}
 
 func (x *ProcessEvent_KeepAlive) ProtoReflect() protoreflect.Message {
-	mi := &file_process_proto_msgTypes[16]
+	mi := &file_process_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -989,6 +1262,94 @@ func (x *ProcessEvent_KeepAlive) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ProcessEvent_KeepAlive.ProtoReflect.Descriptor instead.
 func (*ProcessEvent_KeepAlive) Descriptor() ([]byte, []int) {
 	return file_process_proto_rawDescGZIP(), []int{3, 3}
+}
+
+type StreamInputRequest_StartEvent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Process       *ProcessSelector       `protobuf:"bytes,1,opt,name=process,proto3" json:"process,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamInputRequest_StartEvent) Reset() {
+	*x = StreamInputRequest_StartEvent{}
+	mi := &file_process_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamInputRequest_StartEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamInputRequest_StartEvent) ProtoMessage() {}
+
+func (x *StreamInputRequest_StartEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_process_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamInputRequest_StartEvent.ProtoReflect.Descriptor instead.
+func (*StreamInputRequest_StartEvent) Descriptor() ([]byte, []int) {
+	return file_process_proto_rawDescGZIP(), []int{4, 0}
+}
+
+func (x *StreamInputRequest_StartEvent) GetProcess() *ProcessSelector {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+type StreamInputRequest_DataEvent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Input         *ProcessInput          `protobuf:"bytes,2,opt,name=input,proto3" json:"input,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamInputRequest_DataEvent) Reset() {
+	*x = StreamInputRequest_DataEvent{}
+	mi := &file_process_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamInputRequest_DataEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamInputRequest_DataEvent) ProtoMessage() {}
+
+func (x *StreamInputRequest_DataEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_process_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamInputRequest_DataEvent.ProtoReflect.Descriptor instead.
+func (*StreamInputRequest_DataEvent) Descriptor() ([]byte, []int) {
+	return file_process_proto_rawDescGZIP(), []int{4, 1}
+}
+
+func (x *StreamInputRequest_DataEvent) GetInput() *ProcessInput {
+	if x != nil {
+		return x.Input
+	}
+	return nil
 }
 
 var File_process_proto protoreflect.FileDescriptor
@@ -1032,7 +1393,24 @@ const file_process_proto_rawDesc = "" +
 	"\x05error\x18\x04 \x01(\tH\x00R\x05error\x88\x01\x01B\b\n" +
 	"\x06_error\x1a\v\n" +
 	"\tKeepAliveB\a\n" +
-	"\x05event\"\r\n" +
+	"\x05event\"\x96\x02\n" +
+	"\x12StreamInputRequest\x12>\n" +
+	"\x05start\x18\x01 \x01(\v2&.process.StreamInputRequest.StartEventH\x00R\x05start\x12;\n" +
+	"\x04data\x18\x02 \x01(\v2%.process.StreamInputRequest.DataEventH\x00R\x04data\x1a@\n" +
+	"\n" +
+	"StartEvent\x122\n" +
+	"\aprocess\x18\x01 \x01(\v2\x18.process.ProcessSelectorR\aprocess\x1a8\n" +
+	"\tDataEvent\x12+\n" +
+	"\x05input\x18\x02 \x01(\v2\x15.process.ProcessInputR\x05inputB\a\n" +
+	"\x05event\"\x15\n" +
+	"\x13StreamInputResponse\"s\n" +
+	"\x10SendInputRequest\x122\n" +
+	"\aprocess\x18\x01 \x01(\v2\x18.process.ProcessSelectorR\aprocess\x12+\n" +
+	"\x05input\x18\x02 \x01(\v2\x15.process.ProcessInputR\x05input\"\x13\n" +
+	"\x11SendInputResponse\"/\n" +
+	"\fProcessInput\x12\x16\n" +
+	"\x05stdin\x18\x01 \x01(\fH\x00R\x05stdinB\a\n" +
+	"\x05input\"\r\n" +
 	"\vListRequest\"B\n" +
 	"\fListResponse\x122\n" +
 	"\tprocesses\x18\x01 \x03(\v2\x14.process.ProcessInfoR\tprocesses\"n\n" +
@@ -1072,46 +1450,59 @@ func file_process_proto_rawDescGZIP() []byte {
 }
 
 var file_process_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_process_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_process_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_process_proto_goTypes = []any{
-	(Signal)(0),                     // 0: process.Signal
-	(*ProcessConfig)(nil),           // 1: process.ProcessConfig
-	(*StartRequest)(nil),            // 2: process.StartRequest
-	(*StartResponse)(nil),           // 3: process.StartResponse
-	(*ProcessEvent)(nil),            // 4: process.ProcessEvent
-	(*ListRequest)(nil),             // 5: process.ListRequest
-	(*ListResponse)(nil),            // 6: process.ListResponse
-	(*ProcessInfo)(nil),             // 7: process.ProcessInfo
-	(*SendSignalRequest)(nil),       // 8: process.SendSignalRequest
-	(*SendSignalResponse)(nil),      // 9: process.SendSignalResponse
-	(*ProcessSelector)(nil),         // 10: process.ProcessSelector
-	(*ConnectRequest)(nil),          // 11: process.ConnectRequest
-	(*ConnectResponse)(nil),         // 12: process.ConnectResponse
-	nil,                             // 13: process.ProcessConfig.EnvsEntry
-	(*ProcessEvent_StartEvent)(nil), // 14: process.ProcessEvent.StartEvent
-	(*ProcessEvent_DataEvent)(nil),  // 15: process.ProcessEvent.DataEvent
-	(*ProcessEvent_EndEvent)(nil),   // 16: process.ProcessEvent.EndEvent
-	(*ProcessEvent_KeepAlive)(nil),  // 17: process.ProcessEvent.KeepAlive
+	(Signal)(0),                           // 0: process.Signal
+	(*ProcessConfig)(nil),                 // 1: process.ProcessConfig
+	(*StartRequest)(nil),                  // 2: process.StartRequest
+	(*StartResponse)(nil),                 // 3: process.StartResponse
+	(*ProcessEvent)(nil),                  // 4: process.ProcessEvent
+	(*StreamInputRequest)(nil),            // 5: process.StreamInputRequest
+	(*StreamInputResponse)(nil),           // 6: process.StreamInputResponse
+	(*SendInputRequest)(nil),              // 7: process.SendInputRequest
+	(*SendInputResponse)(nil),             // 8: process.SendInputResponse
+	(*ProcessInput)(nil),                  // 9: process.ProcessInput
+	(*ListRequest)(nil),                   // 10: process.ListRequest
+	(*ListResponse)(nil),                  // 11: process.ListResponse
+	(*ProcessInfo)(nil),                   // 12: process.ProcessInfo
+	(*SendSignalRequest)(nil),             // 13: process.SendSignalRequest
+	(*SendSignalResponse)(nil),            // 14: process.SendSignalResponse
+	(*ProcessSelector)(nil),               // 15: process.ProcessSelector
+	(*ConnectRequest)(nil),                // 16: process.ConnectRequest
+	(*ConnectResponse)(nil),               // 17: process.ConnectResponse
+	nil,                                   // 18: process.ProcessConfig.EnvsEntry
+	(*ProcessEvent_StartEvent)(nil),       // 19: process.ProcessEvent.StartEvent
+	(*ProcessEvent_DataEvent)(nil),        // 20: process.ProcessEvent.DataEvent
+	(*ProcessEvent_EndEvent)(nil),         // 21: process.ProcessEvent.EndEvent
+	(*ProcessEvent_KeepAlive)(nil),        // 22: process.ProcessEvent.KeepAlive
+	(*StreamInputRequest_StartEvent)(nil), // 23: process.StreamInputRequest.StartEvent
+	(*StreamInputRequest_DataEvent)(nil),  // 24: process.StreamInputRequest.DataEvent
 }
 var file_process_proto_depIdxs = []int32{
-	13, // 0: process.ProcessConfig.envs:type_name -> process.ProcessConfig.EnvsEntry
+	18, // 0: process.ProcessConfig.envs:type_name -> process.ProcessConfig.EnvsEntry
 	1,  // 1: process.StartRequest.process:type_name -> process.ProcessConfig
 	4,  // 2: process.StartResponse.event:type_name -> process.ProcessEvent
-	14, // 3: process.ProcessEvent.start:type_name -> process.ProcessEvent.StartEvent
-	15, // 4: process.ProcessEvent.data:type_name -> process.ProcessEvent.DataEvent
-	16, // 5: process.ProcessEvent.end:type_name -> process.ProcessEvent.EndEvent
-	17, // 6: process.ProcessEvent.keepalive:type_name -> process.ProcessEvent.KeepAlive
-	7,  // 7: process.ListResponse.processes:type_name -> process.ProcessInfo
-	1,  // 8: process.ProcessInfo.config:type_name -> process.ProcessConfig
-	10, // 9: process.SendSignalRequest.process:type_name -> process.ProcessSelector
-	0,  // 10: process.SendSignalRequest.signal:type_name -> process.Signal
-	10, // 11: process.ConnectRequest.process:type_name -> process.ProcessSelector
-	4,  // 12: process.ConnectResponse.event:type_name -> process.ProcessEvent
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	19, // 3: process.ProcessEvent.start:type_name -> process.ProcessEvent.StartEvent
+	20, // 4: process.ProcessEvent.data:type_name -> process.ProcessEvent.DataEvent
+	21, // 5: process.ProcessEvent.end:type_name -> process.ProcessEvent.EndEvent
+	22, // 6: process.ProcessEvent.keepalive:type_name -> process.ProcessEvent.KeepAlive
+	23, // 7: process.StreamInputRequest.start:type_name -> process.StreamInputRequest.StartEvent
+	24, // 8: process.StreamInputRequest.data:type_name -> process.StreamInputRequest.DataEvent
+	15, // 9: process.SendInputRequest.process:type_name -> process.ProcessSelector
+	9,  // 10: process.SendInputRequest.input:type_name -> process.ProcessInput
+	12, // 11: process.ListResponse.processes:type_name -> process.ProcessInfo
+	1,  // 12: process.ProcessInfo.config:type_name -> process.ProcessConfig
+	15, // 13: process.SendSignalRequest.process:type_name -> process.ProcessSelector
+	0,  // 14: process.SendSignalRequest.signal:type_name -> process.Signal
+	15, // 15: process.ConnectRequest.process:type_name -> process.ProcessSelector
+	4,  // 16: process.ConnectResponse.event:type_name -> process.ProcessEvent
+	15, // 17: process.StreamInputRequest.StartEvent.process:type_name -> process.ProcessSelector
+	9,  // 18: process.StreamInputRequest.DataEvent.input:type_name -> process.ProcessInput
+	19, // [19:19] is the sub-list for method output_type
+	19, // [19:19] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_process_proto_init() }
@@ -1127,23 +1518,30 @@ func file_process_proto_init() {
 		(*ProcessEvent_End)(nil),
 		(*ProcessEvent_Keepalive)(nil),
 	}
-	file_process_proto_msgTypes[6].OneofWrappers = []any{}
-	file_process_proto_msgTypes[9].OneofWrappers = []any{
+	file_process_proto_msgTypes[4].OneofWrappers = []any{
+		(*StreamInputRequest_Start)(nil),
+		(*StreamInputRequest_Data)(nil),
+	}
+	file_process_proto_msgTypes[8].OneofWrappers = []any{
+		(*ProcessInput_Stdin)(nil),
+	}
+	file_process_proto_msgTypes[11].OneofWrappers = []any{}
+	file_process_proto_msgTypes[14].OneofWrappers = []any{
 		(*ProcessSelector_Pid)(nil),
 		(*ProcessSelector_Tag)(nil),
 	}
-	file_process_proto_msgTypes[14].OneofWrappers = []any{
+	file_process_proto_msgTypes[19].OneofWrappers = []any{
 		(*ProcessEvent_DataEvent_Stdout)(nil),
 		(*ProcessEvent_DataEvent_Stderr)(nil),
 	}
-	file_process_proto_msgTypes[15].OneofWrappers = []any{}
+	file_process_proto_msgTypes[20].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_process_proto_rawDesc), len(file_process_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

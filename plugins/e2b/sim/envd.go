@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"os"
 	"slices"
@@ -18,6 +19,8 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/berth-dev/berth/plugins/e2b/envd"
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
@@ -34,22 +37,22 @@ type envdServer struct {
 	watches sync.WaitGroup
 
 	mutex     sync.Mutex
-	crashed   bool
+	crashed   bool       // and was started again, but not set up since
 	processes []*process // in order of their start
-	lastPID   int        // of those that were never started
+	log       strings.Builder
 }
 
 type process struct {
 	pid    uint32
 	config *envd.ProcessConfig
 	tag    *string
-	real   *simcloud.Process // nil if there is no such command
-	timed  bool              // it was killed at its deadline
+	real   *simcloud.Process
+	timed  bool // it was killed at its deadline
 	ended  time.Time
 }
 
 func newEnvd(c *Cloud, s *sandbox) *envdServer {
-	e := &envdServer{cloud: c, sandbox: s, lastPID: 1 << 22}
+	e := &envdServer{cloud: c, sandbox: s}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	mux.HandleFunc("GET /files", e.readFile)
@@ -57,6 +60,8 @@ func newEnvd(c *Cloud, s *sandbox) *envdServer {
 	mux.Handle(envd.ProcedureConnect, connect.NewServerStreamHandler(envd.ProcedureConnect, e.connect))
 	mux.Handle(envd.ProcedureList, connect.NewUnaryHandler(envd.ProcedureList, e.list))
 	mux.Handle(envd.ProcedureSendSignal, connect.NewUnaryHandler(envd.ProcedureSendSignal, e.signal))
+	mux.Handle(envd.ProcedureSendInput, connect.NewUnaryHandler(envd.ProcedureSendInput, e.sendInput))
+	mux.Handle(envd.ProcedureStreamInput, connect.NewClientStreamHandler(envd.ProcedureStreamInput, e.streamInput))
 	for _, path := range []string{"/init", "/freeze", "/unfreeze", "/collapse", "/fsfreeze", "/fsthaw", "/upgrade"} {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
 			reply(w, http.StatusNotFound, map[string]any{"message": "not found", "path": r.URL.Path, "code": http.StatusNotFound})
@@ -66,10 +71,41 @@ func newEnvd(c *Cloud, s *sandbox) *envdServer {
 	return e
 }
 
-func (e *envdServer) alive() bool {
+// crash ends envd, which is started again at once: it knows no processes then, asks for no token, and its default user is
+// root, until E2B sets it up.
+func (e *envdServer) crash() {
+	e.mutex.Lock()
+	defer e.mutex.Unlock()
+	e.crashed, e.processes = true, nil
+}
+
+// setUp is what E2B does with envd when a sandbox is resumed.
+func (e *envdServer) setUp() {
+	e.mutex.Lock()
+	defer e.mutex.Unlock()
+	e.crashed = false
+}
+
+func (e *envdServer) isSetUp() bool {
 	e.mutex.Lock()
 	defer e.mutex.Unlock()
 	return !e.crashed
+}
+
+// write writes a line to envd's log, which goes to E2B: the whole request of every procedure but StreamInput, and in some
+// versions what processes print.
+func (e *envdServer) write(what string, message proto.Message) {
+	text, _ := protojson.Marshal(message)
+	e.mutex.Lock()
+	defer e.mutex.Unlock()
+	fmt.Fprintf(&e.log, "%s %s\n", what, text)
+}
+
+// logged returns envd's log.
+func (e *envdServer) logged() string {
+	e.mutex.Lock()
+	defer e.mutex.Unlock()
+	return e.log.String()
 }
 
 // wait waits for the goroutines that watch processes. The sandbox's box must be closed.
@@ -79,7 +115,7 @@ func (e *envdServer) authenticate(next http.Handler) http.Handler {
 	const unauthorized = "unauthorized access, please provide a valid access token or method signing if supported"
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		given := r.Header.Get("X-Access-Token")
-		right := !e.sandbox.secure || given == token("envd", e.sandbox.id)
+		right := !e.sandbox.secure || given == token("envd", e.sandbox.id) || !e.isSetUp()
 		if exempt := r.URL.Path == "/health"; !right && !exempt {
 			reply(w, http.StatusUnauthorized, map[string]any{"code": http.StatusUnauthorized, "message": unauthorized})
 			return
@@ -88,18 +124,32 @@ func (e *envdServer) authenticate(next http.Handler) http.Handler {
 	})
 }
 
-// user refuses Unix users that do not exist.
-func user(header http.Header) error {
-	encoded, found := strings.CutPrefix(header.Get("Authorization"), "Basic ")
-	if !found {
-		return nil
+// unixUser is a user of the sandbox.
+type unixUser struct {
+	name, home string
+	uid        int
+}
+
+// userID is the number of the template's user.
+const userID = 1000
+
+// user returns the Unix user that a request names, or the default one.
+func (e *envdServer) user(header http.Header) (unixUser, error) {
+	name := "user"
+	if !e.isSetUp() {
+		name = "root"
 	}
-	decoded, _ := base64.StdEncoding.DecodeString(encoded)
-	name, _, _ := strings.Cut(string(decoded), ":")
-	if name != "user" && name != "root" {
-		return connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("invalid username: '%s'", name))
+	if encoded, found := strings.CutPrefix(header.Get("Authorization"), "Basic "); found {
+		decoded, _ := base64.StdEncoding.DecodeString(encoded)
+		name, _, _ = strings.Cut(string(decoded), ":")
 	}
-	return nil
+	switch name {
+	case "user":
+		return unixUser{name, e.sandbox.box.Home(), userID}, nil
+	case "root":
+		return unixUser{name, "/root", 0}, nil
+	}
+	return unixUser{}, connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("invalid username: '%s'", name))
 }
 
 // keepalive returns the interval of keepalive messages that the client wants. Zero also crashes the real envd.
@@ -109,16 +159,16 @@ func (e *envdServer) keepalive(header http.Header) (time.Duration, error) {
 		return 90 * time.Second, nil
 	}
 	if n <= 0 {
-		e.mutex.Lock()
-		defer e.mutex.Unlock()
-		e.crashed = true
+		e.crash()
 		return 0, connect.NewError(connect.CodeUnavailable, errors.New("envd crashed"))
 	}
 	return time.Duration(n) * time.Second, nil
 }
 
 func (e *envdServer) start(ctx context.Context, req *connect.Request[envd.StartRequest], stream *connect.ServerStream[envd.StartResponse]) error {
-	if err := user(req.Header()); err != nil {
+	e.write("Start", req.Msg)
+	user, err := e.user(req.Header())
+	if err != nil {
 		return err
 	}
 	interval, err := e.keepalive(req.Header())
@@ -128,20 +178,33 @@ func (e *envdServer) start(ctx context.Context, req *connect.Request[envd.StartR
 	if ctx.Err() != nil { // due to a Connect-Timeout-Ms of zero
 		return connect.NewError(connect.CodeDeadlineExceeded, context.DeadlineExceeded)
 	}
-	p, err := e.launch(ctx, req.Msg)
+	p, err := e.launch(ctx, req.Msg, user)
 	if err != nil {
 		return err
 	}
-	send := func(event *envd.ProcessEvent) error { return stream.Send(&envd.StartResponse{Event: event}) }
+	send := func(event *envd.ProcessEvent) error {
+		e.write("event", event)
+		return stream.Send(&envd.StartResponse{Event: event})
+	}
 	return e.follow(ctx, p, interval, 0, send)
 }
 
+// wrapper is how envd runs a command: as a child of its own, and one that the kernel rather kills than envd.
+const wrapper = `echo 100 >/proc/$$/oom_score_adj && exec nice -n 0 "$@"`
+
 // launch starts a process. The deadline of ctx, from the request's Connect-Timeout-Ms, is when the process is killed.
 // Cancelling ctx, as when the client disconnects, does not affect the process.
-func (e *envdServer) launch(ctx context.Context, msg *envd.StartRequest) (*process, error) {
+func (e *envdServer) launch(ctx context.Context, msg *envd.StartRequest, user unixUser) (*process, error) {
 	config := msg.GetProcess()
+	dir := cmp.Or(config.GetCwd(), user.home)
+	if rest, found := strings.CutPrefix(dir, "~"); found && (rest == "" || rest[0] == '/') {
+		dir = user.home + rest
+	}
+	env := map[string]string{"HOME": user.home, "USER": user.name, "LOGNAME": user.name}
+	maps.Copy(env, config.GetEnvs())
 	spec := simcloud.ExecSpec{
-		Argv: append([]string{config.GetCmd()}, config.GetArgs()...), Env: config.GetEnvs(), Dir: config.GetCwd(),
+		Argv: slices.Concat([]string{"/bin/sh", "-c", wrapper, "--", config.GetCmd()}, config.GetArgs()), Env: env, Dir: dir,
+		UID: user.uid, Stdin: msg.Stdin == nil || msg.GetStdin(),
 	}
 	p := &process{config: config, tag: msg.Tag}
 	var err error
@@ -149,21 +212,17 @@ func (e *envdServer) launch(ctx context.Context, msg *envd.StartRequest) (*proce
 	var where *fs.PathError
 	switch {
 	case errors.As(err, &where) && where.Op == "chdir":
-		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("cwd '%s' does not exist", config.GetCwd()))
-	case err != nil && !errors.Is(err, fs.ErrNotExist):
-		return nil, connect.NewError(connect.CodeInternal, err)
+		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("cwd '%s' does not exist", dir))
+	case err != nil:
+		command := strings.Join(append([]string{config.GetCmd()}, config.GetArgs()...), " ")
+		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("error starting process '%s': %w", command, err))
 	}
 	e.mutex.Lock()
 	defer e.mutex.Unlock()
-	if p.real == nil {
-		e.lastPID++
-		p.pid, p.ended = uint32(e.lastPID), time.Now()
-	} else {
-		p.pid = uint32(p.real.PID)
-		deadline, timed := ctx.Deadline()
-		e.watches.Add(1)
-		go e.watch(p, deadline, timed)
-	}
+	p.pid = uint32(p.real.PID)
+	deadline, timed := ctx.Deadline()
+	e.watches.Add(1)
+	go e.watch(p, deadline, timed)
 	e.processes = append(e.processes, p)
 	return p, nil
 }
@@ -197,14 +256,6 @@ func (e *envdServer) follow(ctx context.Context, p *process, interval time.Durat
 	started := &envd.ProcessEvent{Event: &envd.ProcessEvent_Start{Start: &envd.ProcessEvent_StartEvent{Pid: p.pid}}}
 	if err := send(started); err != nil {
 		return err
-	}
-	if p.real == nil {
-		text := []byte(fmt.Sprintf("/bin/sh: 1: exec: %s: not found\n", p.config.GetCmd()))
-		data := &envd.ProcessEvent_DataEvent{Output: &envd.ProcessEvent_DataEvent_Stderr{Stderr: text}}
-		if err := send(&envd.ProcessEvent{Event: &envd.ProcessEvent_Data{Data: data}}); err != nil {
-			return err
-		}
-		return send(endOf(simcloud.Exit{Code: 127}))
 	}
 	for {
 		patience, cancel := context.WithTimeout(ctx, interval)
@@ -265,10 +316,7 @@ func (e *envdServer) connect(ctx context.Context, req *connect.Request[envd.Conn
 	if err != nil {
 		return err
 	}
-	var offset int64
-	if p.real != nil {
-		offset = int64(len(p.real.Output.Bytes(simcloud.Both)))
-	}
+	offset := int64(len(p.real.Output.Bytes(simcloud.Both)))
 	return e.follow(ctx, p, interval, offset, func(event *envd.ProcessEvent) error {
 		return stream.Send(&envd.ConnectResponse{Event: event})
 	})
@@ -314,6 +362,7 @@ func (e *envdServer) list(context.Context, *connect.Request[envd.ListRequest]) (
 
 // signal signals only the process, not its children.
 func (e *envdServer) signal(ctx context.Context, req *connect.Request[envd.SendSignalRequest]) (*connect.Response[envd.SendSignalResponse], error) {
+	e.write("SendSignal", req.Msg)
 	signals := map[envd.Signal]syscall.Signal{envd.Signal_SIGNAL_SIGKILL: syscall.SIGKILL, envd.Signal_SIGNAL_SIGTERM: syscall.SIGTERM}
 	number, known := signals[req.Msg.GetSignal()]
 	if !known {
@@ -327,6 +376,50 @@ func (e *envdServer) signal(ctx context.Context, req *connect.Request[envd.SendS
 		return nil, connect.NewError(connect.CodeNotFound, err)
 	}
 	return connect.NewResponse(&envd.SendSignalResponse{}), nil
+}
+
+func (e *envdServer) sendInput(_ context.Context, req *connect.Request[envd.SendInputRequest]) (*connect.Response[envd.SendInputResponse], error) {
+	e.write("SendInput", req.Msg)
+	p, err := e.selected(req.Msg.GetProcess(), false)
+	if err == nil {
+		err = p.input(req.Msg.GetInput())
+	}
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&envd.SendInputResponse{}), nil
+}
+
+// streamInput is the only procedure whose messages are not logged.
+func (e *envdServer) streamInput(_ context.Context, stream *connect.ClientStream[envd.StreamInputRequest]) (*connect.Response[envd.StreamInputResponse], error) {
+	var p *process
+	for stream.Receive() {
+		var err error
+		switch event := stream.Msg().GetEvent().(type) {
+		case *envd.StreamInputRequest_Start:
+			p, err = e.selected(event.Start.GetProcess(), false)
+		case *envd.StreamInputRequest_Data:
+			err = p.input(event.Data.GetInput())
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	if err := stream.Err(); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&envd.StreamInputResponse{}), nil
+}
+
+// input writes to a process's standard input.
+func (p *process) input(input *envd.ProcessInput) error {
+	if p == nil || p.real.Stdin == nil {
+		return connect.NewError(connect.CodeInternal, errors.New("error writing to stdin: stdin not enabled or closed"))
+	}
+	if _, err := p.real.Stdin.Write(input.GetStdin()); err != nil {
+		return connect.NewError(connect.CodeInternal, fmt.Errorf("error writing to stdin: error writing to stdin of process '%d': write |1: broken pipe", p.pid))
+	}
+	return nil
 }
 
 func (e *envdServer) readFile(w http.ResponseWriter, r *http.Request) {

@@ -116,10 +116,6 @@ func (c *Cloud) route(w http.ResponseWriter, r *http.Request) {
 
 func (c *Cloud) forward(w http.ResponseWriter, r *http.Request, s *sandbox, port int) {
 	if port == envd.Port {
-		if !s.envd.alive() {
-			refuse(w, r, http.StatusBadGateway, closedPort(s.id, port))
-			return
-		}
 		s.envd.ServeHTTP(w, r)
 		return
 	}
@@ -151,11 +147,28 @@ func (c *Cloud) reachable(ctx context.Context, s *sandbox, port int) bool {
 		if !simcloud.NothingListens(err) {
 			return false
 		}
+		c.forwardLoopback(s, port)
 		if try < 4 {
 			linger(ctx, c.options.DialTime*time.Duration(try+1)/10)
 		}
 	}
 	return false
+}
+
+// forwardLoopback is the program in every sandbox that looks once a second for ports on which only 127.0.0.1 is listened
+// on, and then forwards to them.
+func (c *Cloud) forwardLoopback(s *sandbox, port int) {
+	if !s.box.Listening(port) {
+		return
+	}
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	if s.loopback[port].IsZero() {
+		s.loopback[port] = time.Now()
+	}
+	if time.Since(s.loopback[port]) >= c.options.ForwardTime {
+		s.box.Forward(port)
+	}
 }
 
 func notFound(id string) map[string]any {

@@ -31,6 +31,9 @@ type Options struct {
 	CreateTime, PauseTime, ResumeTime time.Duration
 	// DialTime is how long the proxy tries to connect to a port on which nothing listens. In E2B it is a second.
 	DialTime time.Duration
+	// ForwardTime is how long it takes until a server that listens on 127.0.0.1 alone can be reached. In E2B it is up to a
+	// second.
+	ForwardTime time.Duration
 	// ListLag is how long it takes until listings show a new sandbox.
 	ListLag time.Duration
 	// MaxRunning is how many sandboxes may run at a time, or 0 for any number.
@@ -50,7 +53,8 @@ type Options struct {
 // Cloud is a simulated E2B. It is safe for concurrent use.
 type Cloud struct {
 	// Traffic injects faults and logs calls. Operations of the control API: create, list, get, connect, resume, pause,
-	// timeout, refresh, kill. Of envd: envd.Start, envd.Connect, envd.List, envd.SendSignal, envd.health, envd.files.
+	// timeout, refresh, kill. Of envd: envd.Start, envd.Connect, envd.List, envd.SendSignal, envd.SendInput, envd.StreamInput,
+	// envd.health, envd.files.
 	// Of other ports: port.
 	Traffic simcloud.Traffic
 	// APIURL and SandboxURL are the values for E2B_API_URL and E2B_SANDBOX_URL.
@@ -107,6 +111,7 @@ type sandbox struct {
 	expiry     *time.Timer
 	visibleAt  time.Time
 	unroutable bool
+	loopback   map[int]time.Time // since when a port is known to be listened on by 127.0.0.1 alone
 }
 
 // Start starts a cloud. The caller must close it.
@@ -229,6 +234,21 @@ func (c *Cloud) Unroute(id string, broken bool) {
 	}
 }
 
+// CrashEnvd makes the envd of a sandbox crash. It is started again, without its token and its default user.
+func (c *Cloud) CrashEnvd(id string) {
+	if s := c.lookup(id); s != nil {
+		s.envd.crash()
+	}
+}
+
+// EnvdLog returns what the envd of a sandbox has logged, which E2B collects.
+func (c *Cloud) EnvdLog(id string) string {
+	if s := c.lookup(id); s != nil {
+		return s.envd.logged()
+	}
+	return ""
+}
+
 // Box returns a sandbox's box, or nil if there is no such sandbox.
 func (c *Cloud) Box(id string) *simcloud.Box {
 	if s := c.lookup(id); s != nil {
@@ -276,12 +296,12 @@ func (c *Cloud) add(req createRequest, lifetime time.Duration) (*sandbox, error)
 	s := &sandbox{
 		id: newID(), template: req.TemplateID, metadata: req.Metadata, secure: req.Secure, autoPause: req.AutoPause,
 		private: req.Network.AllowPublicTraffic != nil && !*req.Network.AllowPublicTraffic,
-		state:   running, envdVersion: c.options.EnvdVersion, firstLifetime: lifetime,
+		state:   running, envdVersion: c.options.EnvdVersion, firstLifetime: lifetime, loopback: map[int]time.Time{},
 	}
 	s.autoResume = req.AutoResume != nil && req.AutoResume.Enabled
 	env["E2B_SANDBOX_ID"] = s.id
 	var err error
-	if s.box, err = simcloud.NewBox(simcloud.BoxOptions{Env: env, PathDirs: c.options.PathDirs}); err != nil {
+	if s.box, err = simcloud.NewBox(simcloud.BoxOptions{Env: env, PathDirs: c.options.PathDirs, UID: userID, OutsideOnly: true}); err != nil {
 		return nil, err
 	}
 	if err := os.WriteFile(s.box.Path(filepath.Join(s.box.Home(), ".bash_profile")), []byte(profile), 0o644); err != nil {
@@ -372,6 +392,7 @@ func (c *Cloud) resume(ctx context.Context, s *sandbox, lifetime time.Duration) 
 		c.become(s, paused)
 		return false, err
 	}
+	s.envd.setUp()
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
 	s.state, s.startedAt = running, time.Now()

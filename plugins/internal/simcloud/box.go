@@ -30,6 +30,8 @@ type BoxOptions struct {
 	// Home is the home directory inside the box, on its disk, and the default working directory. The default is
 	// /home/user.
 	Home string
+	// UID is the owner of Home. The default is root.
+	UID int
 	// OutsideOnly makes DialContext and Proxy reach only servers that listen on all interfaces, as in a cloud that
 	// forwards to the machine's address. Otherwise they connect to 127.0.0.1 in the box.
 	OutsideOnly bool
@@ -37,15 +39,16 @@ type BoxOptions struct {
 
 // Box is a simulated machine. It is running from the start, but has no process before the first Exec, and then one
 // small one. Its processes see this machine's files read-only, except for /tmp, /home, /root and anything they create
-// below /, which are on the box's own disk. They run as root and have only the box's own network. A Box is safe for
-// concurrent use.
+// below /, which are on the box's own disk. They run as root, or as another user where the simulator itself is root, and
+// have only the box's own network. A Box is safe for concurrent use.
 type Box struct {
 	options   BoxOptions
 	transport *http.Transport
 
-	mutex   sync.Mutex
-	state   boxState
-	machine *machine // nil before the first process
+	mutex     sync.Mutex
+	state     boxState
+	machine   *machine     // nil before the first process
+	forwarded map[int]bool // see Forward
 }
 
 type boxState string
@@ -81,9 +84,14 @@ func NewBox(options BoxOptions) (*Box, error) {
 		}
 		*path = absolute
 	}
-	box := &Box{options: options, state: running}
+	box := &Box{options: options, state: running, forwarded: map[int]bool{}}
 	for _, path := range []string{options.Home, "/tmp"} {
 		if err := os.MkdirAll(box.Path(path), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	if options.UID != 0 && hasUsers() {
+		if err := errors.Join(os.Chmod(options.Dir, 0o711), os.Chown(box.Path(options.Home), options.UID, options.UID)); err != nil {
 			return nil, err
 		}
 	}
@@ -147,7 +155,7 @@ func (b *Box) Run(ctx context.Context, argv ...string) (Exit, *Output, error) {
 // is a *net.OpError. It returns ErrNotRunning if the box does not run.
 func (b *Box) DialContext(ctx context.Context, port int) (net.Conn, error) {
 	host := loopback
-	if b.options.OutsideOnly {
+	if b.options.OutsideOnly && !b.forwards(port) {
 		host = outside
 	}
 	address := &net.TCPAddr{IP: net.ParseIP(host), Port: port}
@@ -159,6 +167,20 @@ func (b *Box) DialContext(ctx context.Context, port int) (net.Conn, error) {
 		return nil, dialError(address, syscall.ECONNREFUSED)
 	}
 	return machine.dial(ctx, address)
+}
+
+// Forward makes DialContext and Proxy reach a server that listens on 127.0.0.1 alone in spite of OutsideOnly, as a program
+// in the machine does that forwards to it.
+func (b *Box) Forward(port int) {
+	b.mutex.Lock()
+	defer b.mutex.Unlock()
+	b.forwarded[port] = true
+}
+
+func (b *Box) forwards(port int) bool {
+	b.mutex.Lock()
+	defer b.mutex.Unlock()
+	return b.forwarded[port]
 }
 
 // The addresses of every box.

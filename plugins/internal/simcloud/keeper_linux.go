@@ -108,6 +108,9 @@ func start(asked request, files []*os.File) (int, error) {
 		path = found
 	}
 	attributes := &syscall.ProcAttr{Dir: asked.Dir, Env: asked.Env, Sys: &syscall.SysProcAttr{Setpgid: true}}
+	if asked.UID != 0 {
+		attributes.Sys.Credential = &syscall.Credential{Uid: uint32(asked.UID), Gid: uint32(asked.UID)}
+	}
 	for _, file := range files {
 		attributes.Files = append(attributes.Files, file.Fd())
 	}

@@ -41,6 +41,7 @@ type request struct {
 	Argv    []string       `json:",omitempty"`
 	Env     []string       `json:",omitempty"`
 	Dir     string         `json:",omitempty"`
+	UID     int            `json:",omitempty"`
 	Address string         `json:",omitempty"`
 	PID     int            `json:",omitempty"`
 	Signal  syscall.Signal `json:",omitempty"`
@@ -246,7 +247,7 @@ func (m *machine) ask(ctx context.Context, asked request, process *Process, file
 	switch {
 	case errors.Is(err, unix.EMSGSIZE):
 		m.forget(asked.ID)
-		return answer{}, errors.New("the command and its environment are too long for a simulated sandbox")
+		return answer{}, (&failure{Op: "exec", Path: asked.Argv[0], Errno: unix.E2BIG}).error()
 	case err != nil:
 		m.forget(asked.ID)
 		return answer{}, fmt.Errorf("%w: %w", ErrNotRunning, err)
@@ -300,6 +301,9 @@ func (m *machine) exec(ctx context.Context, spec ExecSpec, env []string) (*Proce
 	}
 	// Do not give up half-way, or nobody would know of the process. The keeper replies at once.
 	asked := request{Argv: spec.Argv, Env: env, Dir: spec.Dir}
+	if spec.UID != 0 && hasUsers() {
+		asked.UID = spec.UID
+	}
 	got, err := m.ask(context.WithoutCancel(ctx), asked, process, theirs...)
 	if err != nil {
 		closeFiles(ours)

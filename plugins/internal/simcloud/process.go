@@ -13,6 +13,7 @@ type ExecSpec struct {
 	Env   map[string]string // added to the box's
 	Dir   string            // the working directory inside the box; the default is the home directory
 	Stdin bool              // connect Process.Stdin; otherwise the process's stdin is empty
+	UID   int               // the user and the group; the default, and where the simulator is not root, is root
 }
 
 // Process is a command in a box, in a process group of its own.

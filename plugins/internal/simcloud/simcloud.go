@@ -44,6 +44,12 @@ func Isolation() error {
 
 var isolation = sync.OnceValues(findIsolation)
 
+// hasUsers reports whether processes in boxes can have users other than root.
+func hasUsers() bool {
+	how, err := isolation()
+	return err == nil && how == asRoot
+}
+
 // mode is how the namespaces of a box are created.
 type mode int
 

@@ -16,8 +16,9 @@ var key = "e2b_" + strings.Repeat("5", 40)
 
 func main() {
 	dial := flag.Duration("dial-time", time.Second, "how long the proxy tries a port on which nothing listens")
+	forward := flag.Duration("forward-time", time.Second, "how long a server on 127.0.0.1 alone cannot be reached")
 	simcloud.ServeSimulation("E2B", func(path []string) (simcloud.Simulation, error) {
-		cloud, err := sim.Start(sim.Options{Key: key, PathDirs: path, DialTime: *dial})
+		cloud, err := sim.Start(sim.Options{Key: key, PathDirs: path, DialTime: *dial, ForwardTime: *forward})
 		if err != nil {
 			return simcloud.Simulation{}, err
 		}
