@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/berth-dev/berth/host/lease"
@@ -46,6 +47,9 @@ func (a *attempt) acquire(ctx context.Context) (provider.Sandbox, error) {
 }
 
 func (a *attempt) attachOrCreate(ctx context.Context) (provider.Sandbox, error) {
+	if err := a.checkKeyHeader(ctx); err != nil {
+		return provider.Sandbox{}, err
+	}
 	if err := a.account.PutAside(ctx, a.lease); err != nil {
 		return provider.Sandbox{}, err
 	}
@@ -67,6 +71,28 @@ func (a *attempt) attachOrCreate(ctx context.Context) (provider.Sandbox, error) 
 	}
 	a.progress("no sandbox yet, creating one")
 	return a.create(ctx)
+}
+
+// checkKeyHeader refuses a server whose key header the provider says it needs for itself. A provider that does not say so
+// is found out by its endpoints.
+func (a *attempt) checkKeyHeader(ctx context.Context) error {
+	p, tells := a.account.Provider.(interface {
+		Describe(ctx context.Context) (provider.Description, error)
+	})
+	header := a.req.Server.KeyHeader
+	if !tells || header == "" {
+		return nil
+	}
+	description, err := p.Describe(ctx)
+	if err != nil {
+		return err
+	}
+	for _, name := range description.EndpointHeaders {
+		if strings.EqualFold(name, header) {
+			return headerConflict(a.account.Name, header, name)
+		}
+	}
+	return nil
 }
 
 // commandOf names the command that left the record unfinished.
@@ -127,12 +153,6 @@ func (a *attempt) attach(ctx context.Context) (provider.Sandbox, error) {
 	return onceMoreAfterCrash(func() (provider.Sandbox, error) {
 		return a.account.Provider.Attach(ctx, a.attachRequest(id))
 	})
-}
-
-func (a *attempt) attachRequest(sandboxID string) provider.AttachRequest {
-	return provider.AttachRequest{
-		Session: a.req.Session, Owner: a.account.Owner, SandboxID: sandboxID, Server: a.server, Lifetime: a.req.Lifetime,
-	}
 }
 
 // createOnly creates a sandbox, and fails if the session has one. It looks before, because a Create that adopts may wake
@@ -263,7 +283,7 @@ func (a *attempt) createFailed(ctx context.Context, err error) (provider.Sandbox
 		}
 	}
 	if failure := provider.AsError(err); failure.SandboxID != "" {
-		a.sandboxID = failure.SandboxID
+		a.named = failure.SandboxID
 	} else if rulesOutSandbox(failure.Code) {
 		a.mayHaveMade = false
 		a.lease.SetGone()

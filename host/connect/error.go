@@ -69,6 +69,8 @@ const (
 	ReasonInterrupted Reason = "interrupted"
 	// ReasonOpenServer: anyone could use the server.
 	ReasonOpenServer Reason = "open_server"
+	// ReasonHeaderConflict: the server and the provider need the same header.
+	ReasonHeaderConflict Reason = "header_conflict"
 )
 
 // Error is every failure of a connect, and of the other work on sessions. It holds facts; advice on them is for whoever
@@ -195,7 +197,8 @@ func classify(err error) *Error {
 func codeOf(p *provider.Error) Code {
 	switch {
 	case p.Reason == provider.ReasonPluginCrashed, p.Reason == provider.ReasonPluginFailed,
-		p.Reason == provider.ReasonInvalidReply, p.Reason == provider.ReasonPanic:
+		p.Reason == provider.ReasonInvalidReply, p.Reason == provider.ReasonPanic, p.Reason == provider.ReasonTransport,
+		p.Reason == provider.ReasonListCut:
 		return CodePluginFailed
 	case p.Reason == provider.ReasonServerExited:
 		return CodeServerExited
