@@ -60,12 +60,12 @@ alone. While another host works on the same session, this one waits and gets the
 		if *timeout > 0 {
 			request.Limits.Total = *timeout
 		}
-		request.Deliver = func(ctx context.Context, result connect.Result) error {
+		request.HandOver = func(ctx context.Context, result connect.Result) error {
 			show.close()
 			if err := a.printConnection(result); err != nil {
 				return err
 			}
-			return a.deliver(ctx)
+			return a.handOver(ctx)
 		}
 		a.connecting.Store(true)
 		_, err = s.Connect(c.Context(), request, show.event)

@@ -51,6 +51,7 @@ var codeHints = map[connect.Code]string{
 	connect.CodeUnreachable:  "check the network and the provider's status, then try again",
 	connect.CodeServerExited: "look at the server's log and command",
 	connect.CodePluginFailed: "run the command again with --log-level debug to see the plugin's own log",
+	connect.CodeUndelivered:  "something must read standard output, and have room for it: then run the command again",
 	connect.CodeBusy:         "try again in a moment",
 	connect.CodeLeaseLost:    "connect again: whoever works on the session now is waited for",
 }
