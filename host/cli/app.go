@@ -29,7 +29,9 @@ type app struct {
 	// connecting says that there may be something to undo.
 	connecting  atomic.Bool
 	interrupted atomic.Bool
-	flags       struct{ config, output, logLevel string }
+	// checking says that the command is the one that shows every mistake of the configuration.
+	checking bool
+	flags    struct{ config, output, logLevel string }
 
 	// Set by load.
 	conf  *config.Config
@@ -85,6 +87,18 @@ func (a *app) session(ctx context.Context, id, label string) (*fleet.Session, er
 		return nil, err
 	}
 	s, err := a.fleet.Session(ctx, id, label)
+	if err == nil {
+		a.secrets.Add(s.Key())
+	}
+	return s, err
+}
+
+// existing is session for what is done to a session that is there already.
+func (a *app) existing(ctx context.Context, id, label string) (*fleet.Session, error) {
+	if err := a.load(); err != nil {
+		return nil, err
+	}
+	s, err := a.fleet.ExistingSession(ctx, id, label)
 	if err == nil {
 		a.secrets.Add(s.Key())
 	}

@@ -19,7 +19,7 @@ func (a *app) holdCommand() *cobra.Command {
 		Short: "Keep a session's sandbox alive for as long as this command runs",
 		Long: `Move the end of the sandbox's life on, again and again, until the command is interrupted, --for is over, or the
 sandbox is gone. When it ends, or its machine does, the sandbox ends one lifetime later by itself. The lifetime is that of
-the configuration.
+the configuration. -o json writes a line for each renewal.
 
   berth hold s1
   berth hold s1 --for 8h`,
@@ -35,7 +35,7 @@ the configuration.
 		if c.Flags().Changed("for") && *limit <= 0 {
 			return usagef("--for %s: the time must lie ahead", *limit)
 		}
-		s, err := a.session(c.Context(), id, *label)
+		s, err := a.existing(c.Context(), id, *label)
 		if err != nil {
 			return err
 		}
@@ -56,8 +56,8 @@ func (a *app) hold(ctx context.Context, s *fleet.Session, id string, limit time.
 	if err != nil {
 		return err
 	}
-	if err := a.printHold(id, sandboxID, end); err != nil {
-		return err
+	if a.flags.output != "json" {
+		a.printHold(id, sandboxID, end)
 	}
 	if limit > 0 {
 		var cancel context.CancelFunc
@@ -66,6 +66,11 @@ func (a *app) hold(ctx context.Context, s *fleet.Session, id string, limit time.
 	}
 	for err == nil {
 		a.log.Info("renewed", "session", id, "sandbox", sandboxID, "until", end)
+		if a.flags.output == "json" {
+			if err := a.printJSON(wire.NewRenewed(id, sandboxID, end)); err != nil {
+				return err
+			}
+		}
 		next := lifetime / 3
 		if !end.IsZero() { // the provider may grant less than was asked
 			next = min(next, end.Sub(began)/3)
@@ -102,14 +107,10 @@ func (a *app) renew(
 	return sandboxID, end, err
 }
 
-func (a *app) printHold(session, sandboxID string, end time.Time) error {
-	if a.flags.output == "json" {
-		return a.printJSON(wire.NewRenewed(session, sandboxID, end))
-	}
+func (a *app) printHold(session, sandboxID string, end time.Time) {
 	otherwise := own("has no end of its own")
 	if !end.IsZero() {
 		otherwise = own("would end " + ago(end))
 	}
 	a.print("session %s: sandbox %s is held; without that it %s\n", session, sandboxID, otherwise)
-	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/berth-dev/berth/host/lease"
 	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/host/recovery"
+	"github.com/berth-dev/berth/shared/provider"
 )
 
 // undo destroys what this attempt made, and nothing else.
@@ -15,6 +16,11 @@ func (a *attempt) undo(ctx context.Context) (Cleanup, error) {
 		return CleanupNone, nil
 	}
 	a.enter(PhaseUndo)
+	a.takeLateAnswer()
+	if !a.mayHaveMade { // nothing was made after all
+		a.leave("")
+		return CleanupDone, nil
+	}
 	err := a.destroyMade(ctx)
 	if err == nil {
 		a.lease.SetGone()
@@ -29,8 +35,39 @@ func (a *attempt) undo(ctx context.Context) (Cleanup, error) {
 	return CleanupFailed, err
 }
 
+// takeLateAnswer waits for the answer to a Create that was given up, if there is one. It takes createGrace at most.
+func (a *attempt) takeLateAnswer() {
+	if a.late == nil {
+		return
+	}
+	a.progress("waiting for what the provider answers to the create that was given up")
+	c := <-a.late
+	a.late = nil
+	failure := provider.AsError(c.err)
+	switch {
+	case c.err == nil:
+		a.sandboxID = c.sandbox.ID
+		a.mayHaveMade = c.sandbox.Origin == provider.OriginCreated
+	case failure.SandboxID != "":
+		a.sandboxID = failure.SandboxID
+	case rulesOutSandbox(failure.Code):
+		a.mayHaveMade = false
+		a.lease.SetGone()
+	}
+}
+
+// rulesOutSandbox reports whether a Create that failed with the code cannot have made anything.
+func rulesOutSandbox(code provider.Code) bool {
+	switch code {
+	case provider.CodeInvalid, provider.CodeDenied, provider.CodeConflict, provider.CodeExhausted, provider.CodeUnsupported:
+		return true
+	}
+	return false
+}
+
 func (a *attempt) destroyMade(ctx context.Context) error {
 	if a.sandboxID == "" {
+		a.progress("looking for what attempt " + a.id + " may have made")
 		id, err := a.account.FindMade(ctx, a.lease.Record, recovery.SearchTime)
 		if err != nil {
 			return fmt.Errorf("a sandbox may have been made for attempt %s, and looking for it failed: %w", a.id, err)

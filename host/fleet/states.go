@@ -3,6 +3,7 @@ package fleet
 import (
 	"cmp"
 	"context"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -83,6 +84,35 @@ func (f *Fleet) Sessions(ctx context.Context, only string) (states []SessionStat
 		}
 	}
 	return describeSessions(recorded, listings, only), failures, nil
+}
+
+// RecordedSessions returns the sessions that the records name a sandbox of, sorted by session, with the states that are
+// recorded. No provider is asked, and no records are made.
+func (f *Fleet) RecordedSessions(ctx context.Context) ([]SessionState, error) {
+	if f.conf.State.URL == "" {
+		if _, err := os.Stat(f.conf.Host.StateDir); err != nil {
+			return nil, nil //nolint:nilerr // there are none yet
+		}
+	}
+	store, err := f.records(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all, err := store.List(ctx)
+	if err != nil {
+		return nil, connect.RecordsError(err)
+	}
+	var states []SessionState
+	for _, r := range all {
+		if r.HasSandbox() {
+			states = append(states, SessionState{
+				Session: r.Session, Provider: r.Provider, SandboxID: r.SandboxID, State: State(r.State), Recorded: true,
+				CreatedAt: r.CreatedAt, ExpiresAt: r.ExpiresAt, HeldUntil: r.HeldUntil, Interrupted: r.Interrupted(),
+			})
+		}
+	}
+	slices.SortFunc(states, func(x, y SessionState) int { return strings.Compare(x.Session, y.Session) })
+	return states, nil
 }
 
 // listing is what one provider lists, or why that is not known.

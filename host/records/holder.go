@@ -10,6 +10,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/berth-dev/berth/host/regular"
 )
 
 // holder is this host's row in the holders table. All leases of the host are valid while the row is, so one heartbeat
@@ -229,7 +231,7 @@ func (s *SQL) processDead(id string) bool {
 // lockIfDead locks and returns the file of a holder whose process has died. It returns nil if the process is alive or
 // never ran on this machine.
 func (s *SQL) lockIfDead(id string) *os.File {
-	file, err := os.Open(filepath.Join(s.dir, id))
+	file, err := regular.Open(filepath.Join(s.dir, id))
 	if err != nil {
 		return nil
 	}
@@ -276,7 +278,7 @@ func (s *SQL) removeDeadHolders(ctx context.Context) error {
 // process and remove it; createLocked then starts over.
 func createLocked(path string) (*os.File, error) {
 	for {
-		file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+		file, err := regular.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 		if err != nil {
 			return nil, err
 		}
