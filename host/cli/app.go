@@ -72,6 +72,7 @@ func (a *app) load() error {
 	}
 	a.log = a.newLog(level)
 	a.options.Log = a.log
+	a.options.TellKey = func(key string) { a.secrets.Add(key) }
 	a.options.Reattach, _ = a.getenv(provider.ReattachVariable)
 	a.fleet = fleet.New(a.conf, a.options)
 	if diagnostics.HasErrors() {
@@ -86,11 +87,7 @@ func (a *app) session(ctx context.Context, id, label string) (*fleet.Session, er
 	if err := a.load(); err != nil {
 		return nil, err
 	}
-	s, err := a.fleet.Session(ctx, id, label)
-	if err == nil {
-		a.secrets.Add(s.Key())
-	}
-	return s, err
+	return a.fleet.Session(ctx, id, label)
 }
 
 // existing is session for what is done to a session that is there already.
@@ -98,11 +95,7 @@ func (a *app) existing(ctx context.Context, id, label string) (*fleet.Session, e
 	if err := a.load(); err != nil {
 		return nil, err
 	}
-	s, err := a.fleet.ExistingSession(ctx, id, label)
-	if err == nil {
-		a.secrets.Add(s.Key())
-	}
-	return s, err
+	return a.fleet.ExistingSession(ctx, id, label)
 }
 
 // waiting tells a person for whom a command waits.

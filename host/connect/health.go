@@ -110,7 +110,7 @@ func readPingError(err error) (provider.PingResult, error) {
 		status = provider.PingGone
 	case e.Code == provider.CodeDenied:
 		status = provider.PingDenied
-	case e.Code == provider.CodeInvalid, e.Code == provider.CodeUnsupported, e.Code == provider.CodeInternal:
+	case e.Code == provider.CodeInvalid, e.Code == provider.CodeUnsupported, e.Code == provider.CodeInternal && !e.Retryable:
 		return provider.PingResult{}, err
 	}
 	return provider.PingResult{Status: status, Reason: e.Message}, nil

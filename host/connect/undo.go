@@ -43,14 +43,19 @@ func (a *attempt) takeLateAnswer() {
 	a.progress("waiting for what the provider answers to the create that was given up")
 	c := <-a.late
 	a.late = nil
-	failure := provider.AsError(c.err)
-	switch {
-	case c.err == nil:
-		a.sandboxID = c.sandbox.ID
-		a.mayHaveMade = c.sandbox.Origin == provider.OriginCreated
-	case failure.SandboxID != "":
-		a.sandboxID = failure.SandboxID
-	case rulesOutSandbox(failure.Code):
+	if c.err != nil {
+		a.noteCreateError(c.err)
+		return
+	}
+	a.sandboxID = c.sandbox.ID
+	a.mayHaveMade = c.sandbox.Origin == provider.OriginCreated
+}
+
+// noteCreateError notes what the error of a Create tells of what it made.
+func (a *attempt) noteCreateError(err error) {
+	if failure := provider.AsError(err); failure.SandboxID != "" {
+		a.named = failure.SandboxID
+	} else if rulesOutSandbox(failure.Code) {
 		a.mayHaveMade = false
 		a.lease.SetGone()
 	}
@@ -68,7 +73,7 @@ func rulesOutSandbox(code provider.Code) bool {
 func (a *attempt) destroyMade(ctx context.Context) error {
 	if a.sandboxID == "" {
 		a.progress("looking for what attempt " + a.id + " may have made")
-		id, err := a.account.FindMade(ctx, a.lease.Record, recovery.SearchTime)
+		id, err := a.findMade(ctx)
 		if err != nil {
 			return fmt.Errorf("a sandbox may have been made for attempt %s, and looking for it failed: %w", a.id, err)
 		}
@@ -78,4 +83,25 @@ func (a *attempt) destroyMade(ctx context.Context) error {
 		a.sandboxID = id
 	}
 	return a.account.Destroy(ctx, a.lease, a.sandboxID)
+}
+
+// findMade returns the id of the sandbox that this attempt made, or "" if it made none. Only the attempt's label proves
+// that a sandbox is its own: what an error of Create named may be another session's. Where the listing does not tell,
+// the sandbox itself does.
+func (a *attempt) findMade(ctx context.Context) (string, error) {
+	id, err := a.account.FindMade(ctx, a.lease.Record.OwnAttempt(), recovery.SearchTime)
+	unlisted := provider.CodeOf(err) == provider.CodeUnsupported
+	if id != "" || err != nil && !unlisted || a.named == "" && !unlisted {
+		return id, err
+	}
+	sandbox, err := a.account.Provider.Attach(ctx, a.attachRequest(a.named))
+	switch code := provider.CodeOf(err); {
+	case code == provider.CodeNotFound, code == provider.CodeConflict:
+		return "", nil
+	case err != nil:
+		return "", err
+	case sandbox.Attempt == a.id:
+		return sandbox.ID, nil
+	}
+	return "", nil
 }

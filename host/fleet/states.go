@@ -67,6 +67,16 @@ func (f *Fleet) Sessions(ctx context.Context, only string) (states []SessionStat
 	if err != nil {
 		return nil, nil, connect.RecordsError(err)
 	}
+	owed, err := store.Owed(ctx, "")
+	if err != nil {
+		return nil, nil, connect.RecordsError(err)
+	}
+	for _, attempt := range owed { // each may have a sandbox, beside the session's own
+		recorded = append(recorded, records.Record{
+			Session: attempt.Session, Provider: attempt.Provider, SandboxID: attempt.SandboxID, Attempt: attempt.ID, State: attempt.State,
+			CreatedAt: attempt.CreatedAt, UpdatedAt: attempt.UpdatedAt,
+		})
+	}
 	listings := map[string]*listing{}
 	for name, err := range failures {
 		listings[name] = &listing{err: err}
@@ -115,7 +125,7 @@ func (f *Fleet) RecordedSessions(ctx context.Context) ([]SessionState, error) {
 	return states, nil
 }
 
-// listing is what one provider lists, or why that is not known.
+// listing is what one provider lists. With an error that may be a part of it, or nothing.
 type listing struct {
 	sandboxes []provider.Sandbox
 	err       error
@@ -182,11 +192,11 @@ func describeRecord(r records.Record, l *listing) SessionState {
 		s.State = State(r.State)
 	case l == nil:
 		s.State, s.NotConfigured = StateUnreachable, true
-	case l.err != nil:
-		s.State = StateUnreachable
 	default:
 		if listed := l.find(r.SandboxID); listed != nil {
 			s.State, s.ExpiresAt = State(listed.State), listed.ExpiresAt
+		} else if l.err != nil {
+			s.State = StateUnreachable
 		} else if recovery.Fresh(r, recovery.ListingLag) {
 			s.State = State(r.State)
 		} else {

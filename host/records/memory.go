@@ -169,7 +169,8 @@ func (m *Memory) owed(session string) (owed []Attempt) {
 // names reports whether the session's record names the attempt, or its sandbox.
 func (m *Memory) names(a Attempt) bool {
 	r := m.records[a.Session]
-	return r != nil && (r.Attempt == a.ID || r.HasSandbox() && r.SandboxID != "" && r.SandboxID == a.SandboxID)
+	return r != nil && (r.Attempt == a.ID ||
+		r.HasSandbox() && r.SandboxID != "" && r.SandboxID == a.SandboxID && r.Provider == a.Provider)
 }
 
 // Release implements Store.

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -118,6 +119,41 @@ var before = struct{ take, save, release, get, list, forget string }{
 	forget: `DELETE FROM sessions WHERE owner = 'tests' AND (session, token) IN (
 		SELECT session, token FROM sessions WHERE owner = 'tests' AND state = 'gone' AND updated_at < 9900000000000
 		AND NOT EXISTS (SELECT 1 FROM holders WHERE id = holder))`,
+}
+
+func TestTheTablesAreBroughtUpWhileAnOlderHostWrites(t *testing.T) {
+	onBoth(t, func(t *testing.T, o Options) {
+		ctx := testContext(t)
+		old, dialect := firstSchema(t, o)
+		wantNil(t, "making the tables of before", migrate(ctx, old, dialect, baseSchema))
+		_, err := old.ExecContext(ctx, `INSERT INTO sessions (owner, session, state, token, updated_at) VALUES ('tests', 's1', 'gone', 1, 1)`)
+		wantNil(t, "a record", err)
+		if o.URL == "" {
+			_, err = old.ExecContext(ctx, "PRAGMA busy_timeout = 5000")
+			wantNil(t, "the older host's patience", err)
+			old.SetMaxOpenConns(1)
+		}
+		up := make(chan struct{})
+		var writes sync.WaitGroup
+		writes.Go(func() {
+			for {
+				if _, err := old.ExecContext(ctx, `UPDATE sessions SET token = token + 1 WHERE owner = 'tests'`); err != nil {
+					t.Error(err)
+					return
+				}
+				select {
+				case <-up:
+					return
+				default:
+				}
+			}
+		})
+		s := openSQL(t, o)
+		close(up)
+		writes.Wait()
+		lease, _ := take(t, s, "s1")
+		wantNil(t, "Save", s.Save(ctx, lease, sample("s1")))
+	})
 }
 
 func TestAHostOfTheVersionBeforeWorksBesideThisOne(t *testing.T) {

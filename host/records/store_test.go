@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -58,6 +59,7 @@ func testStore(t *testing.T, begin func(*testing.T) records) {
 		{"AHostThatLapsedBeginsAnew", beginsAnew},
 		{"TheHolderIsShownOnlyWhileTheLeaseHolds", showsHolder},
 		{"AllRecordsAreListedBySession", lists},
+		{"TheSessionOfASandboxIsFound", namesSandbox},
 		{"WhatIsGoneForLongIsForgotten", forgets},
 		{"OfManyHostsOneGetsTheSession", oneWins},
 		{"CloseGivesUpAllLeases", closes},
@@ -339,6 +341,32 @@ func lists(t *testing.T, r records) {
 	}
 }
 
+func namesSandbox(t *testing.T, r records) {
+	s := r.open()
+	ctx := testContext(t)
+	for session, change := range map[string]func(*Record){
+		"has it":                 func(r *Record) { r.SandboxID = "sb" },
+		"may have it":            func(r *Record) { r.SandboxID, r.State = "sb", StateDestroying },
+		"has another":            func(r *Record) { r.SandboxID = "sb2" },
+		"had it":                 func(r *Record) { r.SandboxID, r.State = "sb", StateGone },
+		"has that of a namesake": func(r *Record) { r.SandboxID, r.Provider = "sb", "other" },
+	} {
+		lease, _ := take(t, s, session)
+		record := sample(session)
+		record.Provider = "acme"
+		change(&record)
+		wantNil(t, "Release", s.Release(ctx, lease, record))
+	}
+	var sessions []string
+	for _, record := range must(s.Naming(ctx, "acme", "sb"))(t) {
+		sessions = append(sessions, record.Session)
+	}
+	slices.Sort(sessions)
+	if diff := cmp.Diff([]string{"has it", "may have it"}, sessions); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func forgets(t *testing.T, r records) {
 	s := r.open()
 	ctx := testContext(t)
@@ -516,6 +544,8 @@ func owesNothingOfItsOwn(t *testing.T, r records) {
 		wantOwed(t, s, "s1")
 		wantNil(t, "Save", s.Save(ctx, lease, tried("a-1", "acme", "sb-1", StateCreating)))
 	}
+	wantNil(t, "Save", s.Save(ctx, lease, tried("", "umbrella", "sb-1", StateRunning))) // ids are those of a provider
+	wantOwed(t, s, "s1", tried("a-1", "acme", "sb-1", StateCreating).OwnAttempt())
 	wantNil(t, "Save", s.Save(ctx, lease, tried("", "acme", "sb-1", StateGone)))
 	wantOwed(t, s, "s1", tried("a-1", "acme", "sb-1", StateCreating).OwnAttempt())
 }
