@@ -26,6 +26,9 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
+// configured is what the process does besides, once the host has configured it.
+var configured = func() {}
+
 func main() {
 	switch behaviour := os.Getenv("HOSTILE"); behaviour {
 	case "die":
@@ -42,12 +45,12 @@ func main() {
 		for range 20 {
 			_, _ = io.WriteString(stderr, noise+"\n")
 		}
-		time.AfterFunc(100*time.Millisecond, func() {
+		configured = func() {
 			for range 20 {
 				_, _ = io.WriteString(stdout, noise)
 				_, _ = io.WriteString(stderr, noise)
 			}
-		})
+		}
 		serve(true)
 	case "fork":
 		child := exec.CommandContext(context.Background(), "sleep", "60")
@@ -184,6 +187,7 @@ func (*hostile) Describe(context.Context, *pb.DescribeRequest) (*pb.DescribeResp
 }
 
 func (*hostile) Configure(context.Context, *pb.ConfigureRequest) (*pb.ConfigureResponse, error) {
+	go configured()
 	return &pb.ConfigureResponse{}, nil
 }
 
