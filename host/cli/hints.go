@@ -41,6 +41,8 @@ var reasonHints = map[connect.Reason]string{
 	connect.ReasonInterrupted: "connect it again, or end what is left with berth recover",
 	fleet.ReasonNotConfigured: "bring its provider block back, at least until the session is disconnected",
 	connect.ReasonOpenServer:  "give the server a key_header, or accept it with allow_public = true",
+
+	connect.ReasonHeaderConflict: "give the server another key_header, and let it read its key from there",
 }
 
 var codeHints = map[connect.Code]string{
