@@ -50,6 +50,7 @@ func TestHoldMovesTheEndOnUntilItIsInterruptedAndThenTheSandboxEndsByItself(t *t
 	m.eventually("the end was moved", func() bool { return m.expiry(id).After(first) })
 	second := m.expiry(id)
 	m.eventually("and once more", func() bool { return m.expiry(id).After(second) })
+	m.eventually("each renewal has its line", func() bool { return strings.Count(c.stdout.String(), "\n") >= 3 })
 
 	c.interrupt(syscall.SIGINT)
 	began := time.Now()

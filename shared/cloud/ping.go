@@ -79,6 +79,7 @@ func (p *Provider[B]) probeEndpoint(e provider.Endpoint) provider.Endpoint {
 func (p *Provider[B]) judge(ctx context.Context, req provider.PingRequest, result provider.PingResult) provider.PingResult {
 	denied := result.Status == provider.PingDenied
 	box, known := p.recall(provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
+	known = known && owned(p.cloud.Describe(box), req.Owner, req.Session) == nil
 	reason := denied || !known
 	if known && !denied && p.takeServerLook(req.SandboxID) {
 		said, err := p.lookAtServer(ctx, box)
@@ -135,8 +136,8 @@ func (p *Provider[B]) judgeSandbox(ctx context.Context, req provider.PingRequest
 		return box, &result
 	}
 	s := p.cloud.Describe(box)
-	if owned(s, req.Owner, "") != nil {
-		return box, answer(provider.PingDenied, "the sandbox belongs to another owner")
+	if err := owned(s, req.Owner, req.Session); err != nil {
+		return box, answer(provider.PingDenied, "%v", err)
 	}
 	switch s.State {
 	case provider.StateRunning:
