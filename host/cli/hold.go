@@ -23,7 +23,7 @@ func (a *app) holdCommand() *cobra.Command {
 		Short: "Keep a session's sandbox alive for as long as this command runs",
 		Long: `Move the end of the sandbox's life on, again and again, until the command is interrupted, --for is over, or the
 sandbox is gone. When it ends, or its machine does, the sandbox ends one lifetime later by itself. The lifetime is that of
-the configuration.
+the configuration. -o json writes a line for each renewal.
 
 With --check the server is asked every minute, as berth ping asks it, and you are told when its health changes: a sandbox
 is kept alive whether its server is or not.
@@ -43,7 +43,7 @@ is kept alive whether its server is or not.
 		if c.Flags().Changed("for") && *limit <= 0 {
 			return usagef("--for %s: the time must lie ahead", *limit)
 		}
-		s, err := a.session(c.Context(), id, *label)
+		s, err := a.existing(c.Context(), id, *label)
 		if err != nil {
 			return err
 		}
@@ -69,10 +69,12 @@ func (a *app) hold(ctx context.Context, s *fleet.Session, id string, limit time.
 			return
 		}
 		a.log.Info("renewed", "session", id, "sandbox", r.SandboxID, "until", r.End)
-		if over == nil || a.flags.output == "json" {
-			if unprinted = a.printHold(id, r.SandboxID, r.End); unprinted != nil {
+		if a.flags.output == "json" {
+			if unprinted = a.printJSON(wire.NewRenewed(id, r.SandboxID, r.End)); unprinted != nil {
 				end(unprinted)
 			}
+		} else if over == nil {
+			a.printHold(id, r.SandboxID, r.End)
 		}
 		if over == nil {
 			over = time.AfterFunc(cmp.Or(limit, math.MaxInt64), func() { end(errHeld) })
@@ -138,14 +140,10 @@ func (a *app) sayHealth(providerName, id string, probe connect.Probe) {
 	}
 }
 
-func (a *app) printHold(session, sandboxID string, end time.Time) error {
-	if a.flags.output == "json" {
-		return a.printJSON(wire.NewRenewed(session, sandboxID, end))
-	}
+func (a *app) printHold(session, sandboxID string, end time.Time) {
 	otherwise := own("has no end of its own")
 	if !end.IsZero() {
 		otherwise = own("would end " + ago(end))
 	}
 	a.print("session %s: sandbox %s is held; without that it %s\n", session, sandboxID, otherwise)
-	return nil
 }

@@ -58,6 +58,7 @@ func under(path string, roots ...string) bool {
 // floors are the packages of the engine, each with all of ours that it may import.
 var floors = map[string][]string{
 	"host/fence":    {},
+	"host/regular":  {},
 	"host/lease":    {"host/fence", "host/records", "shared/provider"},
 	"host/replies":  {"host/lease", "host/records", "shared/provider"},
 	"host/recovery": {"host/lease", "host/records", "shared/provider"},
@@ -66,7 +67,7 @@ var floors = map[string][]string{
 	"host/sweep":    {"host/sessions", "host/connect", "host/recovery", "host/records", "shared/provider"},
 	"host/fleet": {
 		"host/sweep", "host/sessions", "host/connect", "host/recovery", "host/replies", "host/records", "host/config", "host/supervise",
-		"shared/provider",
+		"host/regular", "shared/provider",
 	},
 	"host/wire":      {"host/fleet", "host/connect", "host/sweep", "host/printable", "shared/provider"},
 	"host/printable": {},
