@@ -110,6 +110,10 @@ func (a *app) failure(err error) (wire.Failure, int) {
 		f := wire.NewFailure(failed)
 		advice := adviceOn(failed.Code)
 		f.Hint, f.Retryable = hintFor(failed), advice.retryable(failed.Retryable)
+		f.LogTail = nil
+		for _, line := range failed.LogTail {
+			f.LogTail = append(f.LogTail, a.secrets.Cut(line))
+		}
 		return wire.Redacted(f, a.secrets.String), advice.exit
 	}
 	return wire.Failure{Code: string(connect.CodeInternal), Message: a.secrets.String(err.Error())}, exitOther

@@ -50,7 +50,7 @@ func TestHoldMovesTheEndOnUntilItIsInterruptedAndThenTheSandboxEndsByItself(t *t
 	m.eventually("the end was moved", func() bool { return m.expiry(id).After(first) })
 	second := m.expiry(id)
 	m.eventually("and once more", func() bool { return m.expiry(id).After(second) })
-	m.eventually("there is a line for each renewal", func() bool { return strings.Count(c.stdout.String(), "\n") == 3 })
+	m.eventually("there is a line for each renewal", func() bool { return strings.Count(c.stdout.String(), "\n") >= 3 })
 	last := first.Add(-time.Second)
 	for line := range strings.Lines(c.stdout.String()) {
 		if h := decodeLine[held](t, line); h.SandboxID != id || !h.SandboxExpiresAt.After(last) {

@@ -26,7 +26,7 @@ func (a *app) pluginCheckCommand() *cobra.Command {
 		Long: `Run the conformance suite against a plugin: any executable, in any language. Name the plugin by its provider
 block, by its name in the plugin directories, or by the path of its executable.
 
-The suite makes sandboxes, about twenty, and destroys them again. It configures the plugin as the provider block does
+The suite makes sandboxes, about fifty, and destroys them again. It configures the plugin as the provider block does
 that names it, with that block's server in the sandboxes; a plugin that no block names gets what its environment
 variables say, and a small server in Python.
 
@@ -53,7 +53,7 @@ reason, 8 a check failed.`,
 		}),
 	}
 	c.Flags().StringVar(&label, "provider", "", "the provider block to configure the plugin by (default: the one that names it)")
-	c.Flags().StringVar(&only, "only", "", "run only the checks whose GROUP/NAME matches, such as create/* or ping/redirect,ping/slow")
+	c.Flags().StringVar(&only, "only", "", "run only the checks whose GROUP/NAME matches, and what they need, such as create/* or ping/redirect,ping/slow")
 	c.Flags().BoolVar(&noMTLS, "no-mtls", false, "connect without mTLS, for plugins whose gRPC library cannot")
 	return c
 }

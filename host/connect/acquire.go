@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/berth-dev/berth/host/lease"
@@ -47,6 +48,9 @@ func (a *attempt) acquire(ctx context.Context) (provider.Sandbox, error) {
 }
 
 func (a *attempt) attachOrCreate(ctx context.Context) (provider.Sandbox, error) {
+	if err := a.checkKeyHeader(ctx); err != nil {
+		return provider.Sandbox{}, err
+	}
 	if err := a.account.PutAside(ctx, a.lease); err != nil {
 		return provider.Sandbox{}, err
 	}
@@ -68,6 +72,28 @@ func (a *attempt) attachOrCreate(ctx context.Context) (provider.Sandbox, error) 
 	}
 	a.progress("no sandbox yet, creating one")
 	return a.create(ctx)
+}
+
+// checkKeyHeader refuses a server whose key header the provider says it needs for itself. A provider that does not say so
+// is found out by its endpoints.
+func (a *attempt) checkKeyHeader(ctx context.Context) error {
+	p, tells := a.account.Provider.(interface {
+		Describe(ctx context.Context) (provider.Description, error)
+	})
+	header := a.req.Server.KeyHeader
+	if !tells || header == "" {
+		return nil
+	}
+	description, err := p.Describe(ctx)
+	if err != nil {
+		return err
+	}
+	for _, name := range description.EndpointHeaders {
+		if strings.EqualFold(name, header) {
+			return headerConflict(a.account.Name, header, name)
+		}
+	}
+	return nil
 }
 
 // commandOf names the command that left the record unfinished.

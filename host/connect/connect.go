@@ -151,6 +151,6 @@ func (c *Connector) Probe(ctx context.Context, req Request, record records.Recor
 		return Probe{Sandbox: sandbox}, err
 	}
 	began := time.Now()
-	result, err := a.ping(ctx, endpoints.Server)
+	result, err := a.ping(ctx, endpoints.Server, lookSlack)
 	return Probe{Sandbox: sandbox, Ping: result, Elapsed: time.Since(began)}, err
 }

@@ -22,7 +22,7 @@ func (a *attempt) findServer(ctx context.Context, sandbox provider.Sandbox) (end
 	if endpoints, err = a.admit(*sandbox.Endpoints); err != nil {
 		return endpoints, false, err
 	}
-	result, err := a.ping(ctx, endpoints.Server)
+	result, err := a.ping(ctx, endpoints.Server, answerSlack)
 	healthy = err == nil && result.Status == provider.PingAlive
 	message := "server is up"
 	if !healthy {

@@ -113,6 +113,11 @@ func (s *Session) Renew(ctx context.Context, lifetime time.Duration, waiting fun
 	return s.sessions.Renew(ctx, s.id, lifetime, waiting)
 }
 
+// KeepAlive renews the session's sandbox by its configured lifetime again and again, as sessions.Sessions.KeepAlive does.
+func (s *Session) KeepAlive(ctx context.Context, waiting func(holder string), tried func(sessions.Renewal)) error {
+	return s.sessions.KeepAlive(ctx, s.id, s.Request().Lifetime, waiting, tried)
+}
+
 // Disconnect destroys or suspends the session's sandbox as sessions.Sessions.Disconnect does. It also destroys what
 // earlier attempts of the session owe, on all providers.
 func (s *Session) Disconnect(ctx context.Context, action sessions.Action, waiting func(holder string)) (sandboxID string, err error) {

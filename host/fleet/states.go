@@ -49,6 +49,8 @@ type SessionState struct {
 	Interrupted bool
 	// NotConfigured is whether the state is StateUnreachable because the provider is not in the configuration.
 	NotConfigured bool
+	// Server is what a look at the server has shown, nil if nobody looked or the sandbox does not run.
+	Server *provider.PingResult
 }
 
 // Sessions returns the sessions of this installation on every provider, or only on the one with the label, sorted by
@@ -94,6 +96,44 @@ func (f *Fleet) Sessions(ctx context.Context, only string) (states []SessionStat
 		}
 	}
 	return describeSessions(recorded, listings, only), failures, nil
+}
+
+// mostLooks is how many servers are looked at, at the same time.
+const mostLooks = 16
+
+// LookAtServers asks the server of every session that runs once whether it is healthy, as Session.Ping does, and sets Server.
+// One that cannot be asked is not healthy, with the reason.
+func (f *Fleet) LookAtServers(ctx context.Context, states []SessionState) {
+	slots := make(chan struct{}, mostLooks)
+	var looks sync.WaitGroup
+	for i := range states {
+		s := &states[i]
+		if s.State != StateRunning || !s.Recorded {
+			continue
+		}
+		slots <- struct{}{}
+		looks.Go(func() {
+			defer func() { <-slots }()
+			result := f.lookAtServer(ctx, *s)
+			s.Server = &result
+		})
+	}
+	looks.Wait()
+}
+
+func (f *Fleet) lookAtServer(ctx context.Context, s SessionState) provider.PingResult {
+	session, err := f.Session(ctx, s.Session, s.Provider)
+	if err != nil {
+		return provider.PingResult{Status: provider.PingNotYet, Reason: err.Error()}
+	}
+	probe, err := session.Ping(ctx)
+	switch {
+	case err != nil:
+		return provider.PingResult{Status: provider.PingNotYet, Reason: err.Error()}
+	case probe.Ping.Status == "":
+		return provider.PingResult{Status: provider.PingStopped, Reason: "the sandbox is " + string(probe.Sandbox.State)}
+	}
+	return probe.Ping
 }
 
 // RecordedSessions returns the sessions that the records name a sandbox of, sorted by session, with the states that are
