@@ -642,19 +642,24 @@ func (s *SQL) retrying(ctx context.Context, f func(context.Context) error) error
 	if _, limited := ctx.Deadline(); !limited {
 		backoff = retry.WithMaxDuration(patience, backoff)
 	}
+	return s.explain(ctx, repeat(ctx, backoff, s.database.transient, f))
+}
+
+// repeat calls f until it succeeds, or fails with an error that is not transient, or backoff or ctx ends.
+func repeat(ctx context.Context, backoff retry.Backoff, transient func(error) bool, f func(context.Context) error) error {
 	var last error
 	err := retry.Do(ctx, backoff, func(ctx context.Context) error {
 		err := f(ctx)
-		if err != nil && !ofContract(err) && s.database.transient(err) {
+		if err != nil && !ofContract(err) && transient(err) {
 			last = err
 			return retry.RetryableError(err)
 		}
 		return err
 	})
 	if last != nil && errors.Is(err, context.DeadlineExceeded) {
-		err = last // it tells more
+		return last // it tells more
 	}
-	return s.explain(ctx, err)
+	return err
 }
 
 // try calls f once. It fails if the database has been removed or replaced, even if f succeeds.
