@@ -45,7 +45,13 @@ alone. While another host works on the same session, this one waits and gets the
 		if c.Flags().Changed("timeout") && *timeout <= 0 {
 			return usagef("--timeout %s: the deadline must lie ahead", *timeout)
 		}
-		s, err := a.session(c.Context(), id, *label)
+		opening := c.Context()
+		if *timeout > 0 {
+			var cancel context.CancelFunc
+			opening, cancel = context.WithTimeout(opening, *timeout)
+			defer cancel()
+		}
+		s, err := a.session(opening, id, *label)
 		if err != nil {
 			return err
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -12,6 +13,7 @@ import (
 	"github.com/berth-dev/berth/host/fleet"
 	"github.com/berth-dev/berth/host/sessions"
 	"github.com/berth-dev/berth/host/wire"
+	"github.com/berth-dev/berth/shared/provider"
 )
 
 func (a *app) holdCommand() *cobra.Command {
@@ -22,12 +24,16 @@ func (a *app) holdCommand() *cobra.Command {
 sandbox is gone. When it ends, or its machine does, the sandbox ends one lifetime later by itself. The lifetime is that of
 the configuration.
 
+With --check the server is asked every minute, as berth ping asks it, and you are told when its health changes: a sandbox
+is kept alive whether its server is or not.
+
   berth hold s1
   berth hold s1 --for 8h`,
 	}
 	session := sessionFlag(c)
 	label := c.Flags().StringP("provider", "p", "", "the provider's label in the configuration (default: the session's)")
 	limit := c.Flags().Duration("for", 0, "hold no longer than this (default: until interrupted)")
+	check := c.Flags().Bool("check", false, "also ask the server every minute whether it is healthy, and tell when that changes")
 	c.RunE = run(func(c *cobra.Command, args []string) error {
 		id, err := session(args)
 		if err != nil {
@@ -40,7 +46,11 @@ the configuration.
 		if err != nil {
 			return err
 		}
-		return a.hold(c.Context(), s, id, *limit)
+		var watch *serverWatch
+		if *check {
+			watch = &serverWatch{app: a, session: s, id: id}
+		}
+		return a.hold(c.Context(), s, id, *limit, watch)
 	})
 	return c
 }
@@ -48,9 +58,12 @@ the configuration.
 // errHeld is the end of a hold that was to end then.
 var errHeld = errors.New("held for as long as asked")
 
-// hold keeps the session's sandbox alive until ctx ends or, unless limit is 0, it was kept alive for that long.
-func (a *app) hold(ctx context.Context, s *fleet.Session, id string, limit time.Duration) error {
+// hold keeps the session's sandbox alive until ctx ends or, unless limit is 0, it was kept alive for that long. With a watch
+// it also has the server watched meanwhile.
+func (a *app) hold(ctx context.Context, s *fleet.Session, id string, limit time.Duration, watch *serverWatch) error {
 	ctx, end := context.WithCancelCause(ctx)
+	var watching sync.WaitGroup
+	defer watching.Wait()
 	defer end(nil)
 	var over *time.Timer // from the first renewal on
 	var unprinted error
@@ -67,6 +80,9 @@ func (a *app) hold(ctx context.Context, s *fleet.Session, id string, limit time.
 		}
 		if over == nil {
 			over = time.AfterFunc(cmp.Or(limit, math.MaxInt64), func() { end(errHeld) })
+			if watch != nil {
+				watching.Go(func() { watch.run(ctx) })
+			}
 		}
 	})
 	if over != nil {
@@ -76,6 +92,59 @@ func (a *app) hold(ctx context.Context, s *fleet.Session, id string, limit time.
 		return nil
 	}
 	return cmp.Or(unprinted, err)
+}
+
+// checkInterval is how often hold --check asks the server.
+const checkInterval = time.Minute
+
+// serverWatch asks a session's server now and then.
+type serverWatch struct {
+	app     *app
+	session *fleet.Session
+	id      string
+	last    provider.PingStatus // what was told last
+}
+
+// run looks at the server until ctx ends.
+func (w *serverWatch) run(ctx context.Context) {
+	looks := time.NewTicker(checkInterval)
+	defer looks.Stop()
+	for w.last = provider.PingAlive; ; {
+		w.look(ctx)
+		select {
+		case <-looks.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// look asks the server, and tells of its health if that has changed.
+func (w *serverWatch) look(ctx context.Context) {
+	probe, err := w.session.Ping(ctx)
+	switch {
+	case ctx.Err() != nil:
+		return
+	case err != nil:
+		probe.Ping = provider.PingResult{Status: provider.PingNotYet, Reason: err.Error()}
+	case probe.Ping.Status == "":
+		probe.Ping = provider.PingResult{Status: provider.PingStopped, Reason: "the sandbox is " + string(probe.Sandbox.State)}
+	}
+	changed := probe.Ping.Status != w.last
+	w.last = probe.Ping.Status
+	a, result := w.app, probe.Ping
+	switch {
+	case !changed:
+	case a.flags.output == "json":
+		_ = a.printJSON(wire.NewPing(w.session.Provider(), w.id, probe)) // the command's end tells of a failure
+	case result.Status == provider.PingAlive:
+		a.note("berth: session %s: the server is healthy again", w.id)
+	default:
+		a.note("berth: session %s: the server is not healthy: %s", w.id, result.Reason)
+		for _, line := range result.LogTail {
+			a.note("  | %s", line)
+		}
+	}
 }
 
 func (a *app) printHold(session, sandboxID string, end time.Time) error {

@@ -34,6 +34,9 @@ func (a *attempt) acquire(ctx context.Context) (provider.Sandbox, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, a.req.Limits.Create, errCreate)
 	defer cancel()
 	sandbox, err := a.attachOrCreate(ctx)
+	if isOfRecords(err) {
+		return sandbox, err
+	}
 	if err != nil {
 		return sandbox, cmp.Or(context.Cause(ctx), err)
 	}
@@ -124,12 +127,6 @@ func (a *attempt) attach(ctx context.Context) (provider.Sandbox, error) {
 	return onceMoreAfterCrash(func() (provider.Sandbox, error) {
 		return a.account.Provider.Attach(ctx, a.attachRequest(id))
 	})
-}
-
-func (a *attempt) attachRequest(sandboxID string) provider.AttachRequest {
-	return provider.AttachRequest{
-		Session: a.req.Session, Owner: a.account.Owner, SandboxID: sandboxID, Server: a.server, Lifetime: a.req.Lifetime,
-	}
 }
 
 // createOnly creates a sandbox, and fails if the session has one. It looks before, because a Create that adopts may wake
@@ -260,7 +257,7 @@ func (a *attempt) createFailed(ctx context.Context, err error) (provider.Sandbox
 		}
 	}
 	if failure := provider.AsError(err); failure.SandboxID != "" {
-		a.sandboxID = failure.SandboxID
+		a.named = failure.SandboxID
 	} else if rulesOutSandbox(failure.Code) {
 		a.mayHaveMade = false
 		a.lease.SetGone()

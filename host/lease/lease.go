@@ -14,7 +14,10 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// releaseLimit bounds the last write of a record, which must happen even when the caller has gone.
+// checkLimit is how long a look into the records may take that is not needed to go on.
+const checkLimit = 5 * time.Second
+
+// releaseLimit is how long the last write of a record may take after its caller has gone.
 const releaseLimit = 10 * time.Second
 
 // Lease is the right to work on one session. Every step that changes something at a provider begins with Check: a host
@@ -78,14 +81,18 @@ func Try(ctx context.Context, store records.Store, session string) (*Lease, erro
 // Check returns an error if the lease is lost or ctx has ended. Records that cannot be read do not end a lease: no other
 // host can have taken it before its time is up, and the store knows that time by itself.
 func (l *Lease) Check(ctx context.Context) error {
-	err := l.store.Check(ctx, l.lease)
+	look, cancel := context.WithTimeout(ctx, checkLimit)
+	defer cancel()
+	err := l.store.Check(look, l.lease)
 	switch {
 	case err == nil:
 		return nil
 	case IsLost(err), !l.store.Valid():
 		return failure(records.ErrLost)
+	case ctx.Err() != nil:
+		return failure(err)
 	}
-	return ctx.Err()
+	return nil
 }
 
 // Fenced returns a context whose provider calls are refused once the lease is lost, even when that happens between
@@ -104,11 +111,29 @@ func (l *Lease) Save(ctx context.Context) error {
 	return failure(l.store.Save(ctx, l.lease, l.Record))
 }
 
-// Release writes the record for the last time and gives the lease back. It does so even when ctx has ended.
+// Release writes the record for the last time and gives the lease back. It does so even when ctx has ended, and has until
+// then and releaseLimit more for it.
 func (l *Lease) Release(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseLimit)
+	ctx, cancel := outlive(ctx, releaseLimit)
 	defer cancel()
 	return failure(l.store.Release(ctx, l.lease, l.Record))
+}
+
+// outlive returns a context that ends some time after its parent.
+func outlive(parent context.Context, more time.Duration) (context.Context, context.CancelFunc) {
+	ctx := context.WithoutCancel(parent)
+	if parent.Err() != nil {
+		return context.WithTimeout(ctx, more)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	if deadline, limited := parent.Deadline(); limited {
+		ctx, cancel = context.WithDeadline(ctx, deadline.Add(more))
+	}
+	stop := context.AfterFunc(parent, func() { time.AfterFunc(more, cancel) })
+	return ctx, func() {
+		stop()
+		cancel()
+	}
 }
 
 // SaveAttempt writes an earlier attempt of the session.

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -50,6 +51,7 @@ type SQL struct {
 	expanded sync.Map      // queries as expand returns them
 	reader   *prepared     // statements for reading, nil without a writer
 
+	leases      atomic.Int64  // how many were taken and not released
 	registering chan struct{} // full while a holder is being registered
 	mutex       sync.Mutex
 	holder      *holder // nil before the first lease; guarded by mutex
@@ -176,14 +178,21 @@ func (s *SQL) begin(ctx context.Context) error {
 // Take implements Store.
 func (s *SQL) Take(ctx context.Context, session string) (Lease, Record, error) {
 	for {
-		h, err := s.ensureHolder(ctx)
-		if err != nil {
-			return Lease{}, Record{}, err
-		}
-		lease, record, other, err := s.take(ctx, h, session)
+		var lease Lease
+		var record Record
+		var other string
+		err := s.withHolder(ctx, func(h *holder, register change) (err error) {
+			lease, record, other, err = s.take(ctx, h, register, session)
+			if errors.Is(err, ErrLost) {
+				h.expire() // the database does not know it any more: register a new one
+			}
+			return err
+		})
 		if errors.Is(err, ErrLost) {
-			h.expire() // the database does not know it any more: register a new one
 			continue
+		}
+		if err == nil {
+			s.leases.Add(1)
 		}
 		if other == "" {
 			return lease, record, err
@@ -194,12 +203,17 @@ func (s *SQL) Take(ctx context.Context, session string) (Lease, Record, error) {
 	}
 }
 
-// take tries once to acquire the lease for h. With a BusyError it also returns the ID of the other holder. ErrLost means
-// that h has expired.
-func (s *SQL) take(ctx context.Context, h *holder, session string) (lease Lease, record Record, other string, err error) {
+// take tries once to acquire the lease for h, which it registers first. With a BusyError it also returns the ID of the
+// other holder. ErrLost means that h has expired.
+func (s *SQL) take(
+	ctx context.Context, h *holder, register change, session string,
+) (lease Lease, record Record, other string, err error) {
 	var tried int64 // the token that an earlier try may have committed
 	err = s.update(ctx, false, func(ctx context.Context, tx querier) error {
 		other = ""
+		if err := register(ctx, tx); err != nil {
+			return err
+		}
 		if err := s.checkHolder(ctx, tx, h.id); err != nil {
 			return err
 		}
@@ -301,7 +315,7 @@ func (s *SQL) Save(ctx context.Context, lease Lease, record Record) error {
 // Release implements Store.
 func (s *SQL) Release(ctx context.Context, lease Lease, record Record) error {
 	tried := false
-	return s.fenced(ctx, lease, s.save, func(ctx context.Context, q querier) error {
+	err := s.fenced(ctx, lease, s.save, func(ctx context.Context, q querier) error {
 		err := s.write(ctx, q, lease, record, "")
 		if errors.Is(err, sql.ErrNoRows) && tried {
 			return s.released(ctx, q, lease)
@@ -309,6 +323,10 @@ func (s *SQL) Release(ctx context.Context, lease Lease, record Record) error {
 		tried = true
 		return err
 	})
+	if err == nil {
+		s.leases.Add(-1)
+	}
+	return err
 }
 
 // released returns nil if an earlier try of Release, whose answer was lost, was committed.
@@ -542,7 +560,7 @@ func (s *SQL) Close() (err error) {
 		s.heartbeats.Wait()
 		if h := s.currentHolder(); h != nil {
 			h.expire()
-			err = s.unregister(context.Background(), h)
+			err = s.dismiss(h)
 		}
 		<-s.registering
 		err = errors.Join(err, s.closeDatabase())
