@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/fleet"
 	"github.com/berth-dev/berth/host/sessions"
 	"github.com/berth-dev/berth/host/wire"
@@ -22,7 +23,7 @@ func (a *app) holdCommand() *cobra.Command {
 		Short: "Keep a session's sandbox alive for as long as this command runs",
 		Long: `Move the end of the sandbox's life on, again and again, until the command is interrupted, --for is over, or the
 sandbox is gone. When it ends, or its machine does, the sandbox ends one lifetime later by itself. The lifetime is that of
-the configuration.
+the configuration. -o json writes a line for each renewal.
 
 With --check the server is asked every minute, as berth ping asks it, and you are told when its health changes: a sandbox
 is kept alive whether its server is or not.
@@ -42,15 +43,11 @@ is kept alive whether its server is or not.
 		if c.Flags().Changed("for") && *limit <= 0 {
 			return usagef("--for %s: the time must lie ahead", *limit)
 		}
-		s, err := a.session(c.Context(), id, *label)
+		s, err := a.existing(c.Context(), id, *label)
 		if err != nil {
 			return err
 		}
-		var watch *serverWatch
-		if *check {
-			watch = &serverWatch{app: a, session: s, id: id}
-		}
-		return a.hold(c.Context(), s, id, *limit, watch)
+		return a.hold(c.Context(), s, id, *limit, *check)
 	})
 	return c
 }
@@ -58,14 +55,13 @@ is kept alive whether its server is or not.
 // errHeld is the end of a hold that was to end then.
 var errHeld = errors.New("held for as long as asked")
 
-// hold keeps the session's sandbox alive until ctx ends or, unless limit is 0, it was kept alive for that long. With a watch
-// it also has the server watched meanwhile.
-func (a *app) hold(ctx context.Context, s *fleet.Session, id string, limit time.Duration, watch *serverWatch) error {
+// hold keeps the session's sandbox alive until ctx ends or, unless limit is 0, it was kept alive for that long. If check,
+// it asks the server now and then, too.
+func (a *app) hold(ctx context.Context, s *fleet.Session, id string, limit time.Duration, check bool) error {
 	ctx, end := context.WithCancelCause(ctx)
-	var watching sync.WaitGroup
-	defer watching.Wait()
 	defer end(nil)
 	var over *time.Timer // from the first renewal on
+	var watch sync.WaitGroup
 	var unprinted error
 	err := s.KeepAlive(ctx, a.waiting(id), func(r sessions.Renewal) {
 		if r.Err != nil {
@@ -73,22 +69,27 @@ func (a *app) hold(ctx context.Context, s *fleet.Session, id string, limit time.
 			return
 		}
 		a.log.Info("renewed", "session", id, "sandbox", r.SandboxID, "until", r.End)
-		if over == nil || a.flags.output == "json" {
-			if unprinted = a.printHold(id, r.SandboxID, r.End); unprinted != nil {
+		if a.flags.output == "json" {
+			if unprinted = a.printJSON(wire.NewRenewed(id, r.SandboxID, r.End)); unprinted != nil {
 				end(unprinted)
 			}
+		} else if over == nil {
+			a.printHold(id, r.SandboxID, r.End)
 		}
 		if over == nil {
 			over = time.AfterFunc(cmp.Or(limit, math.MaxInt64), func() { end(errHeld) })
-			if watch != nil {
-				watching.Go(func() { watch.run(ctx) })
+			if check {
+				watch.Go(func() { a.watchServer(ctx, s, id) })
 			}
 		}
 	})
 	if over != nil {
 		over.Stop()
 	}
-	if errors.Is(context.Cause(ctx), errHeld) {
+	cause := context.Cause(ctx)
+	end(nil)
+	watch.Wait()
+	if errors.Is(cause, errHeld) {
 		return nil
 	}
 	return cmp.Or(unprinted, err)
@@ -97,64 +98,52 @@ func (a *app) hold(ctx context.Context, s *fleet.Session, id string, limit time.
 // checkInterval is how often hold --check asks the server.
 const checkInterval = time.Minute
 
-// serverWatch asks a session's server now and then.
-type serverWatch struct {
-	app     *app
-	session *fleet.Session
-	id      string
-	last    provider.PingStatus // what was told last
-}
-
-// run looks at the server until ctx ends.
-func (w *serverWatch) run(ctx context.Context) {
-	looks := time.NewTicker(checkInterval)
-	defer looks.Stop()
-	for w.last = provider.PingAlive; ; {
-		w.look(ctx)
+// watchServer asks the server now and then, and tells of its health when that changes, until ctx ends.
+func (a *app) watchServer(ctx context.Context, s *fleet.Session, id string) {
+	last := provider.PingAlive
+	ticks := time.NewTicker(checkInterval)
+	defer ticks.Stop()
+	for {
+		probe, err := s.Ping(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			probe.Ping = provider.PingResult{Status: provider.PingNotYet, Reason: err.Error()}
+		case probe.Ping.Status == "":
+			probe.Ping = provider.PingResult{Status: provider.PingStopped, Reason: "the sandbox is " + string(probe.Sandbox.State)}
+		}
+		if probe.Ping.Status != last {
+			last = probe.Ping.Status
+			a.sayHealth(s.Provider(), id, probe)
+		}
 		select {
-		case <-looks.C:
+		case <-ticks.C:
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-// look asks the server, and tells of its health if that has changed.
-func (w *serverWatch) look(ctx context.Context) {
-	probe, err := w.session.Ping(ctx)
-	switch {
-	case ctx.Err() != nil:
+func (a *app) sayHealth(providerName, id string, probe connect.Probe) {
+	if a.flags.output == "json" {
+		_ = a.printJSON(wire.NewPing(providerName, id, probe)) // the command's end tells of a failure
 		return
-	case err != nil:
-		probe.Ping = provider.PingResult{Status: provider.PingNotYet, Reason: err.Error()}
-	case probe.Ping.Status == "":
-		probe.Ping = provider.PingResult{Status: provider.PingStopped, Reason: "the sandbox is " + string(probe.Sandbox.State)}
 	}
-	changed := probe.Ping.Status != w.last
-	w.last = probe.Ping.Status
-	a, result := w.app, probe.Ping
-	switch {
-	case !changed:
-	case a.flags.output == "json":
-		_ = a.printJSON(wire.NewPing(w.session.Provider(), w.id, probe)) // the command's end tells of a failure
-	case result.Status == provider.PingAlive:
-		a.note("berth: session %s: the server is healthy again", w.id)
-	default:
-		a.note("berth: session %s: the server is not healthy: %s", w.id, result.Reason)
-		for _, line := range result.LogTail {
-			a.note("  | %s", line)
-		}
+	if probe.Ping.Status == provider.PingAlive {
+		a.note("berth: session %s: the server is healthy again", id)
+		return
+	}
+	a.note("berth: session %s: the server is not healthy: %s", id, probe.Ping.Reason)
+	for _, line := range probe.Ping.LogTail {
+		a.note("  | %s", line)
 	}
 }
 
-func (a *app) printHold(session, sandboxID string, end time.Time) error {
-	if a.flags.output == "json" {
-		return a.printJSON(wire.NewRenewed(session, sandboxID, end))
-	}
+func (a *app) printHold(session, sandboxID string, end time.Time) {
 	otherwise := own("has no end of its own")
 	if !end.IsZero() {
 		otherwise = own("would end " + ago(end))
 	}
 	a.print("session %s: sandbox %s is held; without that it %s\n", session, sandboxID, otherwise)
-	return nil
 }
