@@ -21,6 +21,9 @@ import (
 // encoding.
 const labelName = "berth-name"
 
+// labelGeneration is the metadata entry of a sandbox that was made in the first generation of the API.
+const labelGeneration = "berth-api"
+
 // E2B makes sandboxes at E2B. It keeps nothing of a session in memory that is not in the sandbox's metadata too.
 type E2B struct {
 	*cloud.Provider[sandbox] // the contract, all of it but what housekeeping.go adds
@@ -46,7 +49,7 @@ func (c *cluster) Describe(s sandbox) provider.Sandbox {
 		Session: s.Metadata[provider.LabelSession], Owner: s.Metadata[provider.LabelOwner], Attempt: s.Metadata[provider.LabelAttempt],
 	}
 	for name, value := range s.Metadata {
-		if name != labelName {
+		if name != labelName && name != labelGeneration {
 			described.Labels[name] = value
 		}
 	}
