@@ -73,6 +73,10 @@ clouds: ## the long form of the clouds' tests: every fault of every call as a ta
 fuzz: ## fuzz everything that reads foreign bytes, each for a while: FOR=20s
 	scripts/fuzz $(FOR)
 
+.PHONY: mutants
+mutants: ## change the lifecycle, leases and records one place at a time, and see that a test notices: ARGS=--short
+	go run ./internal/mutants $(ARGS)
+
 .PHONY: generate
 generate: ## make the code that is generated again
 	$(TOOL) buf generate

@@ -19,9 +19,8 @@ import (
 
 // app is one call of the command: its streams and, once it is loaded, its configuration and the fleet.
 type app struct {
-	stdout *resultWriter
-	stderr *redact.Writer // writes to screen
-	screen *screen
+	stdout *outlet // the result
+	screen *screen // standard error
 	// secrets are what must not be shown. The configuration adds to them while it is read.
 	secrets *redact.Set
 	getenv  func(string) (string, bool)
@@ -41,15 +40,13 @@ type app struct {
 }
 
 func newApp(stdout, stderr io.Writer, getenv func(string) (string, bool)) *app {
-	secrets := &redact.Set{}
-	screen := newScreen(stderr)
-	return &app{
-		stdout: &resultWriter{to: stdout}, stderr: secrets.Writer(screen), screen: screen, secrets: secrets, getenv: getenv,
-	}
+	a := &app{stdout: newResultOutlet(stdout), secrets: &redact.Set{}, getenv: getenv}
+	a.screen = newScreen(stderr, a.leftOut)
+	return a
 }
 
-// say writes one line to standard error.
-func (a *app) say(format string, args ...any) { fmt.Fprintf(a.stderr, format+"\n", args...) }
+// say writes one line to standard error. The format is ours; what the arguments say is cleaned as words does.
+func (a *app) say(format string, args ...any) { fmt.Fprintln(a.screen, a.words(format, args...)) }
 
 // note says something that only people need to know.
 func (a *app) note(format string, args ...any) {
@@ -71,8 +68,9 @@ func (a *app) load() error {
 	if err != nil {
 		return err
 	}
-	a.log = hclog.New(&hclog.LoggerOptions{Name: "berth", Level: level, Output: a.stderr, JSONFormat: a.ndjson.Load()})
+	a.log = a.newLog(level)
 	a.options.Log = a.log
+	a.options.TellKey = func(key string) { a.secrets.Add(key) }
 	a.options.Reattach, _ = a.getenv(provider.ReattachVariable)
 	a.fleet = fleet.New(a.conf, a.options)
 	if diagnostics.HasErrors() {
@@ -87,11 +85,7 @@ func (a *app) session(ctx context.Context, id, label string) (*fleet.Session, er
 	if err := a.load(); err != nil {
 		return nil, err
 	}
-	s, err := a.fleet.Session(ctx, id, label)
-	if err == nil {
-		a.secrets.Add(s.Key())
-	}
-	return s, err
+	return a.fleet.Session(ctx, id, label)
 }
 
 // waiting tells a person for whom a command waits.

@@ -30,7 +30,7 @@ func (a *app) versionCommand() *cobra.Command {
 					Version: Version, Protocol: provider.ProtocolVersion, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH,
 				})
 			}
-			fmt.Fprintf(a.stdout, "berth %s (plugin protocol %d, %s, %s/%s)\n", Version, provider.ProtocolVersion,
+			a.print("berth %s (plugin protocol %d, %s, %s/%s)\n", Version, provider.ProtocolVersion,
 				runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return nil
 		}),
@@ -69,7 +69,7 @@ once, with their source lines. Nothing is created, and the providers themselves 
 			if a.flags.output == "json" {
 				return a.printJSON(wire.Config{Config: name, Providers: len(a.conf.Providers), OK: true})
 			}
-			fmt.Fprintf(a.stdout, "%s is fine: %d provider(s)\n", name, len(a.conf.Providers))
+			a.print("%s is fine: %d provider(s)\n", name, len(a.conf.Providers))
 			return nil
 		}),
 	})
@@ -163,9 +163,9 @@ func (a *app) printFindings(findings []finding) error {
 			if !f.OK {
 				mark = "FAIL"
 			}
-			fmt.Fprintf(a.stdout, "%s  %-20s %s\n", mark, f.Check.Check, a.secrets.String(f.Detail))
+			a.print("%s  %-20s %s\n", own(mark), f.Check.Check, f.Detail)
 			if f.Error != nil && f.Error.Hint != "" {
-				fmt.Fprintf(a.stdout, "      %-20s %s\n", "", f.Error.Hint)
+				a.print("      %-20s %s\n", "", f.Error.Hint)
 			}
 		}
 	}

@@ -30,10 +30,10 @@ func Main(args []string, stdout, stderr io.Writer, getenv func(string) (string, 
 	root := a.rootCommand()
 	root.SetArgs(args)
 	root.SetOut(a.stdout)
-	root.SetErr(a.stderr)
+	root.SetErr(a.screen)
 	command, err := root.ExecuteContextC(ctx)
 	a.close()
-	return a.report(command, err)
+	return a.end(ctx, command, err)
 }
 
 // sameInterrupt is how long after an interrupt another one is taken for the same: a Ctrl-C or a kill often arrives twice,
@@ -44,6 +44,10 @@ const sameInterrupt = time.Second
 // one ends the process on the spot.
 func interruptible(ctx context.Context, a *app) (context.Context, func()) {
 	ctx, cancel := context.WithCancel(ctx)
+	// A reader that has gone makes a write fail. Without this it would end the process, whatever there is to undo. What
+	// this process starts does not inherit it.
+	broken := make(chan os.Signal, 1)
+	signal.Notify(broken, syscall.SIGPIPE)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	if !signal.Ignored(syscall.SIGHUP) { // nohup
@@ -66,11 +70,13 @@ func interruptible(ctx context.Context, a *app) (context.Context, func()) {
 		for range signals {
 			if time.Since(began) > sameInterrupt {
 				a.note("berth: left without undoing: berth sessions shows what is still there")
+				_ = a.screen.out.flush(context.Background(), grace)
 				os.Exit(exitInterrupted)
 			}
 		}
 	}()
 	return ctx, func() {
+		signal.Stop(broken)
 		signal.Stop(signals)
 		close(signals)
 		<-done
@@ -94,7 +100,8 @@ server is healthy, and prints its URL with the headers that open it.
 
 The configuration is the file named with --config or BERTH_CONFIG, else ./config.hcl, else the built-in one: the local
 provider. Exit codes: 0 done, 1 other failure, 2 usage or configuration, 3 denied, 4 not found, 5 quota or rate limit,
-6 create or start failed, 7 the server did not become healthy, 8 plugin failed, 124 deadline, 130 interrupted.`,
+6 create or start failed, 7 the server did not become healthy, 8 plugin failed, 9 the result could not be delivered,
+124 deadline, 130 interrupted.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          isCommand,

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -19,8 +20,8 @@ func (a *app) connectCommand() *cobra.Command {
 		Long: `Connect a session: find its sandbox and wake it if it sleeps, or create one; start the action server unless it
 is up; wait until it is healthy; print its URL and the headers that open it.
 
-When that fails or is interrupted, whatever was made is removed again. What was found is left alone. While another host
-works on the same session, this one waits and gets the same sandbox.
+When that fails or is interrupted, or nobody takes the result, whatever was made is removed again. What was found is left
+alone. While another host works on the same session, this one waits and gets the same sandbox.
 
   berth connect s1
   berth connect s1 --provider daytona --mode attach -o json
@@ -44,7 +45,13 @@ works on the same session, this one waits and gets the same sandbox.
 		if c.Flags().Changed("timeout") && *timeout <= 0 {
 			return usagef("--timeout %s: the deadline must lie ahead", *timeout)
 		}
-		s, err := a.session(c.Context(), id, *label)
+		opening := c.Context()
+		if *timeout > 0 {
+			var cancel context.CancelFunc
+			opening, cancel = context.WithTimeout(opening, *timeout)
+			defer cancel()
+		}
+		s, err := a.session(opening, id, *label)
 		if err != nil {
 			return err
 		}
@@ -53,13 +60,16 @@ works on the same session, this one waits and gets the same sandbox.
 		if *timeout > 0 {
 			request.Limits.Total = *timeout
 		}
-		a.connecting.Store(true)
-		result, err := s.Connect(c.Context(), request, show.event)
-		if err != nil {
-			return err
+		request.Deliver = func(ctx context.Context, result connect.Result) error {
+			show.close()
+			if err := a.printConnection(result); err != nil {
+				return err
+			}
+			return a.deliver(ctx)
 		}
-		show.close()
-		return a.printConnection(result)
+		a.connecting.Store(true)
+		_, err = s.Connect(c.Context(), request, show.event)
+		return err
 	})
 	return c
 }
@@ -78,7 +88,7 @@ func (a *app) printConnection(r connect.Result) error {
 
 // printConnectionEnv writes exports for a POSIX shell.
 func (a *app) printConnectionEnv(r connect.Result) {
-	export := func(name, value string) { fmt.Fprintf(a.stdout, "export %s=%s\n", name, shellQuote(value)) }
+	export := func(name, value string) { fmt.Fprint(a.stdout, shellExport(name, value)) }
 	export("BERTH_SESSION", r.Session)
 	export("BERTH_PROVIDER", r.Provider)
 	export("BERTH_SANDBOX_ID", r.SandboxID)
@@ -103,9 +113,7 @@ func variable(name string) string {
 
 // printConnectionText is for people: it names the headers but not their values.
 func (a *app) printConnectionText(r connect.Result) {
-	line := func(name, format string, args ...any) {
-		fmt.Fprintf(a.stdout, "%-9s %s\n", name, fmt.Sprintf(format, args...))
-	}
+	line := func(name, format string, args ...any) { a.print("%-9s %s\n", own(name), own(a.words(format, args...))) }
 	line("session", "%s", r.Session)
 	line("provider", "%s", r.Provider)
 	line("sandbox", "%s (%s)", r.SandboxID, r.Origin)
@@ -114,7 +122,7 @@ func (a *app) printConnectionText(r connect.Result) {
 		line("headers", "%s (-o json or -o env shows the values)", strings.Join(names, ", "))
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Extra)) {
-		line(name, "%s", r.Extra[name].URL)
+		line(a.clean(name), "%s", r.Extra[name].URL)
 	}
 	if !r.Endpoint.ExpiresAt.IsZero() {
 		line("expires", "%s", ago(r.Endpoint.ExpiresAt))

@@ -52,6 +52,14 @@ func newTerminalApp(width int) (*app, *terminal) {
 	return a, screen
 }
 
+// flushed waits until the screen shows everything.
+func flushed(t *testing.T, a *app) {
+	t.Helper()
+	if err := a.screen.out.flush(t.Context(), 20*time.Second); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
@@ -88,6 +96,7 @@ func TestTheLiveDisplayDrawsInPlaceAndLeavesALineForEachPhase(t *testing.T) {
 	eventually(t, "the undo is drawn", func() bool { return screen.shows("… undoing") })
 	show.close()
 	show.close()
+	flushed(t, a)
 
 	want := "a line of the log\n✓ getting a sandbox: created box-1 (1s)\n" +
 		"✗ waiting until it is healthy: failed: given up (3s)\n"
@@ -112,7 +121,8 @@ func TestProgressIsPlainWhereNothingCanBeDrawn(t *testing.T) {
 		show.event(connect.Event{Phase: connect.PhaseHealth, Status: connect.StatusStarted})
 		show.event(connect.Event{Phase: connect.PhaseHealth, Status: connect.StatusDone, Elapsed: 70 * time.Second})
 		show.close()
-		if got := a.screen.to.(*bytes.Buffer).String(); got != "waiting until it is healthy (1m10s)\n" {
+		flushed(t, a)
+		if got := a.screen.out.to.(*bytes.Buffer).String(); got != "waiting until it is healthy (1m10s)\n" {
 			t.Errorf("%s: %q", name, got)
 		}
 	}

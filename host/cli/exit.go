@@ -1,13 +1,16 @@
 package cli
 
 import (
+	"bytes"
+	"context"
 	"errors"
-	"fmt"
 
+	"github.com/hashicorp/hcl/v2"
 	"github.com/spf13/cobra"
 
 	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/fleet"
+	"github.com/berth-dev/berth/host/printable"
 	"github.com/berth-dev/berth/host/wire"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -23,6 +26,7 @@ const (
 	exitFailed      = 6 // create or start
 	exitUnhealthy   = 7 // health timeout, or the server or its sandbox ended
 	exitPlugin      = 8
+	exitUndelivered = 9 // standard output did not take the result
 	exitDeadline    = 124
 	exitInterrupted = 130
 )
@@ -49,6 +53,7 @@ var exitCodes = map[connect.Code]int{
 	connect.CodeBusy:            exitOther,
 	connect.CodeLeaseLost:       exitOther,
 	connect.CodeRecordsUnusable: exitOther,
+	connect.CodeUndelivered:     exitUndelivered,
 	connect.CodeInternal:        exitOther,
 }
 
@@ -60,20 +65,33 @@ func exitCode(code connect.Code) int {
 	return exitOther
 }
 
-// report shows why a command failed, and returns the exit code of the process.
-func (a *app) report(command *cobra.Command, err error) int {
-	defer a.stderr.Close()
-	if err == nil && a.stdout.err != nil {
-		err = commandError{fmt.Errorf("the result could not be written: %w", a.stdout.err)}
-	}
-	if err == nil {
-		return exitOK
-	}
+// end waits until the result is delivered, shows why the command failed, and returns the exit code of the process. A
+// result waits for its reader until the command is interrupted; an explanation does not.
+func (a *app) end(ctx context.Context, command *cobra.Command, err error) int {
+	code := exitOK
 	var silent exitError
-	if errors.As(err, &silent) {
-		return int(silent)
+	if err == nil || errors.As(err, &silent) {
+		code = int(silent)
+		err = a.delivered(ctx)
 	}
-	return a.show(command, err)
+	if err != nil {
+		code = a.show(command, err)
+		_ = a.stdout.flush(context.Background(), grace)
+	}
+	_ = a.screen.out.flush(context.Background(), grace)
+	return code
+}
+
+// delivered is deliver for a command that is over: when nothing came of the result, that is its failure.
+func (a *app) delivered(ctx context.Context) error {
+	err := a.deliver(ctx)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(ctx.Err(), context.Canceled):
+		return commandError{ctx.Err()}
+	}
+	return commandError{&connect.Error{Code: connect.CodeUndelivered, Message: err.Error(), Cause: err}}
 }
 
 // show tells programs and people why the command failed. When that cannot be written, the exit code still tells.
@@ -89,7 +107,7 @@ func (a *app) show(command *cobra.Command, err error) (code int) {
 	case !a.ndjson.Load():
 		a.explain(err, f)
 	case a.flags.output != "json":
-		_ = wire.Write(a.stderr, wire.Failed{Error: f})
+		_ = wire.Write(a.screen, wire.Failed{Error: f})
 	}
 	return code
 }
@@ -125,7 +143,7 @@ func (a *app) failure(err error) (wire.Failure, int) {
 	case errors.As(err, &failed):
 		f := wire.NewFailure(failed)
 		f.Hint = hintFor(failed)
-		return f.Redacted(a.secrets.String), exitCode(failed.Code)
+		return wire.Redacted(f, a.secrets.String), exitCode(failed.Code)
 	}
 	return wire.Failure{Code: string(connect.CodeInternal), Message: a.secrets.String(err.Error())}, exitOther
 }
@@ -134,31 +152,31 @@ func (a *app) failure(err error) (wire.Failure, int) {
 func (a *app) explain(err error, f wire.Failure) {
 	var diagnosis *fleet.ConfigError
 	if errors.As(err, &diagnosis) {
-		a.conf.Write(a.stderr, diagnosis.Diagnostics, a.color())
+		a.explainConfig(diagnosis.Diagnostics)
 		return
 	}
 	if refusal := fleet.Refusal(err); refusal != nil {
 		if p, err := a.conf.Provider(f.Provider); err == nil {
-			a.conf.Write(a.stderr, p.Explain(refusal), a.color())
+			a.explainConfig(p.Explain(refusal))
 			return
 		}
 	}
 	a.say("berth: %s", f.Message)
-	detail := func(name, value string) {
-		if value != "" {
+	detail := func(name own, value any) {
+		if value != "" && value != own("") {
 			a.say("  %-9s %s", name, value)
 		}
 	}
-	detail("phase", f.Phase)
+	detail("phase", own(f.Phase))
 	detail("provider", f.Provider)
 	detail("sandbox", f.SandboxID)
 	switch f.Cleanup {
 	case string(connect.CleanupDone):
-		detail("cleanup", "done: nothing of this attempt is left")
+		detail("cleanup", own("done: nothing of this attempt is left"))
 	case string(connect.CleanupPending):
-		detail("cleanup", "pending: the next connect of the session or berth recover ends what may be left")
+		detail("cleanup", own("pending: the next connect of the session or berth recover ends what may be left"))
 	case string(connect.CleanupFailed):
-		detail("cleanup", "FAILED, something may be left and cost money: "+f.CleanupError)
+		a.say("  %-9s FAILED, something may be left and cost money: %s", own("cleanup"), f.CleanupError)
 	}
 	if len(f.LogTail) > 0 {
 		a.say("  the end of the log:")
@@ -167,6 +185,17 @@ func (a *app) explain(err error, f wire.Failure) {
 		}
 	}
 	detail("hint", f.Hint)
+}
+
+// explainConfig writes diagnostics. A terminal gets them in colour, unless they quote what cannot be printed.
+func (a *app) explainConfig(diagnostics hcl.Diagnostics) {
+	var plain, colored bytes.Buffer
+	_ = a.conf.Write(&plain, diagnostics, false) // it goes to memory
+	if a.color() && printable.Text(plain.String()) == plain.String() && a.conf.Write(&colored, diagnostics, true) == nil {
+		a.screen.styled(colored.String())
+		return
+	}
+	_, _ = a.screen.Write(plain.Bytes())
 }
 
 func (a *app) color() bool {

@@ -105,7 +105,7 @@ func TestAFailureIsRedactedInEveryField(t *testing.T) {
 		Code: connect.CodeCreateFailed, Session: "s1", Message: "with " + secret, LogTail: []string{"KEY=" + secret},
 		Cleanup: connect.CleanupFailed, CleanupError: "deleting with " + secret, Cause: errors.New(secret),
 	}}
-	if code := a.report(root, err); code != exitFailed {
+	if code := a.end(t.Context(), root, err); code != exitFailed {
 		t.Errorf("exit code %d", code)
 	}
 	for _, text := range []string{stdout.String(), stderr.String()} {

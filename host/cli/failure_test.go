@@ -256,22 +256,6 @@ func TestAFailedCleanupSaysWhatIsLeftAndHowToGoOn(t *testing.T) {
 	m.leavesNothing()
 }
 
-func TestAResultThatCannotBeWrittenIsAFailure(t *testing.T) {
-	t.Parallel()
-	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
-	if err != nil {
-		t.Skip("this system has no /dev/full")
-	}
-	defer full.Close()
-	m := newMachine(t)
-	version := m.prepare("version")
-	version.exec.Stdout = full
-	must(t, version.exec.Start())
-	if r := version.wait(); r.code != 1 || !strings.Contains(r.stderr, "could not be written") {
-		t.Errorf("exit code %d: %s", r.code, r.stderr)
-	}
-}
-
 func TestSessionsShowsTheGoodProviderBesideABrokenOne(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -96,7 +95,7 @@ func (a *app) sayFinding(dryRun bool) func(sweep.Finding) {
 			a.note("berth: %s %s: %s: %v", f.Provider, orDash(f.SandboxID), f.Verdict, f.Err)
 			return
 		}
-		a.note("berth: %s %s: %s, %s", f.Provider, orDash(f.SandboxID), f.Verdict, orDash(f.Done))
+		a.note("berth: %s %s: %s, %s", f.Provider, orDash(f.SandboxID), f.Verdict, orDash(own(f.Done)))
 	}
 }
 
@@ -112,27 +111,27 @@ func (a *app) reportError(report sweep.Report) error {
 
 func (a *app) printReport(report sweep.Report, dryRun bool) error {
 	findings, unswept := []wire.Finding{}, []wire.Failure{}
-	rows := [][]string{{"PROVIDER", "SESSION", "SANDBOX", "AGE", "VERDICT", "WHY", "DONE"}}
+	rows := [][]any{{"PROVIDER", "SESSION", "SANDBOX", "AGE", "VERDICT", "WHY", "DONE"}}
 	acted, failures := 0, 0
 	for _, f := range report.Findings {
 		var failed *wire.Failure
-		done := f.Done
+		done := own(f.Done)
 		switch {
 		case f.Err != nil:
 			failure, _ := a.failure(commandError{f.Err})
-			failed, done = &failure, "failed: "+failure.Message
+			failed, done = &failure, own("failed: "+a.clean(failure.Message))
 			failures++
 		case f.Done != "":
 			acted++
 		case dryRun && f.Acts():
-			done = "would be " + map[sweep.Verdict]string{
+			done = "would be " + map[sweep.Verdict]own{
 				sweep.Orphan: "destroyed", sweep.Interrupted: "finished", sweep.Outdated: "corrected",
 			}[f.Verdict]
 			acted++
 		}
 		findings = append(findings, wire.NewFinding(f, failed))
-		rows = append(rows, []string{
-			f.Provider, orDash(f.Session), orDash(f.SandboxID), short(f.Age), string(f.Verdict), explained(f), orDash(done),
+		rows = append(rows, []any{
+			f.Provider, orDash(f.Session), orDash(f.SandboxID), own(short(f.Age)), f.Verdict, explained(f), orDash(done),
 		})
 	}
 	for _, name := range slices.Sorted(maps.Keys(report.Failures)) {
@@ -145,7 +144,7 @@ func (a *app) printReport(report sweep.Report, dryRun bool) error {
 		return a.printJSON(wire.Sweep{DryRun: dryRun, Findings: findings, Errors: unswept, Forgotten: report.Forgotten})
 	}
 	if len(findings)+len(unswept) == 0 {
-		fmt.Fprintln(a.stdout, "nothing to do")
+		a.print("nothing to do\n")
 		return nil
 	}
 	a.printTable("nothing else was found", rows)
@@ -153,6 +152,6 @@ func (a *app) printReport(report sweep.Report, dryRun bool) error {
 	if dryRun {
 		verb = "to be done"
 	}
-	fmt.Fprintf(a.stdout, "%s looked at, %d %s, %d failed\n", count(len(findings), "finding"), acted, verb, failures+len(unswept))
+	a.print("%s looked at, %d %s, %d failed\n", own(count(len(findings), "finding")), acted, own(verb), failures+len(unswept))
 	return nil
 }

@@ -20,7 +20,7 @@ func hintFor(e *connect.Error) string {
 	case reasonHints[e.Reason] != "":
 		return reasonHints[e.Reason]
 	case e.Code == connect.CodeDenied && e.Phase == connect.PhaseHealth:
-		return "the server's key or the provider's token does not fit; was the server started by another installation?"
+		return "does the server's key fit, was it started by this installation, and does it answer the health path without a redirect?"
 	case e.Code == connect.CodeNotFound && e.Phase == connect.PhaseAcquire:
 		return "connect with mode auto or create to make a sandbox"
 	case e.Code == connect.CodeNotFound && e.SandboxID != "":

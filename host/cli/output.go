@@ -1,48 +1,107 @@
 package cli
 
 import (
+	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
-	"io"
 	"strings"
 	"text/tabwriter"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/berth-dev/berth/host/printable"
 	"github.com/berth-dev/berth/host/wire"
 )
 
 // printJSON writes the result as one line. Results hold no secrets but those they are for.
-func (a *app) printJSON(result any) error { return wire.Write(a.stdout, result) }
-
-// resultWriter remembers the first error: a result that was not written is a failure of the command.
-type resultWriter struct {
-	to  io.Writer
-	err error
+func (a *app) printJSON(result any) error {
+	return wire.Write(a.stdout, wire.Redacted(result, a.secrets.String))
 }
 
-func (w *resultWriter) Write(p []byte) (int, error) {
-	n, err := w.to.Write(p)
-	if w.err == nil {
-		w.err = err
+// print writes a part of the result for people, whole lines. The format is ours; what the arguments say is cleaned as
+// words does.
+func (a *app) print(format string, args ...any) { fmt.Fprint(a.stdout, a.words(format, args...)) }
+
+// own are words of ours among the arguments of say and print, and in tables.
+type own string
+
+// words is fmt.Sprintf with every argument cleaned that is a text of others: a string, an error, or anything that words
+// itself. Named types of strings have words of ours.
+func (a *app) words(format string, args ...any) string {
+	cleaned := make([]any, len(args))
+	for i, arg := range args {
+		cleaned[i] = arg
+		switch v := arg.(type) {
+		case string:
+			cleaned[i] = a.clean(v)
+		case error:
+			cleaned[i] = a.clean(v.Error())
+		case time.Duration:
+		case fmt.Stringer:
+			cleaned[i] = a.clean(v.String())
+		}
 	}
-	return n, err
+	return printable.Text(fmt.Sprintf(format, cleaned...))
 }
 
-// printTable writes rows in columns, the first row being the heading. There is no heading without rows.
-func (a *app) printTable(empty string, rows [][]string) {
+// clean returns a text of others without secrets, as a part of one line.
+func (a *app) clean(text string) string { return printable.Line(a.secrets.String(text)) }
+
+// leftOut says, once its reader takes more, that lines of standard error were left out.
+func (a *app) leftOut(lines int) string {
+	if !a.ndjson.Load() {
+		return fmt.Sprintf("berth: %s left out here, because standard error was not read in time\n", count(lines, "line"))
+	}
+	var text bytes.Buffer
+	hclog.New(&hclog.LoggerOptions{Name: "berth", Output: &text, JSONFormat: true}).
+		Warn("lines were left out, because standard error was not read in time", "lines", lines)
+	return text.String()
+}
+
+// grace is how long what is not worth waiting for may take: explanations, at the end of the process, for as long as
+// nobody takes any.
+const grace = time.Second
+
+// deliver waits until the result is with its reader, or for ctx. What was not begun then is never written.
+func (a *app) deliver(ctx context.Context) error {
+	err := a.stdout.flush(ctx, 0)
+	if err != nil {
+		a.stdout.abandon()
+		return fmt.Errorf("the result could not be written to standard output: %w", err)
+	}
+	return nil
+}
+
+// printTable writes rows in columns, the first row being the heading. There is no heading without rows. Cells are cleaned
+// as words does.
+func (a *app) printTable(empty string, rows [][]any) {
 	if len(rows) < 2 {
-		fmt.Fprintln(a.stdout, empty)
+		a.print("%s\n", own(empty))
 		return
 	}
-	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-	for _, row := range rows {
-		fmt.Fprintln(w, a.secrets.String(strings.Join(row, "\t")))
+	var text bytes.Buffer
+	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
+	for i, row := range rows {
+		for j, cell := range row {
+			if j > 0 {
+				fmt.Fprint(w, "\t")
+			}
+			if i == 0 {
+				fmt.Fprint(w, cell)
+			} else {
+				fmt.Fprint(w, a.words("%v", cell))
+			}
+		}
+		fmt.Fprintln(w)
 	}
 	w.Flush()
+	fmt.Fprint(a.stdout, text.String())
 }
 
-func orDash(text string) string {
+func orDash[T ~string](text T) T {
 	if text == "" {
 		return "-"
 	}
@@ -94,6 +153,20 @@ func randomHex(n int) string {
 	bytes := make([]byte, n)
 	rand.Read(bytes) // never fails
 	return hex.EncodeToString(bytes)
+}
+
+// shellExport returns a line that exports a variable in a POSIX shell. The line can be printed and is one line, whatever
+// the value is.
+func shellExport(name, value string) string {
+	if printable.Line(value) == value {
+		return fmt.Sprintf("export %s=%s\n", name, shellQuote(value))
+	}
+	octal := ""
+	for i := range len(value) {
+		octal += fmt.Sprintf(`\%03o`, value[i])
+	}
+	// The shell takes line feeds from the end of what a command prints, so there is another character after them.
+	return fmt.Sprintf("%s=$(printf '%s.'); export %s=\"${%s%%.}\"\n", name, octal, name, name)
 }
 
 // shellQuote makes one word of a POSIX shell out of any text.

@@ -63,7 +63,10 @@ the headers of an endpoint.`,
 			}
 			ctx, cancel := context.WithTimeout(c.Context(), timeout)
 			defer cancel()
-			return a.call(ctx, args[0], m, request)
+			if err := a.call(ctx, args[0], m, request); err != nil {
+				return err
+			}
+			return a.delivered(ctx)
 		}),
 	}
 	c.Flags().StringVarP(&data, "data", "d", "{}", "the request as `JSON`, @FILE for a file's text, - for standard input")
@@ -144,7 +147,7 @@ func (a *app) call(ctx context.Context, nameOrPath string, m method, request map
 		if err != nil {
 			return err
 		}
-		return a.printAnswer(wire.NewDescription(d))
+		return a.printAnswer(wire.Redacted(wire.NewDescription(d), a.secrets.String))
 	case "Configure":
 		spec := a.fleet.Spec(p)
 		spec.Configure = func(provider.Description) ([]byte, error) { return json.Marshal(request) }
@@ -281,8 +284,5 @@ func (a *app) printAnswer(answer any) error {
 	if a.flags.output == "json" {
 		return a.printJSON(answer)
 	}
-	encoder := json.NewEncoder(a.stdout)
-	encoder.SetEscapeHTML(false)
-	encoder.SetIndent("", "  ")
-	return encoder.Encode(answer)
+	return wire.WriteIndented(a.stdout, answer)
 }

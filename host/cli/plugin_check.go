@@ -14,6 +14,7 @@ import (
 
 	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/fleet"
+	"github.com/berth-dev/berth/host/printable"
 	"github.com/berth-dev/berth/shared/providertest"
 )
 
@@ -160,6 +161,9 @@ func (a *app) printConformance(report providertest.Report) error {
 	var err error
 	switch a.flags.output {
 	case "json":
+		for i := range report.Results {
+			report.Results[i].Detail = a.secrets.String(report.Results[i].Detail)
+		}
 		err = a.printJSON(report)
 	case "junit":
 		err = report.WriteJUnit(&text)
@@ -169,7 +173,7 @@ func (a *app) printConformance(report providertest.Report) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprint(a.stdout, a.secrets.String(text.String()))
+	fmt.Fprint(a.stdout, printable.Text(a.secrets.String(text.String())))
 	if report.Failed() {
 		return exitError(exitPlugin)
 	}

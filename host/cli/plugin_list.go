@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -14,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-dev/berth/host/fleet"
+	"github.com/berth-dev/berth/host/printable"
 	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/host/wire"
 	"github.com/berth-dev/berth/shared/provider"
@@ -140,19 +140,19 @@ func (a *app) printPlugins(ctx context.Context, headings [2]string, files []plug
 			return err
 		}
 	} else {
-		rows := [][]string{{headings[0], headings[1], "VERSION", "PROTOCOL", "CAN", "CHECKSUM", "SHA256", "PATH"}}
+		rows := [][]any{{headings[0], headings[1], "VERSION", "PROTOCOL", "CAN", "CHECKSUM", "SHA256", "PATH"}}
 		for _, e := range entries {
-			row := []string{e.Name, orDash(e.Plugin), orDash(e.Version), "-", "", orDash(e.Checksum), orDash(prefix(e.SHA256)), e.Path}
+			row := []any{e.Name, orDash(e.Plugin), orDash(e.Version), "-", "", own(orDash(e.Checksum)), own(orDash(prefix(e.SHA256))), e.Path}
 			switch {
 			case e.Error != nil:
 				a.say("berth: %s: %s", e.Name, e.Error.Message)
-				row[4] = "does not start"
+				row[4] = own("does not start")
 			case e.ShadowedBy != "":
 				row[4] = "shadowed by " + e.ShadowedBy
 			case e.Plugin == "":
-				row[4] = "not run"
+				row[4] = own("not run")
 			default:
-				row[3], row[4] = fmt.Sprint(e.Protocol), words(e.Capabilities)
+				row[3], row[4] = e.Protocol, own(words(e.Capabilities))
 			}
 			rows = append(rows, row)
 		}
@@ -194,12 +194,13 @@ func (a *app) printDescription(d provider.Description) error {
 	case "json":
 		return a.printJSON(wire.NewDescription(d))
 	case "markdown":
-		fmt.Fprintf(a.stdout, "%s %s: %s Protocol %d. Can: %s.\n\n%s", d.Name, d.Version, d.Summary, provider.ProtocolVersion,
-			strings.ReplaceAll(words(d.Capabilities), ",", ", "), provider.MarkdownTable(d.Attributes))
+		table := printable.Text(a.secrets.String(provider.MarkdownTable(d.Attributes)))
+		a.print("%s %s: %s Protocol %d. Can: %s.\n\n%s", d.Name, d.Version, d.Summary, provider.ProtocolVersion,
+			own(strings.ReplaceAll(words(d.Capabilities), ",", ", ")), own(table))
 		return nil
 	}
-	fmt.Fprintf(a.stdout, "%s %s (protocol %d)\n%s\n\ncan: %s\n\n", d.Name, d.Version, provider.ProtocolVersion, d.Summary, words(d.Capabilities))
-	rows := [][]string{{"ATTRIBUTE", "TYPE", "DEFAULT", "ENVIRONMENT", "WHAT IT IS"}}
+	a.print("%s %s (protocol %d)\n%s\n\ncan: %s\n\n", d.Name, d.Version, provider.ProtocolVersion, d.Summary, own(words(d.Capabilities)))
+	rows := [][]any{{"ATTRIBUTE", "TYPE", "DEFAULT", "ENVIRONMENT", "WHAT IT IS"}}
 	for _, attribute := range d.Attributes {
 		doc := attribute.Doc
 		if len(attribute.OneOf) > 0 {
@@ -212,8 +213,8 @@ func (a *app) printDescription(d provider.Description) error {
 		if attribute.Required {
 			fallback = "required"
 		}
-		rows = append(rows, []string{
-			attribute.Name, string(attribute.Type), orDash(fallback), orDash(strings.Join(attribute.Env, ", ")), doc,
+		rows = append(rows, []any{
+			attribute.Name, attribute.Type, orDash(fallback), orDash(strings.Join(attribute.Env, ", ")), doc,
 		})
 	}
 	a.printTable("nothing to configure", rows)

@@ -159,12 +159,12 @@ func (a *app) printLock(path string, changes []wire.LockChange) error {
 	if a.flags.output == "json" {
 		return a.printJSON(wire.Lock{Lock: path, Plugins: changes})
 	}
-	rows := [][]string{{"PLUGIN", "VERSION", "CHANGE", "SHA256", "WAS"}}
+	rows := [][]any{{"PLUGIN", "VERSION", "CHANGE", "SHA256", "WAS"}}
 	for _, c := range changes {
-		rows = append(rows, []string{c.Name, orDash(c.Version), c.Change, orDash(prefix(c.SHA256)), orDash(prefix(c.Was))})
+		rows = append(rows, []any{c.Name, orDash(c.Version), own(c.Change), own(orDash(prefix(c.SHA256))), own(orDash(prefix(c.Was)))})
 	}
 	a.printTable("no plugins are configured", rows)
-	fmt.Fprintln(a.stdout, path)
+	a.print("%s\n", path)
 	return nil
 }
 

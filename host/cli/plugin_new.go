@@ -65,7 +65,7 @@ func (a *app) printNewPlugin(p scaffold.Plugin) error {
 	if a.flags.output == "json" {
 		return a.printJSON(wire.NewPlugin{Name: p.Name, Dir: p.Dir, Module: p.Module, SDK: p.SDK})
 	}
-	fmt.Fprintf(a.stdout, `%s is in %s
+	a.print(`%s is in %s
 
   cd %s
   make test     # all tests, against its simulated cloud

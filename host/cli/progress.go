@@ -35,7 +35,7 @@ func (a *app) progress(name string) (display, error) {
 	return display{}, usagef("--progress %s: the kinds are auto, plain, ndjson and none", name)
 }
 
-var phaseNames = map[connect.Phase]string{
+var phaseNames = map[connect.Phase]own{
 	connect.PhaseAcquire:     "getting a sandbox",
 	connect.PhaseStartServer: "starting the server",
 	connect.PhaseHealth:      "waiting until it is healthy",
@@ -47,28 +47,30 @@ var phaseNames = map[connect.Phase]string{
 func (a *app) plainEvent(e connect.Event) {
 	switch {
 	case e.Status == connect.StatusDone, e.Status == connect.StatusFailed:
-		a.say("%s", phaseLine(e))
+		a.say("%s", a.phaseLine(e))
 	case e.Status == connect.StatusProgress && e.Phase == connect.PhaseAcquire:
 		a.say("%s: %s", phaseNames[e.Phase], e.Message)
 	}
 }
 
-func phaseLine(e connect.Event) string {
+func (a *app) phaseLine(e connect.Event) own {
 	line := phaseNames[e.Phase]
 	if e.Status == connect.StatusFailed {
 		line += ": failed"
 	}
 	if e.Message != "" {
-		line += ": " + e.Message
+		line += own(": " + a.clean(e.Message))
 	}
 	if e.SandboxID != "" && e.Phase == connect.PhaseAcquire {
-		line += " " + e.SandboxID
+		line += own(" " + a.clean(e.SandboxID))
 	}
-	return fmt.Sprintf("%s (%s)", line, short(e.Elapsed))
+	return own(fmt.Sprintf("%s (%s)", line, short(e.Elapsed)))
 }
 
-// jsonEvent writes an event for programs, as one line. A reader that is gone costs the line and nothing else.
-func (a *app) jsonEvent(e connect.Event) { _ = wire.Write(a.stderr, wire.NewEvent(e)) }
+// jsonEvent writes an event for programs, as one line.
+func (a *app) jsonEvent(e connect.Event) {
+	_ = wire.Write(a.screen, wire.Redacted(wire.NewEvent(e), a.secrets.String)) // a screen takes everything
+}
 
 // redraw is how often the display of the phase under way is renewed.
 const redraw = 100 * time.Millisecond
@@ -84,9 +86,9 @@ func (a *app) liveDisplay() display {
 		}
 		text := phaseNames[current.Phase]
 		if current.Message != "" {
-			text += ": " + current.Message
+			text += own(": " + a.clean(current.Message))
 		}
-		a.screen.draw("… "+a.secrets.String(text), fmt.Sprintf(" (%s)", time.Since(began).Round(redraw)))
+		a.screen.draw("… "+string(text), fmt.Sprintf(" (%s)", time.Since(began).Round(redraw)))
 	}
 
 	stop, stopped := make(chan struct{}), make(chan struct{})
@@ -119,7 +121,7 @@ func (a *app) liveDisplay() display {
 			if e.Status == connect.StatusFailed {
 				mark = "✗"
 			}
-			a.say("%s %s", mark, phaseLine(e))
+			a.say("%s %s", own(mark), a.phaseLine(e))
 		}
 	}
 	return display{event, sync.OnceFunc(func() {

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"cmp"
-	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -50,18 +49,20 @@ Exit code 0 means healthy, 7 not healthy, 4 no sandbox.`,
 }
 
 func (a *app) printProbe(label, session string, probe connect.Probe) error {
-	probe.Ping.Reason = a.secrets.String(probe.Ping.Reason)
 	if a.flags.output == "json" {
 		return a.printJSON(wire.NewPing(label, session, probe))
 	}
-	fmt.Fprintf(a.stdout, "session %s: sandbox %s is %s", session, probe.Sandbox.ID, probe.Sandbox.State)
+	a.print("session %s: sandbox %s is %s", session, probe.Sandbox.ID, probe.Sandbox.State)
 	switch probe.Ping.Status {
 	case "":
-		fmt.Fprintln(a.stdout)
+		a.print("\n")
 	case provider.PingAlive:
-		fmt.Fprintf(a.stdout, ", the server is healthy (%s)\n", short(probe.Elapsed))
+		a.print(", the server is healthy (%s)\n", own(short(probe.Elapsed)))
 	default:
-		fmt.Fprintf(a.stdout, ", the server is not healthy: %s\n", probe.Ping.Reason)
+		a.print(", the server is not healthy: %s\n", probe.Ping.Reason)
+	}
+	for _, line := range probe.Ping.LogTail {
+		a.print("  | %s\n", line)
 	}
 	return nil
 }
@@ -96,7 +97,7 @@ Without a sandbox the exit code is 4.`,
 		if a.flags.output == "json" {
 			return a.printJSON(wire.Disconnected{Session: id, Provider: s.Provider(), SandboxID: sandboxID, Done: done})
 		}
-		fmt.Fprintf(a.stdout, "session %s: sandbox %s %s\n", id, sandboxID, done)
+		a.print("session %s: sandbox %s %s\n", id, sandboxID, own(done))
 		return nil
 	})
 	return c
@@ -114,10 +115,14 @@ func (a *app) sessionsCommand() *cobra.Command {
   unreachable           the provider did not answer
 
 and the sandboxes of this installation that no record names. A provider that does not answer is named, and the exit code
-is that of the failure.`,
+is that of the failure.
+
+That a sandbox runs does not mean that its server does. With --check the server of each is asked once, as berth ping asks
+it, and the note tells of those that are not healthy.`,
 		Args: cobra.NoArgs,
 	}
 	label := c.Flags().StringP("provider", "p", "", "only this provider")
+	check := c.Flags().Bool("check", false, "also ask the servers of the sandboxes that run whether they are healthy")
 	c.RunE = run(func(c *cobra.Command, _ []string) error {
 		if err := a.load(); err != nil {
 			return err
@@ -125,6 +130,9 @@ is that of the failure.`,
 		states, failures, err := a.fleet.Sessions(c.Context(), *label)
 		if err != nil {
 			return err
+		}
+		if *check {
+			a.fleet.LookAtServers(c.Context(), states)
 		}
 		return a.printSessions(states, failures)
 	})
@@ -143,13 +151,14 @@ func (a *app) printSessions(states []fleet.SessionState, problems map[string]err
 		a.say("berth: provider %s: %s", name, f.Message)
 	}
 	list := []wire.Session{}
-	rows := [][]string{{"SESSION", "PROVIDER", "SANDBOX", "STATE", "CREATED", "EXPIRES", "NOTE"}}
+	rows := [][]any{{"SESSION", "PROVIDER", "SANDBOX", "STATE", "CREATED", "EXPIRES", "NOTE"}}
 	for _, state := range states {
 		s := wire.NewSession(state)
 		s.Note = noteOn(state)
 		list = append(list, s)
-		rows = append(rows, []string{
-			orDash(s.Session), s.Provider, orDash(s.SandboxID), s.State, agoOrDash(s.CreatedAt), agoOrDash(s.ExpiresAt), orDash(s.Note),
+		rows = append(rows, []any{
+			orDash(s.Session), s.Provider, orDash(s.SandboxID), state.State, own(agoOrDash(s.CreatedAt)), own(agoOrDash(s.ExpiresAt)),
+			orDash(s.Note),
 		})
 	}
 	if a.flags.output != "json" {
@@ -166,6 +175,8 @@ func (a *app) printSessions(states []fleet.SessionState, problems map[string]err
 // noteOn returns what people should know of a session besides its state.
 func noteOn(s fleet.SessionState) string {
 	switch {
+	case s.Server != nil && s.Server.Status != provider.PingAlive:
+		return "the server is not healthy: " + s.Server.Reason
 	case !s.Recorded:
 		return "no record names it; see berth gc --dry-run"
 	case s.NotConfigured:

@@ -3,6 +3,7 @@ package connect
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"fmt"
 	"maps"
 	"strconv"
@@ -33,21 +34,25 @@ func (a *attempt) acquire(ctx context.Context) (provider.Sandbox, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, a.req.Limits.Create, errCreate)
 	defer cancel()
 	sandbox, err := a.attachOrCreate(ctx)
+	if isOfRecords(err) {
+		return sandbox, err
+	}
 	if err != nil {
 		return sandbox, cmp.Or(context.Cause(ctx), err)
 	}
 	a.sandboxID = sandbox.ID
+	a.setKey(a.lease.Record.Generation)
 	return sandbox, nil
 }
 
 func (a *attempt) attachOrCreate(ctx context.Context) (provider.Sandbox, error) {
-	if err := a.account.CheckProvider(a.lease.Record); err != nil {
+	if err := a.account.PutAside(ctx, a.lease); err != nil {
 		return provider.Sandbox{}, err
 	}
 	if recovery.Unfinished(a.lease.Record) {
 		a.progress("finishing what an interrupted " + commandOf(a.lease.Record) + " left")
 	}
-	if err := a.account.Finish(ctx, a.lease); err != nil {
+	if _, err := a.account.Finish(ctx, a.lease); err != nil {
 		return provider.Sandbox{}, err
 	}
 	switch a.req.Mode {
@@ -83,7 +88,9 @@ func (a *attempt) attachRecorded(ctx context.Context) (provider.Sandbox, error) 
 	}
 	sandbox, err := a.attach(ctx)
 	if provider.CodeOf(err) == provider.CodeNotFound {
-		a.lease.SetGone()
+		if unsaved := a.setGone(ctx); unsaved != nil {
+			return sandbox, unsaved
+		}
 	}
 	if err != nil {
 		return sandbox, err
@@ -96,6 +103,17 @@ func (a *attempt) attachRecorded(ctx context.Context) (provider.Sandbox, error) 
 	return sandbox, a.lease.Save(ctx)
 }
 
+// setGone makes the record say that the session has no sandbox. It saves that if the session's attempt would owe an undo
+// otherwise, once another one takes its place.
+func (a *attempt) setGone(ctx context.Context) error {
+	owed := a.lease.Record.OwnAttempt().Owes()
+	a.lease.SetGone()
+	if !owed {
+		return nil
+	}
+	return a.lease.Save(ctx)
+}
+
 // attach attaches to the recorded sandbox, or without one to whichever the session has.
 func (a *attempt) attach(ctx context.Context) (provider.Sandbox, error) {
 	if err := a.lease.Check(ctx); err != nil {
@@ -105,15 +123,10 @@ func (a *attempt) attach(ctx context.Context) (provider.Sandbox, error) {
 	if a.lease.Record.HasSandbox() {
 		id = a.lease.Record.SandboxID
 	}
+	a.setKey(a.lease.Record.Generation)
 	return onceMoreAfterCrash(func() (provider.Sandbox, error) {
 		return a.account.Provider.Attach(ctx, a.attachRequest(id))
 	})
-}
-
-func (a *attempt) attachRequest(sandboxID string) provider.AttachRequest {
-	return provider.AttachRequest{
-		Session: a.req.Session, Owner: a.account.Owner, SandboxID: sandboxID, Server: a.server, Lifetime: a.req.Lifetime,
-	}
 }
 
 // createOnly creates a sandbox, and fails if the session has one. It looks before, because a Create that adopts may wake
@@ -156,19 +169,30 @@ func (a *attempt) create(ctx context.Context) (provider.Sandbox, error) {
 	}
 	a.mayHaveMade = sandbox.Origin == provider.OriginCreated
 	a.sandboxID = sandbox.ID
+	if a.mayHaveMade {
+		sandbox.Attempt = a.id
+	}
+	intent := a.lease.Record.OwnAttempt()
 	a.lease.SetSandbox(a.account.Name, sandbox)
 	if a.mayHaveMade { // until its server is healthy it belongs to an attempt, which is undone if it is interrupted
 		a.lease.Record.State = records.StateCreating
 	}
-	return sandbox, a.lease.Save(ctx)
+	if err := a.lease.Save(ctx); err != nil {
+		return sandbox, err
+	}
+	if a.lease.Record.Attempt != intent.ID { // the sandbox is that of an earlier attempt: this one owes nothing
+		intent.State = records.StateGone
+		return sandbox, a.lease.SaveAttempt(ctx, intent)
+	}
+	return sandbox, nil
 }
 
-// recordIntent records that the attempt is about to create a sandbox, and returns when the records were begun. After a
-// failure the record is as it was.
+// recordIntent records that the attempt is about to create a sandbox, and with which generation of the session key, and
+// returns when the records were begun. After a failure the record is as it was.
 func (a *attempt) recordIntent(ctx context.Context) (began time.Time, err error) {
 	before := a.lease.Record
 	a.lease.Record.Provider, a.lease.Record.State = a.account.Name, records.StateCreating
-	a.lease.Record.Attempt, a.lease.Record.SandboxID = a.id, ""
+	a.lease.Record.Attempt, a.lease.Record.SandboxID, a.lease.Record.Generation = a.id, "", rand.Text()
 	a.lease.Record.CreatedAt, a.lease.Record.ExpiresAt = time.Now(), time.Time{}
 	if began, err = a.account.Records.Began(ctx); err != nil {
 		err = RecordsError(err)
@@ -177,8 +201,10 @@ func (a *attempt) recordIntent(ctx context.Context) (began time.Time, err error)
 	}
 	if err != nil {
 		a.lease.Record = before
+		return began, err
 	}
-	return began, err
+	a.setKey(a.lease.Record.Generation)
+	return began, nil
 }
 
 // LabelRecords is on every sandbox that is created. Its value is RecordsLabel of the records that know of it: other
@@ -191,8 +217,11 @@ func RecordsLabel(began time.Time) string { return strconv.FormatInt(began.UnixM
 // callCreate calls Create in a context that outlives ctx by createGrace. That context does not end with the lease: a
 // plugin that is cancelled may remove what it has made, which another host may have found by then.
 func (a *attempt) callCreate(ctx context.Context, began time.Time) (provider.Sandbox, error) {
-	labels := map[string]string{LabelRecords: RecordsLabel(began)}
-	maps.Copy(labels, a.req.Labels)
+	labels := maps.Clone(a.req.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	labels[LabelRecords], labels[lease.LabelGeneration] = RecordsLabel(began), a.lease.Record.Generation
 	// The deadline the plugin sees is the real one, plus the grace.
 	deadline, _ := ctx.Deadline()
 	patient, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline.Add(createGrace))
@@ -228,7 +257,7 @@ func (a *attempt) createFailed(ctx context.Context, err error) (provider.Sandbox
 		}
 	}
 	if failure := provider.AsError(err); failure.SandboxID != "" {
-		a.sandboxID = failure.SandboxID
+		a.named = failure.SandboxID
 	} else if rulesOutSandbox(failure.Code) {
 		a.mayHaveMade = false
 		a.lease.SetGone()

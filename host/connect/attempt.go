@@ -1,12 +1,13 @@
 package connect
 
 import (
-	"crypto/hmac"
+	"context"
 	"crypto/rand"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
+	"fmt"
 	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/berth-dev/berth/host/lease"
@@ -19,9 +20,10 @@ type attempt struct {
 	account recovery.Account
 	req     Request
 	// id is among the labels of a sandbox that the attempt creates.
-	id  string
-	key string
-	// server is what providers are given: it has the session key in its environment.
+	id   string
+	keys keys
+	// key is the session key, and server is what providers are given: it has the key in its environment. See setKey.
+	key    string
 	server provider.Server
 	began  time.Time
 	events func(Event)
@@ -32,27 +34,37 @@ type attempt struct {
 	waitsFor   string
 	phase      Phase
 	phaseBegan time.Time
-	sandboxID  string
+	// sandboxID is of a sandbox whose provider's reply named this session, and named, of one that an error of Create named.
+	sandboxID, named string
 	// mayHaveMade reports whether this attempt created a sandbox, or may have: then a failure undoes it.
 	mayHaveMade bool
 	pings       int
 	timings     Timings
 }
 
-func newAttempt(account recovery.Account, secret []byte, req Request, events func(Event)) *attempt {
-	a := &attempt{
-		account: account, req: req, id: rand.Text(), key: sessionKey(secret, req.Session), began: time.Now(), events: events,
-	}
+func newAttempt(account recovery.Account, keys keys, req Request, events func(Event)) *attempt {
+	a := &attempt{account: account, keys: keys, req: req, id: rand.Text(), began: time.Now(), events: events}
 	a.server = req.Server.Server
 	a.server.Health.Timeout = req.Health.ProbeTimeout
-	a.server.Env = maps.Clone(req.Server.Env)
+	return a
+}
+
+// setKey makes the session key the one of a generation.
+func (a *attempt) setKey(generation string) {
+	a.key = a.keys.of(a.account.Owner, a.req.Session, generation)
+	a.server.Env = maps.Clone(a.req.Server.Env)
 	if a.server.Env == nil {
 		a.server.Env = map[string]string{}
 	}
-	for _, name := range req.Server.KeyEnv {
+	for _, name := range a.req.Server.KeyEnv {
 		a.server.Env[name] = a.key
 	}
-	return a
+}
+
+func (a *attempt) attachRequest(sandboxID string) provider.AttachRequest {
+	return provider.AttachRequest{
+		Session: a.req.Session, Owner: a.account.Owner, SandboxID: sandboxID, Server: a.server, Lifetime: a.req.Lifetime,
+	}
 }
 
 // Causes of contexts that a limit has ended.
@@ -84,14 +96,30 @@ func (a *attempt) emitFailed(message string) {
 	a.emit(Event{Phase: a.phase, Status: StatusFailed, Elapsed: time.Since(a.phaseBegan), Message: message})
 }
 
-// ready ends the attempt.
+// ready returns the result.
 func (a *attempt) ready(sandbox provider.Sandbox, endpoints provider.Endpoints) Result {
 	a.timings.Total = time.Since(a.began)
+	a.phase, a.phaseBegan = PhaseReady, a.began
 	a.emit(Event{Phase: PhaseReady, Status: StatusDone, Elapsed: a.timings.Total})
 	return Result{
 		Session: a.req.Session, Provider: a.account.Name, SandboxID: sandbox.ID, Origin: sandbox.Origin,
 		Endpoint: endpoints.Server, Extra: endpoints.Extra, Pings: a.pings, Timings: a.timings,
 	}
+}
+
+// deliver hands the result over while the record still says that the sandbox is being made: if this host dies before
+// anybody was told, the sandbox is found and ended.
+func (a *attempt) deliver(ctx context.Context, result Result) error {
+	if a.req.Deliver == nil {
+		return nil
+	}
+	if err := a.lease.Check(ctx); err != nil {
+		return err
+	}
+	if err := a.req.Deliver(ctx, result); err != nil {
+		return &Error{Code: CodeUndelivered, Message: err.Error(), Cause: err}
+	}
+	return nil
 }
 
 func (a *attempt) emit(e Event) {
@@ -101,11 +129,14 @@ func (a *attempt) emit(e Event) {
 }
 
 // withKey returns the endpoints with the session key's header, those of extra ports too: they are served by the same
-// server.
-func (a *attempt) withKey(endpoints provider.Endpoints) provider.Endpoints {
+// server. It fails if the provider needs that header for itself.
+func (a *attempt) withKey(endpoints provider.Endpoints) (provider.Endpoints, error) {
 	header := a.req.Server.KeyHeader
 	if header == "" {
-		return endpoints
+		return endpoints, nil
+	}
+	if taken := headerTaken(endpoints, header); taken != "" {
+		return endpoints, headerConflict(a.account.Name, header, taken)
 	}
 	add := func(e provider.Endpoint) provider.Endpoint {
 		e.Headers = maps.Clone(e.Headers)
@@ -119,13 +150,28 @@ func (a *attempt) withKey(endpoints provider.Endpoints) provider.Endpoints {
 	for name, extra := range keyed.Extra {
 		keyed.Extra[name] = add(extra)
 	}
-	return keyed
+	return keyed, nil
 }
 
-func sessionKey(secret []byte, session string) string {
-	mac := hmac.New(sha256.New, secret)
-	mac.Write([]byte("berth session key\x00" + session))
-	return hex.EncodeToString(mac.Sum(nil))
+// headerTaken returns the name of the header, as the endpoints have it, or "". Case makes no difference.
+func headerTaken(endpoints provider.Endpoints, header string) string {
+	for _, e := range append(slices.Collect(maps.Values(endpoints.Extra)), endpoints.Server) {
+		for name := range e.Headers {
+			if strings.EqualFold(name, header) {
+				return name
+			}
+		}
+	}
+	return ""
+}
+
+// headerConflict returns the error of a server whose key header the provider needs for its own key.
+func headerConflict(providerName, header, taken string) *Error {
+	return &Error{
+		Code: CodeInvalidConfig, Reason: ReasonHeaderConflict,
+		Message: fmt.Sprintf("the server expects its key in the header %s (key_header), and provider %s needs %s for its own key: "+
+			"one request cannot carry both", header, providerName, taken),
+	}
 }
 
 // onceMoreAfterCrash repeats a call that is safe to repeat when the plugin crashed under it.

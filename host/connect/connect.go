@@ -14,6 +14,7 @@
 //	fail.go      what a connect that failed reports
 //	undo.go      end what it made
 //	attempt.go   the attempt under way: its events, the session key
+//	key.go       how session keys are derived
 //	defaults.go  how long things may take unless it is configured
 //	request.go   what is asked for, and the result
 //	error.go     failures and their codes
@@ -24,6 +25,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/berth-dev/berth/host/lease"
 	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/host/recovery"
 	"github.com/berth-dev/berth/shared/provider"
@@ -32,7 +34,7 @@ import (
 // Connector connects sessions on one provider. Its methods may be called concurrently.
 type Connector struct {
 	account recovery.Account
-	secret  []byte
+	keys    keys
 	flights flights
 }
 
@@ -42,7 +44,7 @@ type Connector struct {
 func New(p provider.Provider, name, owner string, secret []byte, store records.Store) *Connector {
 	return &Connector{
 		account: recovery.Account{Provider: p, Name: name, Owner: owner, Records: store},
-		secret:  secret,
+		keys:    keys{secret: secret},
 		flights: flights{running: map[string]*flight{}},
 	}
 }
@@ -50,9 +52,9 @@ func New(p provider.Provider, name, owner string, secret []byte, store records.S
 // Account returns the provider, and the records, that the connector works with.
 func (c *Connector) Account() recovery.Account { return c.account }
 
-// SessionKey returns the key that opens a session's server. Every host with the same secret derives the same one, and
-// none is stored.
-func (c *Connector) SessionKey(session string) string { return sessionKey(c.secret, session) }
+// TellKeys makes the connector call tell with every session key before it uses it, so that whoever shows what the
+// connector returns can keep the key out of it. tell is called concurrently. Call TellKeys before anything else.
+func (c *Connector) TellKeys(tell func(key string)) { c.keys.tell = tell }
 
 // Connect connects a session and returns once its server is healthy. Errors are *Error.
 //
@@ -77,7 +79,7 @@ func (c *Connector) Connect(ctx context.Context, req Request, events func(Event)
 func (c *Connector) connect(ctx context.Context, req Request, events func(Event)) (Result, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, req.Limits.Total, errTotal)
 	defer cancel()
-	a := newAttempt(c.account, c.secret, req, events)
+	a := newAttempt(c.account, c.keys, req, events)
 	result, err := a.lifecycle(ctx)
 	if err != nil {
 		return Result{}, a.fail(ctx, err)
@@ -98,7 +100,10 @@ func (a *attempt) lifecycle(ctx context.Context) (Result, error) {
 	}
 	a.timings.Acquire = a.leave(string(sandbox.Origin))
 
-	endpoints, healthy := a.findServer(ctx, sandbox)
+	endpoints, healthy, err := a.findServer(ctx, sandbox)
+	if err != nil {
+		return Result{}, err
+	}
 	if !healthy {
 		a.enter(PhaseStartServer)
 		if endpoints, err = a.startServer(ctx); err != nil {
@@ -113,20 +118,25 @@ func (a *attempt) lifecycle(ctx context.Context) (Result, error) {
 		a.timings.Health += a.leave("") // beside the question whether it was up already
 	}
 
-	// A connection that cannot be recorded is none: nobody would know of its sandbox.
+	// A connection that cannot be recorded is none: nobody would know of its sandbox. Nor is one that nobody is told of.
 	a.lease.SetSandbox(a.account.Name, sandbox)
+	result := a.ready(sandbox, endpoints)
+	if err := a.deliver(ctx, result); err != nil {
+		return Result{}, err
+	}
 	if err := a.lease.Release(ctx); err != nil {
 		return Result{}, err
 	}
 	a.lease = nil
-	return a.ready(sandbox, endpoints), nil
+	return result, nil
 }
 
 // Probe attaches to a sandbox of the session that runs, and asks its server once whether it is healthy. It starts
-// nothing. The error is the provider's.
-func (c *Connector) Probe(ctx context.Context, req Request, sandboxID string) (Probe, error) {
+// nothing. record is the session's. The error is the provider's.
+func (c *Connector) Probe(ctx context.Context, req Request, record records.Record, sandboxID string) (Probe, error) {
 	req = req.withDefaults()
-	a := newAttempt(c.account, c.secret, req, func(Event) {})
+	a := newAttempt(c.account, c.keys, req, func(Event) {})
+	a.setKey(record.Generation)
 	sandbox, err := a.account.Provider.Attach(ctx, a.attachRequest(sandboxID))
 	if err != nil {
 		return Probe{}, err
@@ -135,7 +145,12 @@ func (c *Connector) Probe(ctx context.Context, req Request, sandboxID string) (P
 		return Probe{Sandbox: sandbox, Ping: provider.PingResult{Status: provider.PingNotYet, Reason: "no server has been started"}}, nil
 	}
 	a.sandboxID = sandbox.ID
+	a.setKey(lease.GenerationOf(record, sandbox))
+	endpoints, err := a.withKey(*sandbox.Endpoints)
+	if err != nil {
+		return Probe{Sandbox: sandbox}, err
+	}
 	began := time.Now()
-	result, err := a.ping(ctx, a.withKey(*sandbox.Endpoints).Server)
+	result, err := a.ping(ctx, endpoints.Server, lookSlack)
 	return Probe{Sandbox: sandbox, Ping: result, Elapsed: time.Since(began)}, err
 }

@@ -2,6 +2,9 @@ package connect
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strings"
@@ -9,6 +12,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/berth-dev/berth/host/lease"
+	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/internal/fakecloud"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -62,6 +67,84 @@ func TestTheSessionKeyGoesToTheServersEnvironmentAndTheCallersHeaderOnly(t *test
 		if second.Endpoint.Headers["X-Session-API-Key"] == key {
 			t.Error("two sessions share a key")
 		}
+	})
+}
+
+func TestEverySandboxHasAKeyOfItsOwnThatEveryHostDerives(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := fakecloud.New()
+		memory := records.NewMemory()
+		key := func(h host) string {
+			t.Helper()
+			result, err := h.Connect(t.Context(), request(), nil)
+			ok(t, err)
+			same(t, "in the environment", c.Server.Env["SESSION_API_KEY"], result.Endpoint.Headers["X-Session-API-Key"])
+			return result.Endpoint.Headers["X-Session-API-Key"]
+		}
+		one := hostOf(c, memory, "one")
+		first := key(one)
+		same(t, "another host's", key(hostOf(c, memory, "two")), first)
+		sandbox := c.Find("s1", testOwner)
+		label := sandbox.Labels[lease.LabelGeneration]
+		same(t, "recorded generation", recordOf(t, one).Generation, label)
+		if len(label) < 20 || strings.Contains(first, label) {
+			t.Errorf("the generation is %q", label)
+		}
+		sandbox.State = provider.StateSuspended
+		same(t, "after waking", key(one), first)
+		same(t, "with records that know nothing", key(hostOf(c, records.NewMemory(), "three")), first)
+
+		// The sandbox ends, and the session gets another one.
+		delete(c.Sandboxes, sandbox.ID)
+		c.Running = false
+		second := key(one)
+		if second == first {
+			t.Error("the key of a sandbox that is gone opens the next one")
+		}
+		stranger := New(c, "acme", "another owner", []byte("host secret"), memory.Store("four"))
+		others := request()
+		others.Session = "s3"
+		result, err := stranger.Connect(t.Context(), others, nil)
+		ok(t, err)
+		if k := result.Endpoint.Headers["X-Session-API-Key"]; k == first || k == second {
+			t.Error("two owners share a key")
+		}
+	})
+}
+
+func TestASandboxOfABerthThatKnewNoGenerationsKeepsItsKey(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := fakecloud.New()
+		c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "old", State: provider.StateSuspended})
+		result, err := connector(c).Connect(t.Context(), request(), nil)
+		ok(t, err)
+		mac := hmac.New(sha256.New, []byte("host secret"))
+		mac.Write([]byte("berth session key\x00s1"))
+		want := hex.EncodeToString(mac.Sum(nil))
+		same(t, "key", result.Endpoint.Headers["X-Session-API-Key"], want)
+		same(t, "in the environment", c.Server.Env["SESSION_API_KEY"], want)
+	})
+}
+
+func TestAReplacedGenerationCountsMoreThanTheLabel(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := fakecloud.New()
+		h := hostOf(c, records.NewMemory(), "one")
+		before, err := h.Connect(t.Context(), request(), nil)
+		ok(t, err)
+		taken, record, err := h.store.Take(t.Context(), "s1")
+		ok(t, err)
+		record.Generation = "the next one"
+		ok(t, h.store.Release(t.Context(), taken, record))
+		after, err := h.Connect(t.Context(), request(), nil)
+		ok(t, err)
+		if after.Endpoint.Headers["X-Session-API-Key"] == before.Endpoint.Headers["X-Session-API-Key"] {
+			t.Error("the key is the one before")
+		}
+		same(t, "generation", recordOf(t, h).Generation, "the next one")
 	})
 }
 
@@ -462,21 +545,6 @@ func TestTheCallersDeadlineIsADeadlineNotACancel(t *testing.T) {
 		_, err := connector(c).Connect(ctx, request(), nil)
 		failure(t, err, CodeDeadline)
 		nothingLeft(t, c)
-	})
-}
-
-func TestAServerOpenToAnyoneIsRefusedUnlessAskedFor(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c, req := fakecloud.New(), request()
-		c.Endpoint.Headers = nil
-		req.Server.KeyHeader, req.Server.KeyEnv = "", nil
-		_, err := connector(c).Connect(t.Context(), req, nil)
-		failure(t, err, CodeStartFailed)
-		nothingLeft(t, c)
-		req.Server.AllowPublic = true
-		_, err = connector(c).Connect(t.Context(), req, nil)
-		ok(t, err)
 	})
 }
 

@@ -39,7 +39,9 @@ const (
 	CodeLeaseLost Code = "lease_lost"
 	// CodeRecordsUnusable: the records cannot be read or written.
 	CodeRecordsUnusable Code = "records_unusable"
-	CodeInternal        Code = "internal"
+	// CodeUndelivered: everything is done, and the result did not reach whoever asked for it.
+	CodeUndelivered Code = "undelivered"
+	CodeInternal    Code = "internal"
 )
 
 // Cleanup is what became of what a failed connect had made.
@@ -67,6 +69,8 @@ const (
 	ReasonInterrupted Reason = "interrupted"
 	// ReasonOpenServer: anyone could use the server.
 	ReasonOpenServer Reason = "open_server"
+	// ReasonHeaderConflict: the server and the provider need the same header.
+	ReasonHeaderConflict Reason = "header_conflict"
 )
 
 // Error is every failure of a connect, and of the other work on sessions. It holds facts; advice on them is for whoever
@@ -136,7 +140,7 @@ func NewError(providerName, session string, err error) *Error {
 	return e
 }
 
-// RecordsError returns err, which is that of the records, as an *Error. An ended context remains what it is.
+// RecordsError returns err, which is that of the records, as an *Error. A cancelled context remains what it is.
 func RecordsError(err error) error {
 	var unusable *records.UnusableError
 	var busy *records.BusyError
@@ -148,11 +152,22 @@ func RecordsError(err error) error {
 	case errors.As(err, &busy):
 		return &Error{Code: CodeBusy, Retryable: true, Message: busy.Error(), Cause: err}
 	case errors.As(err, &unusable):
-		return &Error{Code: CodeRecordsUnusable, Message: unusable.Error(), Remedy: unusable.Hint, Cause: err}
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return &Error{
+			Code: CodeRecordsUnusable, Retryable: unusable.Passes, Message: unusable.Error(), Remedy: unusable.Hint, Cause: err,
+		}
+	case errors.Is(err, context.Canceled):
 		return err
+	case errors.Is(err, context.DeadlineExceeded):
+		return &Error{Code: CodeDeadline, Retryable: true, Message: "the deadline passed before the records could be asked", Cause: err}
 	}
 	return &Error{Code: CodeRecordsUnusable, Message: "the records cannot be used: " + err.Error(), Cause: err}
+}
+
+// isOfRecords reports whether it is the records that failed. That they did not answer before a limit passed is their
+// failure, not that of the step whose limit it was.
+func isOfRecords(err error) bool {
+	var unusable *records.UnusableError
+	return errors.As(err, &unusable)
 }
 
 // classify returns err as an *Error with the code that its class tells. Code is empty where the class says only that
@@ -182,7 +197,8 @@ func classify(err error) *Error {
 func codeOf(p *provider.Error) Code {
 	switch {
 	case p.Reason == provider.ReasonPluginCrashed, p.Reason == provider.ReasonPluginFailed,
-		p.Reason == provider.ReasonInvalidReply, p.Reason == provider.ReasonPanic:
+		p.Reason == provider.ReasonInvalidReply, p.Reason == provider.ReasonPanic, p.Reason == provider.ReasonTransport,
+		p.Reason == provider.ReasonListCut:
 		return CodePluginFailed
 	case p.Reason == provider.ReasonServerExited:
 		return CodeServerExited

@@ -46,6 +46,10 @@ func (a *attempt) describe(ctx context.Context, err error) *Error {
 	var e *Error
 	cause := context.Cause(ctx)
 	switch {
+	case errors.As(err, &e) && e.Code == CodeUndelivered && !errors.Is(cause, context.Canceled):
+		// That the deadline passed while nobody took the result is not for want of time.
+	case isOfRecords(err) && !errors.Is(cause, context.Canceled):
+		e = a.describeStep(err)
 	case errors.Is(cause, errTotal), errors.Is(cause, context.DeadlineExceeded):
 		took := time.Since(a.began)
 		e = &Error{

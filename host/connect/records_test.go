@@ -80,7 +80,7 @@ func TestTheIntentIsRecordedBeforeCreateAndTheConnectionAfter(t *testing.T) {
 		same(t, "state before the create", during.State, records.StateCreating)
 		same(t, "provider", during.Provider, "acme")
 		same(t, "holder", during.Holder, "one")
-		if during.Attempt == "" || during.SandboxID != "" {
+		if during.Attempt == "" || during.SandboxID != "" || during.Generation == "" {
 			t.Errorf("before the create: %+v", during)
 		}
 		same(t, "sandbox before the start", starting.SandboxID, result.SandboxID)
@@ -365,4 +365,122 @@ func TestRecordsOutOfReachDoNotEndALeaseBeforeItsTime(t *testing.T) {
 		failure(t, err, CodeLeaseLost)
 		same(t, "creates", c.Count("create"), 1)
 	})
+}
+
+func TestAnUndoThatIsOwedOnAnotherProviderIsNeverOverwritten(t *testing.T) {
+	t.Parallel()
+	for name, interrupt := range map[string]func(*testing.T, *fakecloud.Cloud, *records.Memory) records.Attempt{
+		"by an undo that failed": func(t *testing.T, c *fakecloud.Cloud, memory *records.Memory) records.Attempt {
+			h := hostOf(c, memory, "one")
+			c.OnStart = func(context.Context) error { return provider.Errorf(provider.CodeFailed, "no such command") }
+			c.OnDestroy = func(context.Context) error { return provider.Errorf(provider.CodeUnreachable, "502") }
+			_, err := h.Connect(t.Context(), request(), nil)
+			same(t, "cleanup", failureCleanup(err), CleanupFailed)
+			return recordOf(t, h).OwnAttempt()
+		},
+		"by a host that ended while it created": func(t *testing.T, _ *fakecloud.Cloud, memory *records.Memory) records.Attempt {
+			h := hostOf(nil, memory, "one")
+			taken, record, err := h.store.Take(t.Context(), "s1")
+			ok(t, err)
+			record.Provider, record.State, record.Attempt = "acme", records.StateCreating, "a1"
+			ok(t, h.store.Save(t.Context(), taken, record))
+			h.store.End()
+			return recordOf(t, h).OwnAttempt()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				memory := records.NewMemory()
+				owing := interrupt(t, fakecloud.New(), memory)
+				store := memory.Store("two")
+				other := host{New(fakecloud.New(), "umbrella", testOwner, []byte("host secret"), store), store}
+				result, err := other.Connect(t.Context(), request(), nil)
+				ok(t, err)
+				same(t, "provider", result.Provider, "umbrella")
+				same(t, "provider recorded", recordOf(t, other).Provider, "umbrella")
+				owed, err := store.Owed(t.Context(), "s1")
+				ok(t, err)
+				if len(owed) != 1 {
+					t.Fatalf("owed: %+v", owed)
+				}
+				owing.UpdatedAt, owed[0].UpdatedAt = time.Time{}, time.Time{}
+				same(t, "owed", owed[0], owing)
+			})
+		})
+	}
+}
+
+func TestAConnectFinishesWhatEarlierAttemptsOweOnItsProvider(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := fakecloud.New()
+		h := hostOf(c, records.NewMemory(), "one")
+		first := c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a1", State: provider.StateRunning})
+		taken, record, err := h.store.Take(t.Context(), "s1")
+		ok(t, err)
+		for _, owing := range []records.Attempt{
+			{ID: "a1", Provider: "acme", State: records.StateCreating},
+			{ID: "a2", Provider: "acme", SandboxID: "long gone", State: records.StateDestroying},
+			{ID: "a3", Provider: "umbrella", SandboxID: "theirs", State: records.StateDestroying},
+		} {
+			ok(t, h.store.SaveAttempt(t.Context(), taken, owing))
+		}
+		ok(t, h.store.Release(t.Context(), taken, record))
+		result, err := h.Connect(t.Context(), request(), nil)
+		ok(t, err)
+		if result.SandboxID == first {
+			t.Error("it attached to a sandbox that was to be destroyed")
+		}
+		same(t, "left", strings.Join(c.Left(), " "), result.SandboxID)
+		owed, err := h.store.Owed(t.Context(), "s1")
+		ok(t, err)
+		if len(owed) != 1 || owed[0].ID != "a3" {
+			t.Errorf("owed: %+v", owed)
+		}
+	})
+}
+
+func TestAnAttemptThatMadeNothingOwesNothing(t *testing.T) {
+	t.Parallel()
+	for name, spoil := range map[string]func(*fakecloud.Cloud){
+		"refused": func(c *fakecloud.Cloud) {
+			c.OnCreate = func(context.Context, func() provider.Sandbox) (provider.Sandbox, error) {
+				return provider.Sandbox{}, provider.Errorf(provider.CodeInvalid, "no such image")
+			}
+		},
+		"adopted": func(c *fakecloud.Cloud) { // the create finds what the look before it did not
+			c.OnAttach = func(context.Context) error { return provider.Errorf(provider.CodeNotFound, "the listing lags") }
+			c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a0", State: provider.StateRunning})
+		},
+		"undone": func(c *fakecloud.Cloud) {
+			c.OnStart = func(context.Context) error { return provider.Errorf(provider.CodeFailed, "no such command") }
+		},
+		"recorded, and gone": func(*fakecloud.Cloud) {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				c := fakecloud.New()
+				spoil(c)
+				h := hostOf(c, records.NewMemory(), "one")
+				if name == "recorded, and gone" {
+					taken, record, err := h.store.Take(t.Context(), "s1")
+					ok(t, err)
+					record.Provider, record.State, record.Attempt, record.SandboxID = "acme", records.StateCreating, "a1", "x"
+					ok(t, h.store.Release(t.Context(), taken, record))
+				}
+				_, _ = h.Connect(t.Context(), request(), nil)
+				taken, record, err := h.store.Take(t.Context(), "s1")
+				ok(t, err)
+				record.Attempt, record.SandboxID, record.State = "later", "another", records.StateRunning
+				ok(t, h.store.Release(t.Context(), taken, record))
+				owed, err := h.store.Owed(t.Context(), "s1")
+				ok(t, err)
+				if len(owed) > 0 {
+					t.Errorf("owed: %+v", owed)
+				}
+			})
+		})
+	}
 }

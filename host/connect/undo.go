@@ -7,6 +7,7 @@ import (
 	"github.com/berth-dev/berth/host/lease"
 	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/host/recovery"
+	"github.com/berth-dev/berth/shared/provider"
 )
 
 // undo destroys what this attempt made, and nothing else.
@@ -31,7 +32,7 @@ func (a *attempt) undo(ctx context.Context) (Cleanup, error) {
 
 func (a *attempt) destroyMade(ctx context.Context) error {
 	if a.sandboxID == "" {
-		id, err := a.account.FindMade(ctx, a.lease.Record, recovery.SearchTime)
+		id, err := a.findMade(ctx)
 		if err != nil {
 			return fmt.Errorf("a sandbox may have been made for attempt %s, and looking for it failed: %w", a.id, err)
 		}
@@ -41,4 +42,25 @@ func (a *attempt) destroyMade(ctx context.Context) error {
 		a.sandboxID = id
 	}
 	return a.account.Destroy(ctx, a.lease, a.sandboxID)
+}
+
+// findMade returns the id of the sandbox that this attempt made, or "" if it made none. Only the attempt's label proves
+// that a sandbox is its own: what an error of Create named may be another session's. Where the listing does not tell,
+// the sandbox itself does.
+func (a *attempt) findMade(ctx context.Context) (string, error) {
+	id, err := a.account.FindMade(ctx, a.lease.Record.OwnAttempt(), recovery.SearchTime)
+	unlisted := provider.CodeOf(err) == provider.CodeUnsupported
+	if id != "" || err != nil && !unlisted || a.named == "" && !unlisted {
+		return id, err
+	}
+	sandbox, err := a.account.Provider.Attach(ctx, a.attachRequest(a.named))
+	switch code := provider.CodeOf(err); {
+	case code == provider.CodeNotFound, code == provider.CodeConflict:
+		return "", nil
+	case err != nil:
+		return "", err
+	case sandbox.Attempt == a.id:
+		return sandbox.ID, nil
+	}
+	return "", nil
 }

@@ -104,7 +104,8 @@ func (f *Fleet) CheckState() error {
 	return errors.Join(probe.Close(), os.Remove(probe.Name()))
 }
 
-// CheckRecords reads the records. It returns how many sessions have a sandbox, and how many of those are interrupted.
+// CheckRecords reads the records. It returns how many sessions have a sandbox, and how many connects and disconnects were
+// interrupted and are not finished.
 func (f *Fleet) CheckRecords(ctx context.Context) (sandboxes, interrupted int, err error) {
 	store, err := f.records(ctx)
 	if err != nil {
@@ -114,6 +115,11 @@ func (f *Fleet) CheckRecords(ctx context.Context) (sandboxes, interrupted int, e
 	if err != nil {
 		return 0, 0, connect.RecordsError(err)
 	}
+	owed, err := store.Owed(ctx, "")
+	if err != nil {
+		return 0, 0, connect.RecordsError(err)
+	}
+	interrupted = len(owed)
 	for _, r := range all {
 		if r.HasSandbox() {
 			sandboxes++

@@ -13,6 +13,7 @@ import (
 	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/host/replies"
 	"github.com/berth-dev/berth/host/sessions"
 	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/shared/provider"
@@ -28,6 +29,9 @@ type Options struct {
 	// Reattach lists plugins that already run under a debugger, as LABEL=SOCKET,LABEL=SOCKET. See
 	// provider.ReattachVariable.
 	Reattach string
+	// TellKey is told every session key before it is used, so that a front keeps it from what it shows. It is called
+	// concurrently, and may be nil.
+	TellKey func(key string)
 
 	// Provider and Records let harnesses and tests stand between the fleet and a provider, or the records: what they
 	// return is used instead. Nil normally. A plugin that nothing calls is not started.
@@ -164,7 +168,7 @@ func (f *Fleet) records(ctx context.Context) (records.Store, error) {
 	case f.opening <- struct{}{}:
 		defer func() { <-f.opening }()
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, connect.RecordsError(ctx.Err())
 	}
 	if f.closed {
 		return nil, closedError()
@@ -222,7 +226,8 @@ func (f *Fleet) connector(ctx context.Context, p *config.Provider) (*connect.Con
 	if f.options.Provider != nil {
 		on = f.options.Provider(p.Label, plugin)
 	}
-	connector := connect.New(on, p.Label, f.identity.owner, []byte(f.identity.secret), store)
+	connector := connect.New(replies.Check(on, p.Label, store), p.Label, f.identity.owner, []byte(f.identity.secret), store)
+	connector.TellKeys(f.options.TellKey)
 	f.connectors[p] = connector
 	return connector, nil
 }

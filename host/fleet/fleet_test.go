@@ -162,7 +162,14 @@ func TestASessionIsOnItsOwnProviderElseOnTheOneNamedElseOnTheDefaultOne(t *testi
 func TestASessionIsConnectedPingedAndDisconnected(t *testing.T) {
 	t.Parallel()
 	i := newInstallation(t)
+	var mutex sync.Mutex
+	var told []string
 	f := i.fleet(i.block("one"))
+	f.options.TellKey = func(key string) {
+		mutex.Lock()
+		defer mutex.Unlock()
+		told = append(told, key)
+	}
 	result := connectSession(t, f, "")
 	s, err := f.Session(t.Context(), "s1", "")
 	ok(t, err)
@@ -179,8 +186,55 @@ func TestASessionIsConnectedPingedAndDisconnected(t *testing.T) {
 	if left := i.clouds["one"].Left(); id != result.SandboxID || len(left) > 0 {
 		t.Errorf("disconnected %s, %v is left", id, left)
 	}
-	if !slices.Contains(slices.Collect(maps.Values(result.Endpoint.Headers)), s.Key()) {
-		t.Error("the headers of the connection do not have the session's key")
+	mutex.Lock()
+	defer mutex.Unlock()
+	if !slices.ContainsFunc(slices.Collect(maps.Values(result.Endpoint.Headers)), func(v string) bool { return slices.Contains(told, v) }) {
+		t.Error("the fleet has not told the session's key")
+	}
+}
+
+func TestDisconnectAlsoEndsWhatEarlierAttemptsOweElsewhere(t *testing.T) {
+	t.Parallel()
+	i := newInstallation(t)
+	f := i.fleet(i.block("one"), i.block("two"))
+	one := i.clouds["one"]
+	one.OnStart = func(context.Context) error { return provider.Errorf(provider.CodeFailed, "no such command") }
+	one.OnDestroy = func(context.Context) error { return provider.Errorf(provider.CodeDenied, "403") }
+	first, err := f.Session(t.Context(), "s1", "one")
+	ok(t, err)
+	_, err = first.Connect(t.Context(), first.Request(), nil)
+	if err == nil {
+		t.Fatal("it connected")
+	}
+	left := one.Left()
+	result := connectSession(t, f, "two")
+
+	states, _, err := f.Sessions(t.Context(), "")
+	ok(t, err)
+	if len(states) != 2 || states[0].SandboxID != left[0] || states[0].State != StateDestroying || !states[0].Interrupted || !states[0].Recorded ||
+		states[1].SandboxID != result.SandboxID || states[1].State != StateRunning {
+		t.Errorf("%+v", states)
+	}
+	if sandboxes, interrupted, err := f.CheckRecords(t.Context()); err != nil || sandboxes != 1 || interrupted != 1 {
+		t.Errorf("%d sandboxes, %d interrupted, %v", sandboxes, interrupted, err)
+	}
+
+	second, err := f.Session(t.Context(), "s1", "")
+	ok(t, err)
+	id, err := second.Disconnect(t.Context(), sessions.ActionDestroy, nil)
+	var stuck *connect.Error
+	if !errors.As(err, &stuck) || stuck.Code != connect.CodeDenied || stuck.Provider != "one" || stuck.SandboxID != left[0] ||
+		len(i.clouds["two"].Left()) != 0 {
+		t.Errorf("while one is stuck: %s, %+v; two has %v", id, stuck, i.clouds["two"].Left())
+	}
+	one.OnDestroy = nil
+	id, err = second.Disconnect(t.Context(), sessions.ActionDestroy, nil)
+	ok(t, err)
+	if id != left[0] || len(one.Left()) != 0 {
+		t.Errorf("disconnected %s, and %v is left", id, one.Left())
+	}
+	if _, err = second.Disconnect(t.Context(), sessions.ActionDestroy, nil); code(err) != connect.CodeNotFound {
+		t.Errorf("once more: %v", err)
 	}
 }
 

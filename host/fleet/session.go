@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 // Session is a session on the provider that was chosen for it. Its methods may be called concurrently.
 type Session struct {
 	id        string
+	fleet     *Fleet
 	block     *config.Provider
 	connector *connect.Connector
 	sessions  *sessions.Sessions
@@ -37,7 +39,7 @@ func (f *Fleet) Session(ctx context.Context, id, label string) (*Session, error)
 	if err != nil {
 		return nil, err
 	}
-	return &Session{id, block, connector, sessions.New(connector)}, nil
+	return &Session{id, f, block, connector, sessions.New(connector)}, nil
 }
 
 // recordedProvider returns the label of the provider that has the session's sandbox, or "" if there is no sandbox.
@@ -55,20 +57,13 @@ func (f *Fleet) recordedProvider(ctx context.Context, session string) (string, e
 	case !record.HasSandbox():
 		return "", nil
 	case !f.conf.Has(record.Provider):
-		return "", &connect.Error{
-			Code: connect.CodeInvalidConfig, Reason: ReasonNotConfigured,
-			Session: session, Provider: record.Provider, SandboxID: record.SandboxID,
-			Message: fmt.Sprintf("session %q has a sandbox on provider %s, which is not in the configuration", session, record.Provider),
-		}
+		return "", notConfigured(record.OwnAttempt())
 	}
 	return record.Provider, nil
 }
 
 // Provider returns the label of the session's provider.
 func (s *Session) Provider() string { return s.block.Label }
-
-// Key returns the key that opens the session's server. It is a secret, and not among the configuration's.
-func (s *Session) Key() string { return s.connector.SessionKey(s.id) }
 
 // Request returns the request to connect the session as configured. The caller may change it.
 func (s *Session) Request() connect.Request { return s.block.Request(s.id) }
@@ -90,7 +85,64 @@ func (s *Session) Renew(ctx context.Context, lifetime time.Duration, waiting fun
 	return s.sessions.Renew(ctx, s.id, lifetime, waiting)
 }
 
-// Disconnect destroys or suspends the session's sandbox as sessions.Sessions.Disconnect does.
+// Disconnect destroys or suspends the session's sandbox as sessions.Sessions.Disconnect does. It also destroys what
+// earlier attempts of the session owe, on all providers.
 func (s *Session) Disconnect(ctx context.Context, action sessions.Action, waiting func(holder string)) (sandboxID string, err error) {
-	return s.sessions.Disconnect(ctx, s.id, action, waiting)
+	sandboxID, err = s.sessions.Disconnect(ctx, s.id, action, waiting)
+	var failed *connect.Error
+	missing := errors.As(err, &failed) && failed.Code == connect.CodeNotFound
+	destroyed, unpaid := s.repay(ctx)
+	switch {
+	case unpaid != nil && (err == nil || missing):
+		return cmp.Or(destroyed, sandboxID), unpaid
+	case missing && destroyed != "" && action == sessions.ActionDestroy:
+		return destroyed, nil
+	}
+	return sandboxID, err
+}
+
+// repay finishes what attempts of the session owe on other providers. It returns the id of the first sandbox that it
+// destroyed, and the first error.
+func (s *Session) repay(ctx context.Context) (destroyed string, err error) {
+	store, err := s.fleet.records(ctx)
+	if err != nil {
+		return "", err
+	}
+	owed, err := store.Owed(ctx, s.id)
+	if err != nil {
+		return "", connect.RecordsError(err)
+	}
+	for _, attempt := range owed {
+		if attempt.Provider == s.block.Label {
+			continue
+		}
+		id, failed := s.fleet.repay(ctx, attempt)
+		destroyed, err = cmp.Or(destroyed, id), cmp.Or(err, failed)
+	}
+	return destroyed, err
+}
+
+func (f *Fleet) repay(ctx context.Context, attempt records.Attempt) (destroyed string, err error) {
+	if !f.conf.Has(attempt.Provider) {
+		return "", notConfigured(attempt)
+	}
+	block, err := f.block(attempt.Provider)
+	if err != nil {
+		return "", err
+	}
+	connector, err := f.connector(ctx, block)
+	if err != nil {
+		return "", err
+	}
+	_, destroyed, err = sessions.New(connector).Repay(ctx, attempt)
+	return destroyed, err
+}
+
+// notConfigured returns the error of what is on a provider that is not in the configuration.
+func notConfigured(attempt records.Attempt) error {
+	return &connect.Error{
+		Code: connect.CodeInvalidConfig, Reason: ReasonNotConfigured,
+		Session: attempt.Session, Provider: attempt.Provider, SandboxID: attempt.SandboxID,
+		Message: fmt.Sprintf("session %q has a sandbox on provider %s, which is not in the configuration", attempt.Session, attempt.Provider),
+	}
 }

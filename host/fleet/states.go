@@ -48,6 +48,8 @@ type SessionState struct {
 	Interrupted bool
 	// NotConfigured is whether the state is StateUnreachable because the provider is not in the configuration.
 	NotConfigured bool
+	// Server is what a look at the server has shown, nil if nobody looked or the sandbox does not run.
+	Server *provider.PingResult
 }
 
 // Sessions returns the sessions of this installation on every provider, or only on the one with the label, sorted by
@@ -65,6 +67,16 @@ func (f *Fleet) Sessions(ctx context.Context, only string) (states []SessionStat
 	recorded, err := store.List(ctx)
 	if err != nil {
 		return nil, nil, connect.RecordsError(err)
+	}
+	owed, err := store.Owed(ctx, "")
+	if err != nil {
+		return nil, nil, connect.RecordsError(err)
+	}
+	for _, attempt := range owed { // each may have a sandbox, beside the session's own
+		recorded = append(recorded, records.Record{
+			Session: attempt.Session, Provider: attempt.Provider, SandboxID: attempt.SandboxID, Attempt: attempt.ID, State: attempt.State,
+			CreatedAt: attempt.CreatedAt, UpdatedAt: attempt.UpdatedAt,
+		})
 	}
 	listings := map[string]*listing{}
 	for name, err := range failures {
@@ -85,7 +97,45 @@ func (f *Fleet) Sessions(ctx context.Context, only string) (states []SessionStat
 	return describeSessions(recorded, listings, only), failures, nil
 }
 
-// listing is what one provider lists, or why that is not known.
+// mostLooks is how many servers are looked at, at the same time.
+const mostLooks = 16
+
+// LookAtServers asks the server of every session that runs once whether it is healthy, as Session.Ping does, and sets Server.
+// One that cannot be asked is not healthy, with the reason.
+func (f *Fleet) LookAtServers(ctx context.Context, states []SessionState) {
+	slots := make(chan struct{}, mostLooks)
+	var looks sync.WaitGroup
+	for i := range states {
+		s := &states[i]
+		if s.State != StateRunning || !s.Recorded {
+			continue
+		}
+		slots <- struct{}{}
+		looks.Go(func() {
+			defer func() { <-slots }()
+			result := f.lookAtServer(ctx, *s)
+			s.Server = &result
+		})
+	}
+	looks.Wait()
+}
+
+func (f *Fleet) lookAtServer(ctx context.Context, s SessionState) provider.PingResult {
+	session, err := f.Session(ctx, s.Session, s.Provider)
+	if err != nil {
+		return provider.PingResult{Status: provider.PingNotYet, Reason: err.Error()}
+	}
+	probe, err := session.Ping(ctx)
+	switch {
+	case err != nil:
+		return provider.PingResult{Status: provider.PingNotYet, Reason: err.Error()}
+	case probe.Ping.Status == "":
+		return provider.PingResult{Status: provider.PingStopped, Reason: "the sandbox is " + string(probe.Sandbox.State)}
+	}
+	return probe.Ping
+}
+
+// listing is what one provider lists. With an error that may be a part of it, or nothing.
 type listing struct {
 	sandboxes []provider.Sandbox
 	err       error
@@ -152,11 +202,11 @@ func describeRecord(r records.Record, l *listing) SessionState {
 		s.State = State(r.State)
 	case l == nil:
 		s.State, s.NotConfigured = StateUnreachable, true
-	case l.err != nil:
-		s.State = StateUnreachable
 	default:
 		if listed := l.find(r.SandboxID); listed != nil {
 			s.State, s.ExpiresAt = State(listed.State), listed.ExpiresAt
+		} else if l.err != nil {
+			s.State = StateUnreachable
 		} else if recovery.Fresh(r, recovery.ListingLag) {
 			s.State = State(r.State)
 		} else {

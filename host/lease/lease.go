@@ -14,7 +14,10 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// releaseLimit bounds the last write of a record, which must happen even when the caller has gone.
+// checkLimit is how long a look into the records may take that is not needed to go on.
+const checkLimit = 5 * time.Second
+
+// releaseLimit is how long the last write of a record may take after its caller has gone.
 const releaseLimit = 10 * time.Second
 
 // Lease is the right to work on one session. Every step that changes something at a provider begins with Check: a host
@@ -78,14 +81,18 @@ func Try(ctx context.Context, store records.Store, session string) (*Lease, erro
 // Check returns an error if the lease is lost or ctx has ended. Records that cannot be read do not end a lease: no other
 // host can have taken it before its time is up, and the store knows that time by itself.
 func (l *Lease) Check(ctx context.Context) error {
-	err := l.store.Check(ctx, l.lease)
+	look, cancel := context.WithTimeout(ctx, checkLimit)
+	defer cancel()
+	err := l.store.Check(look, l.lease)
 	switch {
 	case err == nil:
 		return nil
 	case IsLost(err), !l.store.Valid():
 		return failure(records.ErrLost)
+	case ctx.Err() != nil:
+		return failure(err)
 	}
-	return ctx.Err()
+	return nil
 }
 
 // Fenced returns a context whose provider calls are refused once the lease is lost, even when that happens between
@@ -104,17 +111,69 @@ func (l *Lease) Save(ctx context.Context) error {
 	return failure(l.store.Save(ctx, l.lease, l.Record))
 }
 
-// Release writes the record for the last time and gives the lease back. It does so even when ctx has ended.
+// Release writes the record for the last time and gives the lease back. It does so even when ctx has ended, and has until
+// then and releaseLimit more for it.
 func (l *Lease) Release(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseLimit)
+	ctx, cancel := outlive(ctx, releaseLimit)
 	defer cancel()
 	return failure(l.store.Release(ctx, l.lease, l.Record))
 }
 
+// outlive returns a context that ends some time after its parent.
+func outlive(parent context.Context, more time.Duration) (context.Context, context.CancelFunc) {
+	ctx := context.WithoutCancel(parent)
+	if parent.Err() != nil {
+		return context.WithTimeout(ctx, more)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	if deadline, limited := parent.Deadline(); limited {
+		ctx, cancel = context.WithDeadline(ctx, deadline.Add(more))
+	}
+	stop := context.AfterFunc(parent, func() { time.AfterFunc(more, cancel) })
+	return ctx, func() {
+		stop()
+		cancel()
+	}
+}
+
+// SaveAttempt writes an earlier attempt of the session.
+func (l *Lease) SaveAttempt(ctx context.Context, attempt records.Attempt) error {
+	return failure(l.store.SaveAttempt(ctx, l.lease, attempt))
+}
+
+// Owed returns the earlier attempts of the session that owe an undo.
+func (l *Lease) Owed(ctx context.Context) ([]records.Attempt, error) {
+	if l.Record.Owed == 0 {
+		return nil, nil
+	}
+	owed, err := l.store.Owed(ctx, l.Record.Session)
+	return owed, failure(err)
+}
+
+// LabelGeneration is on every sandbox that is created. Its value is the generation of the session's key at that time.
+const LabelGeneration = "berth-generation"
+
+// GenerationOf returns the generation of the key that a sandbox's server has: the recorded one or, if the records have
+// none of this sandbox, that of its label. It is empty for a sandbox of a berth that knew no generations.
+func GenerationOf(record records.Record, sandbox provider.Sandbox) string {
+	if record.Generation != "" && isOf(record, sandbox) {
+		return record.Generation
+	}
+	return sandbox.Labels[LabelGeneration]
+}
+
+// isOf reports whether the sandbox is that of the record's attempt. Some plugins do not say of which attempt one is.
+func isOf(record records.Record, sandbox provider.Sandbox) bool {
+	return sandbox.Attempt == record.Attempt || sandbox.Attempt == "" && sandbox.ID == record.SandboxID
+}
+
 // SetSandbox makes the record name a sandbox that runs on the provider.
 func (l *Lease) SetSandbox(providerName string, sandbox provider.Sandbox) {
+	l.Record.Generation = GenerationOf(l.Record, sandbox)
+	if !isOf(l.Record, sandbox) {
+		l.Record.Attempt = sandbox.Attempt
+	}
 	l.Record.Provider, l.Record.SandboxID, l.Record.State = providerName, sandbox.ID, records.StateRunning
-	l.Record.Attempt = sandbox.Attempt
 	l.Record.ExpiresAt = sandbox.ExpiresAt
 	if !sandbox.CreatedAt.IsZero() {
 		l.Record.CreatedAt = sandbox.CreatedAt

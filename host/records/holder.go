@@ -3,7 +3,6 @@ package records
 import (
 	"context"
 	"crypto/rand"
-	"database/sql"
 	"errors"
 	"fmt"
 	"os"
@@ -12,6 +11,9 @@ import (
 	"syscall"
 	"time"
 )
+
+// young is the age up to which a holder's file is not looked at without need.
+const young = time.Minute
 
 // holder is this host's row in the holders table. All leases of the host are valid while the row is, so one heartbeat
 // renews them all, however many there are.
@@ -74,29 +76,57 @@ func (s *SQL) currentHolder() *holder {
 	return s.holder
 }
 
-// ensureHolder returns the store's holder. It registers a new one if there is none or the last one has expired.
-func (s *SQL) ensureHolder(ctx context.Context) (*holder, error) {
+// withHolder calls f with the store's holder. If there is none, or the last one has expired, it calls f with a new one and
+// with the change that registers it: a host that begins to work on a session writes once for both.
+func (s *SQL) withHolder(ctx context.Context, f func(h *holder, register change) error) error {
 	if h := s.currentHolder(); h != nil && h.valid() {
-		return h, nil
+		return f(h, unchanged)
 	}
 	select {
 	case s.registering <- struct{}{}:
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return s.explain(ctx, ctx.Err())
+	}
+	if old := s.currentHolder(); old != nil && old.valid() { // registered by another call
+		<-s.registering
+		return f(old, unchanged)
 	}
 	defer func() { <-s.registering }()
 	if s.lifetime.Err() != nil {
-		return nil, &UnusableError{Where: s.dir, Problem: "they were closed", Hint: "open them again"}
+		return s.closedError()
 	}
-	old := s.currentHolder()
-	if old != nil && old.valid() {
-		return old, nil // registered by another call
+	return s.replaceHolder(ctx, f)
+}
+
+func unchanged(context.Context, querier) error { return nil }
+
+// replaceHolder makes a holder and has f register it. It locks the holder's file first, so that whoever sees the row can
+// rely on the lock.
+func (s *SQL) replaceHolder(ctx context.Context, f func(h *holder, register change) error) error {
+	h := &holder{id: rand.Text(), ttl: s.ttl, now: s.now}
+	var err error
+	if h.file, err = createLocked(filepath.Join(s.dir, h.id)); err != nil {
+		return &UnusableError{
+			Where: s.dir, Problem: "this host cannot make itself known there", Cause: err,
+			Hint: "make the directory writable, or free space on its disk",
+		}
 	}
-	h, err := s.registerHolder(ctx)
+	err = f(h, func(ctx context.Context, q querier) error {
+		h.renewed(s.now())
+		if _, err := s.exec(ctx, q, `DELETE FROM holders WHERE until <= {now}`); err != nil {
+			return err
+		}
+		_, err := s.exec(ctx, q, `INSERT INTO holders (id, description, until, ttl) VALUES ($1, $2, {now} + $3, $3)
+			ON CONFLICT (id) DO UPDATE SET until = excluded.until`, h.id, describeProcess(), h.ttl.Milliseconds())
+		return err
+	})
 	if err != nil {
-		return nil, err
+		os.Remove(h.file.Name())
+		h.file.Close()
+		return err
 	}
 	s.mutex.Lock()
+	old := s.holder
 	s.holder = h
 	s.mutex.Unlock()
 	s.heartbeats.Go(func() { s.heartbeat(s.lifetime, h) })
@@ -105,34 +135,7 @@ func (s *SQL) ensureHolder(ctx context.Context) (*holder, error) {
 			s.log.Debug("an expired holder could not be deleted from the records", "error", err)
 		}
 	}
-	return h, nil
-}
-
-// registerHolder inserts a new holder. It locks the holder's file first, so that whoever sees the row can rely on the
-// lock.
-func (s *SQL) registerHolder(ctx context.Context) (*holder, error) {
-	h := &holder{id: rand.Text(), ttl: s.ttl, now: s.now}
-	var err error
-	if h.file, err = createLocked(filepath.Join(s.dir, h.id)); err != nil {
-		return nil, &UnusableError{
-			Where: s.dir, Problem: "this host cannot make itself known there", Cause: err,
-			Hint: "make the directory writable, or free space on its disk",
-		}
-	}
-	var start time.Time
-	err = s.do(ctx, false, func(ctx context.Context, conn *sql.Conn) error {
-		start = s.now()
-		_, err := s.exec(ctx, conn, `INSERT INTO holders (id, description, until, ttl) VALUES ($1, $2, {now} + $3, $3)
-			ON CONFLICT (id) DO UPDATE SET until = excluded.until`, h.id, describeProcess(), h.ttl.Milliseconds())
-		return err
-	})
-	if err != nil {
-		os.Remove(h.file.Name())
-		h.file.Close()
-		return nil, err
-	}
-	h.renewed(start)
-	return h, nil
+	return nil
 }
 
 func (s *SQL) now() time.Time { return time.Now().Add(s.shift()) }
@@ -168,17 +171,21 @@ func (s *SQL) heartbeat(ctx context.Context, h *holder) {
 	}
 }
 
-// renew extends the holder by its ttl. It uses no connection slot, so other calls cannot delay it, and gives up when
+// renew extends the holder by its ttl. It needs no connection slot, so other calls cannot delay it, and gives up when
 // the holder expires.
 func (s *SQL) renew(ctx context.Context, h *holder) error {
 	ctx, cancel := context.WithTimeout(ctx, h.remaining())
 	defer cancel()
 	return s.retrying(ctx, func(ctx context.Context) error {
-		start := s.now()
+		update := s.transaction
+		if s.writer != nil {
+			update = s.writer.do
+		}
+		var start time.Time
 		var n int64
-		err := s.runOnce(ctx, false, func(ctx context.Context, conn *sql.Conn) error {
-			var err error
-			n, err = s.exec(ctx, conn, `UPDATE holders SET until = {now} + ttl WHERE id = $1 AND until > {now}`, h.id)
+		err := update(ctx, false, func(ctx context.Context, q querier) (err error) {
+			start = s.now()
+			n, err = s.exec(ctx, q, `UPDATE holders SET until = {now} + ttl WHERE id = $1 AND until > {now}`, h.id)
 			return err
 		})
 		switch {
@@ -191,6 +198,16 @@ func (s *SQL) renew(ctx context.Context, h *holder) error {
 		}
 		return nil
 	})
+}
+
+// dismiss ends the holder of a store that is being closed. If it has no leases, it need not be deleted from the database:
+// nothing refers to it, and the next holder that is registered after its time deletes it.
+func (s *SQL) dismiss(h *holder) error {
+	if s.leases.Load() > 0 {
+		return s.unregister(context.Background(), h)
+	}
+	os.Remove(h.file.Name())
+	return h.file.Close()
 }
 
 // unregister deletes an expired holder from the database and its file. If that fails the file stays, unlocked, and
@@ -207,8 +224,8 @@ func (s *SQL) unregister(ctx context.Context, h *holder) error {
 }
 
 func (s *SQL) deleteHolder(ctx context.Context, id string) error {
-	return s.do(ctx, false, func(ctx context.Context, conn *sql.Conn) error {
-		_, err := s.exec(ctx, conn, `DELETE FROM holders WHERE id = $1`, id)
+	return s.update(ctx, false, func(ctx context.Context, q querier) error {
+		_, err := s.exec(ctx, q, `DELETE FROM holders WHERE id = $1`, id)
 		return err
 	})
 }
@@ -226,7 +243,7 @@ func (s *SQL) processDead(id string) bool {
 // lockIfDead locks and returns the file of a holder whose process has died. It returns nil if the process is alive or
 // never ran on this machine.
 func (s *SQL) lockIfDead(id string) *os.File {
-	file, err := os.Open(filepath.Join(s.dir, id))
+	file, err := os.OpenFile(filepath.Join(s.dir, id), os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe there must not stop it
 	if err != nil {
 		return nil
 	}
@@ -252,7 +269,8 @@ func (s *SQL) removeIfDead(ctx context.Context, id string) (bool, error) {
 	return true, nil
 }
 
-// removeDeadHolders removes all holders whose processes died on this machine.
+// removeDeadHolders removes the holders whose processes died on this machine. It leaves those alone that have just been
+// made: of a crowd that begins, each would look at all the others.
 func (s *SQL) removeDeadHolders(ctx context.Context) error {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -262,6 +280,13 @@ func (s *SQL) removeDeadHolders(ctx context.Context) error {
 		}
 	}
 	for _, entry := range entries {
+		info, err := entry.Info()
+		if err != nil {
+			continue // removed meanwhile
+		}
+		if age := time.Since(info.ModTime()); age >= 0 && age < young {
+			continue
+		}
 		if _, err := s.removeIfDead(ctx, entry.Name()); err != nil {
 			return err
 		}

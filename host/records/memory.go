@@ -3,6 +3,7 @@ package records
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -11,15 +12,16 @@ import (
 // Memory is records that are lost when the process ends, for hosts without a state directory and for tests. Several
 // stores of one Memory act as several hosts.
 type Memory struct {
-	mutex   sync.Mutex
-	began   time.Time
-	records map[string]*memoryRecord
+	mutex    sync.Mutex
+	began    time.Time
+	records  map[string]*memoryRecord
+	attempts map[string]map[string]Attempt // by session and id
 }
 
 type memoryRecord struct {
-	Record
-	token int64
-	host  *memoryHolder // nil if the session is not leased
+	Record // without Owed
+	token  int64
+	host   *memoryHolder // nil if the session is not leased
 }
 
 // memoryHolder is valid until it is expired: the records end with the process, so it needs no renewal.
@@ -30,7 +32,7 @@ type memoryHolder struct {
 
 // NewMemory returns empty records.
 func NewMemory() *Memory {
-	return &Memory{began: time.Now(), records: map[string]*memoryRecord{}}
+	return &Memory{began: time.Now(), records: map[string]*memoryRecord{}, attempts: map[string]map[string]Attempt{}}
 }
 
 // Store returns the records as the host of the given name sees them.
@@ -69,7 +71,9 @@ func (s *MemoryStore) Take(_ context.Context, session string) (Lease, Record, er
 	}
 	r.host = s.holder
 	r.token++
-	return Lease{Session: session, Holder: s.holder.name, Token: r.token}, r.Record, nil
+	record := m.read(r)
+	record.Holder = ""
+	return Lease{Session: session, Holder: s.holder.name, Token: r.token}, record, nil
 }
 
 // leased returns the record of a lease, or ErrLost.
@@ -102,12 +106,71 @@ func (s *MemoryStore) save(lease Lease, record Record) (*memoryRecord, error) {
 	if err != nil {
 		return nil, err
 	}
-	record.Session, record.Holder, record.UpdatedAt = lease.Session, "", r.UpdatedAt
+	record.Session, record.Holder, record.UpdatedAt, record.Owed = lease.Session, "", r.UpdatedAt, 0
+	generation := record.Generation
+	record.Generation = "" // it is the attempt's
 	if record != r.Record {
 		record.UpdatedAt = time.Now()
 	}
 	r.Record = record
+	if attempt := record.OwnAttempt(); attempt.ID != "" {
+		attempt.Generation = generation
+		s.memory.put(attempt)
+	}
 	return r, nil
+}
+
+// SaveAttempt implements Store.
+func (s *MemoryStore) SaveAttempt(_ context.Context, lease Lease, attempt Attempt) error {
+	s.memory.mutex.Lock()
+	defer s.memory.mutex.Unlock()
+	if _, err := s.leased(lease); err != nil {
+		return err
+	}
+	before := s.memory.attempts[lease.Session][attempt.ID]
+	attempt.Session, attempt.UpdatedAt = lease.Session, before.UpdatedAt
+	if attempt != before {
+		attempt.UpdatedAt = time.Now()
+	}
+	s.memory.put(attempt)
+	return nil
+}
+
+func (m *Memory) put(a Attempt) {
+	if m.attempts[a.Session] == nil {
+		m.attempts[a.Session] = map[string]Attempt{}
+	}
+	m.attempts[a.Session][a.ID] = a
+}
+
+// Owed implements Store.
+func (s *MemoryStore) Owed(_ context.Context, session string) ([]Attempt, error) {
+	s.memory.mutex.Lock()
+	defer s.memory.mutex.Unlock()
+	var owed []Attempt
+	for of := range s.memory.attempts {
+		if session == "" || of == session {
+			owed = append(owed, s.memory.owed(of)...)
+		}
+	}
+	slices.SortFunc(owed, compareAttempts)
+	return owed, nil
+}
+
+func (m *Memory) owed(session string) (owed []Attempt) {
+	for _, attempt := range m.attempts[session] {
+		if attempt.Owes() && !m.names(attempt) {
+			owed = append(owed, attempt)
+		}
+	}
+	return owed
+}
+
+// names reports whether the session's record names the attempt, or its sandbox.
+func (m *Memory) names(a Attempt) bool {
+	r := m.records[a.Session]
+	return r != nil && (r.Attempt == a.ID ||
+		r.HasSandbox() && r.SandboxID != "" && r.SandboxID == a.SandboxID && r.Provider == a.Provider)
 }
 
 // Release implements Store.
@@ -121,9 +184,11 @@ func (s *MemoryStore) Release(_ context.Context, lease Lease, record Record) err
 	return err
 }
 
-// withHolder returns the record with its Holder.
-func (r *memoryRecord) withHolder() Record {
+// read returns a record with what is kept beside it.
+func (m *Memory) read(r *memoryRecord) Record {
 	record := r.Record
+	record.Generation = m.attempts[r.Session][r.Attempt].Generation
+	record.Owed = len(m.owed(r.Session))
 	if r.host != nil && !r.host.expired {
 		record.Holder = r.host.name
 	}
@@ -138,7 +203,7 @@ func (s *MemoryStore) Get(_ context.Context, session string) (Record, error) {
 	if r == nil {
 		return Record{}, ErrNotFound
 	}
-	return r.withHolder(), nil
+	return s.memory.read(r), nil
 }
 
 // List implements Store.
@@ -147,7 +212,7 @@ func (s *MemoryStore) List(context.Context) ([]Record, error) {
 	defer s.memory.mutex.Unlock()
 	var all []Record
 	for _, r := range s.memory.records {
-		all = append(all, r.withHolder())
+		all = append(all, s.memory.read(r))
 	}
 	slices.SortFunc(all, func(x, y Record) int { return cmp.Compare(x.Session, y.Session) })
 	return all, nil
@@ -159,9 +224,18 @@ func (s *MemoryStore) Forget(_ context.Context, before time.Time) (int, error) {
 	defer s.memory.mutex.Unlock()
 	n := 0
 	for session, r := range s.memory.records {
-		if r.State == StateGone && r.withHolder().Holder == "" && r.UpdatedAt.Before(before) {
+		if r.State == StateGone && (r.host == nil || r.host.expired) && r.UpdatedAt.Before(before) {
 			delete(s.memory.records, session)
 			n++
+		}
+	}
+	for session, attempts := range s.memory.attempts {
+		r := s.memory.records[session]
+		maps.DeleteFunc(attempts, func(id string, a Attempt) bool {
+			return !a.Owes() && a.UpdatedAt.Before(before) && (r == nil || r.Attempt != id)
+		})
+		if len(attempts) == 0 {
+			delete(s.memory.attempts, session)
 		}
 	}
 	return n, nil

@@ -49,6 +49,8 @@ func (p *postgresServer) lock() string { return "FOR UPDATE" }
 
 func (p *postgresServer) check() error { return nil }
 
+func (p *postgresServer) queue() *queue { return nil }
+
 func (p *postgresServer) prepare(context.Context, *sql.Conn, bool) error { return nil }
 
 func (p *postgresServer) open(ctx context.Context) (*sql.DB, error) {
@@ -103,23 +105,15 @@ func (p *postgresServer) upgrade(ctx context.Context, db *sql.DB) error {
 }
 
 func (p *postgresServer) current(ctx context.Context, db *sql.DB) (bool, error) {
-	var known bool
-	if err := db.QueryRowContext(ctx, "SELECT to_regclass($1) IS NOT NULL", versionTable).Scan(&known); err != nil || !known {
-		return false, err
-	}
-	var version int64
-	if err := db.QueryRowContext(ctx, selectVersion).Scan(&version); err != nil {
-		return false, err
-	}
-	if version > schema {
-		return false, tooNew(p.where, version)
-	}
-	return version == schema, nil
+	return current(ctx, db, p.where, func(table string) (known bool, err error) {
+		err = db.QueryRowContext(ctx, "SELECT to_regclass($1) IS NOT NULL", table).Scan(&known)
+		return known, err
+	})
 }
 
 func (p *postgresServer) backoff() retry.Backoff {
 	pause := retry.WithCappedDuration(500*time.Millisecond, retry.NewExponential(20*time.Millisecond))
-	return retry.WithMaxDuration(patience, retry.WithJitterPercent(50, pause))
+	return retry.WithJitterPercent(50, pause)
 }
 
 // transient takes every error that does not come from the server itself for a failure of the connection.
@@ -143,7 +137,7 @@ func (p *postgresServer) explain(err error) *UnusableError {
 	e := &UnusableError{Where: p.where, Cause: p.withoutPassword(err)}
 	var parts *pgconn.PgError
 	if !errors.As(err, &parts) {
-		e.Problem = "the server does not answer"
+		e.Problem, e.Passes = "the server does not answer", true
 		e.Hint = "see that it runs and that the host and port in the URL are right; sandboxes are left as they are meanwhile"
 		return e
 	}
@@ -158,14 +152,14 @@ func (p *postgresServer) explain(err error) *UnusableError {
 	case code == "25006":
 		e.Problem, e.Hint = "the server is read-only", "give the URL of the primary server, not of a standby"
 	case code == "53300":
-		e.Problem = "the server has too many connections"
+		e.Problem, e.Passes = "the server has too many connections", true
 		e.Hint = fmt.Sprintf("raise its max_connections: every berth process takes up to %d", p.connections()+1)
 	case strings.HasPrefix(code, "53"):
-		e.Problem, e.Hint = "the server is out of space or memory", "see to the server, then try again"
+		e.Problem, e.Hint, e.Passes = "the server is out of space or memory", "see to the server, then try again", true
 	case code == "55P03":
-		e.Problem, e.Hint = "another process has kept a record locked", "try again; see pg_stat_activity for who it is"
+		e.Problem, e.Hint, e.Passes = "another process has kept a record locked", "try again; see pg_stat_activity for who it is", true
 	case strings.HasPrefix(code, "57"):
-		e.Problem, e.Hint = "the server is stopping or starting", "try again"
+		e.Problem, e.Hint, e.Passes = "the server is stopping or starting", "try again", true
 	case code == "42P07", code == "42P01", code == "42703":
 		e.Problem = "its tables are not those of berth"
 		e.Hint = "nothing was changed. Give berth a database of its own, or bring back a good copy of the one it had"

@@ -184,6 +184,10 @@ func TestWhatKilledHostsLeftIsClearedAway(t *testing.T) {
 		if left := files(t, filepath.Join(o.Dir, "holders")); left != 1 {
 			t.Fatalf("there are files of %d holders", left)
 		}
+		long := time.Now().Add(-2 * young)
+		for _, entry := range must(os.ReadDir(filepath.Join(o.Dir, "holders")))(t) {
+			wantNil(t, "making it old", os.Chtimes(filepath.Join(o.Dir, "holders", entry.Name()), long, long))
+		}
 		s := openSQL(t, o)
 		if left := files(t, filepath.Join(o.Dir, "holders")); left != 0 {
 			t.Errorf("there are files of %d holders", left)

@@ -6,6 +6,7 @@
 package records
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,6 +49,11 @@ type Record struct {
 	ExpiresAt time.Time
 	// HeldUntil is the time until which the sandbox is kept alive. It advances for as long as that goes on.
 	HeldUntil time.Time
+	// Generation tells the session keys of a session apart: see Attempt. It is empty if it is not known. Without an Attempt
+	// it is not stored.
+	Generation string
+	// Owed is how many earlier attempts of the session owe an undo: Store.Owed returns them. Save does not write it.
+	Owed int
 }
 
 // Interrupted reports whether a host died, or gave up, while it created or destroyed the sandbox.
@@ -57,6 +63,39 @@ func (r Record) Interrupted() bool {
 
 // HasSandbox reports whether the session has a sandbox, or may have one.
 func (r Record) HasSandbox() bool { return r.State != StateGone && r.State != "" }
+
+// OwnAttempt returns the session's attempt, as the record has it.
+func (r Record) OwnAttempt() Attempt {
+	return Attempt{
+		ID: r.Attempt, Session: r.Session, Provider: r.Provider, SandboxID: r.SandboxID, State: r.State, Generation: r.Generation,
+		CreatedAt: r.CreatedAt, UpdatedAt: r.UpdatedAt,
+	}
+}
+
+// Attempt is one try to create a sandbox for a session. A session may have had several, on different providers. Its record
+// is that of the last one; the earlier ones stay in the records for as long as they owe an undo, and for a while after it.
+type Attempt struct {
+	ID       string
+	Session  string
+	Provider string
+	// SandboxID is empty if it is not known what the attempt made, if anything.
+	SandboxID string
+	State     State
+	// Generation is what the key of the sandbox's server is derived from, beside the host's secret. The sandbox carries it
+	// as a label, unless the key was replaced since.
+	Generation string
+	// CreatedAt and UpdatedAt are as in Record.
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
+// Owes reports whether the attempt may have made a sandbox that nobody was told of, or that was to be destroyed.
+func (a Attempt) Owes() bool { return a.State == StateCreating || a.State == StateDestroying }
+
+// compareAttempts orders attempts as Store.Owed returns them.
+func compareAttempts(x, y Attempt) int {
+	return cmp.Or(cmp.Compare(x.Session, y.Session), x.CreatedAt.Compare(y.CreatedAt), cmp.Compare(x.ID, y.ID))
+}
 
 // Lease is the right to work on one session. It ends with Release, or when its host does not renew it in time.
 // Every lease of a session has a greater Token than the one before it.
@@ -80,17 +119,27 @@ type Store interface {
 	Take(ctx context.Context, session string) (Lease, Record, error)
 	// Check returns ErrLost if the lease is lost.
 	Check(ctx context.Context, lease Lease) error
-	// Save writes the record, except Holder and UpdatedAt. If the lease is lost, it changes nothing and returns
+	// Save writes the record, except Holder, UpdatedAt and Owed, and with it the session's attempt. If that is another one
+	// than before, the attempt before stays as it was saved last. If the lease is lost, Save changes nothing and returns
 	// ErrLost. The record is durable when Save returns.
 	Save(ctx context.Context, lease Lease, record Record) error
 	// Release writes the record as Save does and, in the same step, gives up the lease.
 	Release(ctx context.Context, lease Lease, record Record) error
+	// SaveAttempt writes an attempt of the session that is not the record's, except UpdatedAt, as Save writes the record.
+	SaveAttempt(ctx context.Context, lease Lease, attempt Attempt) error
+	// Owed returns the attempts of the session, or for "" those of all sessions, that owe an undo, sorted by session and
+	// CreatedAt. The attempt that a session's record names, or whose sandbox it names, is not among them: the record tells
+	// how that one stands.
+	Owed(ctx context.Context, session string) ([]Attempt, error)
 	// Get returns the record of a session, or ErrNotFound.
 	Get(ctx context.Context, session string) (Record, error)
 	// List returns all records, sorted by session.
 	List(ctx context.Context) ([]Record, error)
-	// Forget deletes the records in StateGone that were last updated before the given time and are not leased.
-	// It returns how many it deleted.
+	// Naming returns the records of the sessions that have this sandbox of the provider, in no order. There is more than
+	// one only after a mishap.
+	Naming(ctx context.Context, provider, sandboxID string) ([]Record, error)
+	// Forget deletes the records in StateGone that were last updated before the given time and are not leased. It returns
+	// how many it deleted. It also deletes the attempts from before that time that owe nothing and that no record names.
 	Forget(ctx context.Context, before time.Time) (int, error)
 	// Began returns the time at which these records were created. They say nothing about sandboxes older than that.
 	Began(ctx context.Context) (time.Time, error)
@@ -128,7 +177,9 @@ type UnusableError struct {
 	// Problem is what is wrong, and Hint what to do about it.
 	Problem string
 	Hint    string
-	Cause   error
+	// Passes means that it may pass by itself, so that trying again can help.
+	Passes bool
+	Cause  error
 }
 
 func (e *UnusableError) Error() string {

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -45,8 +46,12 @@ type SQL struct {
 
 	database database
 	db       *sql.DB
-	slots    chan struct{} // a semaphore for connections; one more is reserved for the heartbeat
+	slots    chan struct{} // a semaphore for connections; one more is reserved for the heartbeat, or the writer
+	writer   *writer       // nil if the database has its writers wait for each other itself
+	expanded sync.Map      // queries as expand returns them
+	reader   *prepared     // statements for reading, nil without a writer
 
+	leases      atomic.Int64  // how many were taken and not released
 	registering chan struct{} // full while a holder is being registered
 	mutex       sync.Mutex
 	holder      *holder // nil before the first lease; guarded by mutex
@@ -69,6 +74,8 @@ type database interface {
 	lock() string
 	// check returns an *UnusableError if the database that was opened has been removed or replaced.
 	check() error
+	// queue returns the queue of the processes that write to the database, or nil if it needs none.
+	queue() *queue
 	// prepare sets a connection up for a write that must survive a power cut (durable), or need not.
 	prepare(ctx context.Context, conn *sql.Conn, durable bool) error
 	// transient reports whether the operation may succeed if it is retried.
@@ -81,7 +88,7 @@ type database interface {
 
 const (
 	defaultLease = 30 * time.Second
-	// patience is for how long a transient failure is retried.
+	// patience is for how long a caller without a deadline of its own waits for records that do not answer.
 	patience = 10 * time.Second
 	// tryTimeout limits one try, so that a connection that died silently is replaced before patience ends.
 	tryTimeout = 4 * time.Second
@@ -113,11 +120,13 @@ func Open(ctx context.Context, o Options) (*SQL, error) {
 	s.slots = make(chan struct{}, n)
 	s.db.SetMaxOpenConns(n + 1)
 	s.db.SetMaxIdleConns(n + 1)
+	if q := s.database.queue(); q != nil {
+		s.reader, s.writer = newPrepared(s.db), newWriter(s, q)
+	}
 	s.lifetime, s.endLifetime = context.WithCancel(context.Background())
 	if err := s.begin(ctx); err != nil {
 		s.endLifetime()
-		s.db.Close()
-		return nil, err
+		return nil, errors.Join(err, s.closeDatabase())
 	}
 	return s, nil
 }
@@ -155,8 +164,8 @@ func makeHoldersDir(dir string) (string, error) {
 func (s *SQL) begin(ctx context.Context) error {
 	_, err := s.Began(ctx)
 	if errors.Is(err, ErrNotFound) {
-		err = s.do(ctx, true, func(ctx context.Context, conn *sql.Conn) error {
-			_, err := s.exec(ctx, conn, `INSERT INTO about (owner, began) VALUES ($1, {now}) ON CONFLICT DO NOTHING`, s.owner)
+		err = s.update(ctx, true, func(ctx context.Context, q querier) error {
+			_, err := s.exec(ctx, q, `INSERT INTO about (owner, began) VALUES ($1, {now}) ON CONFLICT DO NOTHING`, s.owner)
 			return err
 		})
 	}
@@ -169,14 +178,21 @@ func (s *SQL) begin(ctx context.Context) error {
 // Take implements Store.
 func (s *SQL) Take(ctx context.Context, session string) (Lease, Record, error) {
 	for {
-		h, err := s.ensureHolder(ctx)
-		if err != nil {
-			return Lease{}, Record{}, err
-		}
-		lease, record, other, err := s.take(ctx, h, session)
+		var lease Lease
+		var record Record
+		var other string
+		err := s.withHolder(ctx, func(h *holder, register change) (err error) {
+			lease, record, other, err = s.take(ctx, h, register, session)
+			if errors.Is(err, ErrLost) {
+				h.expire() // the database does not know it any more: register a new one
+			}
+			return err
+		})
 		if errors.Is(err, ErrLost) {
-			h.expire() // the database does not know it any more: register a new one
 			continue
+		}
+		if err == nil {
+			s.leases.Add(1)
 		}
 		if other == "" {
 			return lease, record, err
@@ -187,17 +203,17 @@ func (s *SQL) Take(ctx context.Context, session string) (Lease, Record, error) {
 	}
 }
 
-// take tries once to acquire the lease for h. With a BusyError it also returns the ID of the other holder. ErrLost means
-// that h has expired.
-func (s *SQL) take(ctx context.Context, h *holder, session string) (lease Lease, record Record, other string, err error) {
+// take tries once to acquire the lease for h, which it registers first. With a BusyError it also returns the ID of the
+// other holder. ErrLost means that h has expired.
+func (s *SQL) take(
+	ctx context.Context, h *holder, register change, session string,
+) (lease Lease, record Record, other string, err error) {
 	var tried int64 // the token that an earlier try may have committed
-	err = s.do(ctx, false, func(ctx context.Context, conn *sql.Conn) error {
+	err = s.update(ctx, false, func(ctx context.Context, tx querier) error {
 		other = ""
-		tx, err := conn.BeginTx(ctx, nil)
-		if err != nil {
+		if err := register(ctx, tx); err != nil {
 			return err
 		}
-		defer tx.Rollback() //nolint:errcheck // a no-op after Commit
 		if err := s.checkHolder(ctx, tx, h.id); err != nil {
 			return err
 		}
@@ -211,6 +227,12 @@ func (s *SQL) take(ctx context.Context, h *holder, session string) (lease Lease,
 		row := s.query(ctx, tx, `SELECT `+columns+`, holder, token FROM sessions WHERE owner = $1 AND session = $2 {lock}`,
 			s.owner, session)
 		if record, err = scan(row, &other, &token); err != nil {
+			return err
+		}
+		// Of what other hosts have written, this statement sees as much as the locked row.
+		err = s.query(ctx, tx, `SELECT `+ofAttempts+` FROM sessions WHERE owner = $1 AND session = $2`, s.owner, session).
+			Scan(&record.Generation, &record.Owed)
+		if err != nil {
 			return err
 		}
 		if other == h.id && token == tried {
@@ -231,7 +253,7 @@ func (s *SQL) take(ctx context.Context, h *holder, session string) (lease Lease,
 			return err
 		}
 		lease = Lease{Session: session, Holder: h.id, Token: tried}
-		return tx.Commit()
+		return nil
 	})
 	if err != nil {
 		return Lease{}, Record{}, other, err
@@ -251,7 +273,7 @@ func (s *SQL) checkHolder(ctx context.Context, q querier, id string) error {
 
 // checkFree returns a BusyError if the holder of the session's lease is valid. It deletes an expired one, so that a late
 // heartbeat finds nothing to renew.
-func (s *SQL) checkFree(ctx context.Context, tx *sql.Tx, session, id string) error {
+func (s *SQL) checkFree(ctx context.Context, tx querier, session, id string) error {
 	// An expiry further off than any renewal can have set it means that the clock was set back since.
 	_, err := s.exec(ctx, tx, `DELETE FROM holders WHERE id = $1 AND (until <= {now} OR until > {now} + 2 * ttl)`, id)
 	if err != nil {
@@ -272,9 +294,9 @@ func (s *SQL) checkFree(ctx context.Context, tx *sql.Tx, session, id string) err
 
 // Check implements Store.
 func (s *SQL) Check(ctx context.Context, lease Lease) error {
-	return s.fenced(ctx, lease, false, func(ctx context.Context, conn *sql.Conn) error {
+	return s.fenced(ctx, lease, s.view, func(ctx context.Context, q querier) error {
 		var one int
-		return s.query(ctx, conn, `SELECT 1 FROM sessions WHERE `+leaseHolds, s.owner, lease.Session, lease.Holder, lease.Token).
+		return s.query(ctx, q, `SELECT 1 FROM sessions WHERE `+leaseHolds, s.owner, lease.Session, lease.Holder, lease.Token).
 			Scan(&one)
 	})
 }
@@ -285,39 +307,43 @@ const leaseHolds = `owner = $1 AND session = $2 AND holder = $3 AND token = $4
 
 // Save implements Store. It is idempotent, so a try whose answer was lost is simply repeated.
 func (s *SQL) Save(ctx context.Context, lease Lease, record Record) error {
-	return s.fenced(ctx, lease, true, func(ctx context.Context, conn *sql.Conn) error {
-		return s.write(ctx, conn, lease, record, lease.Holder)
+	return s.fenced(ctx, lease, s.save, func(ctx context.Context, q querier) error {
+		return s.write(ctx, q, lease, record, lease.Holder)
 	})
 }
 
 // Release implements Store.
 func (s *SQL) Release(ctx context.Context, lease Lease, record Record) error {
 	tried := false
-	return s.fenced(ctx, lease, true, func(ctx context.Context, conn *sql.Conn) error {
-		err := s.write(ctx, conn, lease, record, "")
+	err := s.fenced(ctx, lease, s.save, func(ctx context.Context, q querier) error {
+		err := s.write(ctx, q, lease, record, "")
 		if errors.Is(err, sql.ErrNoRows) && tried {
-			return s.released(ctx, conn, lease)
+			return s.released(ctx, q, lease)
 		}
 		tried = true
 		return err
 	})
+	if err == nil {
+		s.leases.Add(-1)
+	}
+	return err
 }
 
 // released returns nil if an earlier try of Release, whose answer was lost, was committed.
-func (s *SQL) released(ctx context.Context, conn *sql.Conn, lease Lease) error {
+func (s *SQL) released(ctx context.Context, q querier, lease Lease) error {
 	// While the holder is valid, no other host can have ended its lease: that try did.
-	if err := s.checkHolder(ctx, conn, lease.Holder); !errors.Is(err, ErrLost) {
+	if err := s.checkHolder(ctx, q, lease.Holder); !errors.Is(err, ErrLost) {
 		return err
 	}
 	// Otherwise the only proof is what Release leaves in the row until another host takes the session.
 	var one int
-	return s.query(ctx, conn, `SELECT 1 FROM sessions WHERE owner = $1 AND session = $2 AND holder = '' AND token = $3`,
+	return s.query(ctx, q, `SELECT 1 FROM sessions WHERE owner = $1 AND session = $2 AND holder = '' AND token = $3`,
 		s.owner, lease.Session, lease.Token).Scan(&one)
 }
 
-// write writes a record and the session's holder. It returns sql.ErrNoRows if the lease is lost.
-func (s *SQL) write(ctx context.Context, conn *sql.Conn, lease Lease, r Record, holder string) error {
-	n, err := s.exec(ctx, conn, `UPDATE sessions SET provider = $5, sandbox_id = $6, attempt = $7, state = $8,
+// write writes a record with its attempt, and the session's holder. It returns sql.ErrNoRows if the lease is lost.
+func (s *SQL) write(ctx context.Context, q querier, lease Lease, r Record, holder string) error {
+	n, err := s.exec(ctx, q, `UPDATE sessions SET provider = $5, sandbox_id = $6, attempt = $7, state = $8,
 		created_at = $9, expires_at = $10, held_until = $11, holder = $12, updated_at = CASE
 		WHEN (provider, sandbox_id, attempt, state, created_at, expires_at, held_until) = ($5, $6, $7, $8, $9, $10, $11)
 		THEN updated_at ELSE {now} END WHERE `+leaseHolds,
@@ -326,23 +352,75 @@ func (s *SQL) write(ctx context.Context, conn *sql.Conn, lease Lease, r Record, 
 	if err == nil && n == 0 {
 		return sql.ErrNoRows
 	}
+	if err != nil || r.Attempt == "" {
+		return err
+	}
+	_, err = s.exec(ctx, q, `INSERT INTO attempts (owner, session, id, provider, sandbox_id, state, generation, created_at, updated_at)
+		SELECT owner, session, attempt, provider, sandbox_id, state, $3, created_at, updated_at FROM sessions
+		WHERE owner = $1 AND session = $2 `+replaceAttempt, s.owner, lease.Session, r.Generation)
 	return err
 }
 
-// fenced calls f, which needs the lease and returns sql.ErrNoRows if the database says that it is lost.
-func (s *SQL) fenced(
-	ctx context.Context, lease Lease, durable bool, f func(context.Context, *sql.Conn) error,
-) error {
+// replaceAttempt is the end of an INSERT of an attempt that may be there already. One that is the same is left as it is.
+const replaceAttempt = `ON CONFLICT (owner, session, id) DO UPDATE SET provider = excluded.provider,
+	sandbox_id = excluded.sandbox_id, state = excluded.state, generation = excluded.generation,
+	created_at = excluded.created_at, updated_at = excluded.updated_at
+	WHERE (attempts.provider, attempts.sandbox_id, attempts.state, attempts.generation, attempts.created_at)
+	<> (excluded.provider, excluded.sandbox_id, excluded.state, excluded.generation, excluded.created_at)`
+
+// SaveAttempt implements Store. Like Save it is idempotent.
+func (s *SQL) SaveAttempt(ctx context.Context, lease Lease, a Attempt) error {
+	return s.fenced(ctx, lease, s.save, func(ctx context.Context, q querier) error {
+		_, err := s.exec(ctx, q, `INSERT INTO attempts (owner, session, id, provider, sandbox_id, state, generation, created_at, updated_at)
+			SELECT owner, session, $5, $6, $7, $8, $9, $10, {now} FROM sessions WHERE `+leaseHolds+` `+replaceAttempt,
+			s.owner, lease.Session, lease.Holder, lease.Token, a.ID, a.Provider, a.SandboxID, a.State, a.Generation, millis(a.CreatedAt))
+		if err != nil {
+			return err
+		}
+		var one int // no row was written, either because it was there or because the lease is lost
+		return s.query(ctx, q, `SELECT 1 FROM sessions WHERE `+leaseHolds, s.owner, lease.Session, lease.Holder, lease.Token).
+			Scan(&one)
+	})
+}
+
+// Owed implements Store.
+func (s *SQL) Owed(ctx context.Context, session string) (owed []Attempt, err error) {
+	err = s.view(ctx, func(ctx context.Context, q querier) error {
+		owed = nil
+		rows, err := q.QueryContext(ctx, s.expand(`SELECT session, id, provider, sandbox_id, state, generation, created_at, updated_at
+			FROM attempts WHERE owner = $1 AND ($2 = '' OR session = $2) AND `+owes), s.owner, session)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var a Attempt
+			var created, updated int64
+			err := rows.Scan(&a.Session, &a.ID, &a.Provider, &a.SandboxID, &a.State, &a.Generation, &created, &updated)
+			if err != nil {
+				return err
+			}
+			a.CreatedAt, a.UpdatedAt = fromMillis(created), fromMillis(updated)
+			owed = append(owed, a)
+		}
+		return rows.Err()
+	})
+	slices.SortFunc(owed, compareAttempts)
+	return owed, err
+}
+
+// fenced calls f by view or save. It needs the lease and returns sql.ErrNoRows if the database says that it is lost.
+func (s *SQL) fenced(ctx context.Context, lease Lease, by func(context.Context, change) error, f change) error {
 	h := s.currentHolder()
 	if h == nil || h.id != lease.Holder || !h.valid() {
 		return ErrLost
 	}
-	return s.do(ctx, durable, func(ctx context.Context, conn *sql.Conn) error {
-		err := f(ctx, conn)
+	return by(ctx, func(ctx context.Context, q querier) error {
+		err := f(ctx, q)
 		if !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
-		err = s.checkHolder(ctx, conn, h.id)
+		err = s.checkHolder(ctx, q, h.id)
 		if err == nil {
 			return ErrLost // only this lease, not the holder's others
 		}
@@ -353,8 +431,19 @@ func (s *SQL) fenced(
 	})
 }
 
-// columns are the columns of a Record, in the order that scan expects.
+// columns are the columns of a Record in sessions, in the order that scan expects.
 const columns = `session, provider, sandbox_id, attempt, state, created_at, updated_at, expires_at, held_until`
+
+// owes is the condition on attempts that Store.Owed describes. Its first line is that of the index on them.
+const owes = `state IN ('creating', 'destroying')
+	AND NOT EXISTS (SELECT 1 FROM sessions AS own WHERE own.owner = attempts.owner AND own.session = attempts.session AND
+	(own.attempt = attempts.id OR own.provider = attempts.provider AND own.sandbox_id = attempts.sandbox_id
+	AND own.sandbox_id <> '' AND own.state <> 'gone'))`
+
+// ofAttempts are the columns of a Record that are kept in attempts.
+const ofAttempts = `COALESCE((SELECT generation FROM attempts WHERE attempts.owner = sessions.owner
+	AND attempts.session = sessions.session AND attempts.id = sessions.attempt), ''),
+	(SELECT COUNT(*) FROM attempts WHERE attempts.owner = sessions.owner AND attempts.session = sessions.session AND ` + owes + `)`
 
 // scan reads columns, and any that follow them into more.
 func scan(row interface{ Scan(into ...any) error }, more ...any) (Record, error) {
@@ -369,7 +458,7 @@ func scan(row interface{ Scan(into ...any) error }, more ...any) (Record, error)
 	return r, nil
 }
 
-const selectRecord = `SELECT ` + columns + `, COALESCE(description, ''), holder FROM sessions
+const selectRecord = `SELECT ` + columns + `, ` + ofAttempts + `, COALESCE(description, ''), holder FROM sessions
 	LEFT JOIN holders ON id = holder AND until > {now} AND until <= {now} + 2 * ttl WHERE owner = $1`
 
 // Get implements Store.
@@ -393,19 +482,21 @@ func (s *SQL) List(ctx context.Context) ([]Record, error) {
 
 func (s *SQL) read(ctx context.Context, query string, arguments ...any) (records []Record, err error) {
 	dead := map[string]bool{} // by the ID of the holder
-	err = s.do(ctx, false, func(ctx context.Context, conn *sql.Conn) error {
+	err = s.view(ctx, func(ctx context.Context, q querier) error {
 		records = nil
-		rows, err := conn.QueryContext(ctx, s.expand(query), arguments...)
+		rows, err := q.QueryContext(ctx, s.expand(query), arguments...)
 		if err != nil {
 			return err
 		}
 		defer rows.Close()
 		for rows.Next() {
-			var description, id string
-			r, err := scan(rows, &description, &id)
+			var description, id, generation string
+			var owed int
+			r, err := scan(rows, &generation, &owed, &description, &id)
 			if err != nil {
 				return err
 			}
+			r.Generation, r.Owed = generation, owed
 			if description != "" {
 				if _, known := dead[id]; !known {
 					dead[id] = s.processDead(id)
@@ -427,15 +518,22 @@ func (s *SQL) Forget(ctx context.Context, before time.Time) (int, error) {
 		return 0, err
 	}
 	var n int64
-	err := s.do(ctx, true, func(ctx context.Context, conn *sql.Conn) error {
-		_, err := s.exec(ctx, conn, `DELETE FROM holders WHERE until <= {now} OR until > {now} + 2 * ttl`)
+	err := s.update(ctx, true, func(ctx context.Context, q querier) error {
+		_, err := s.exec(ctx, q, `DELETE FROM holders WHERE until <= {now} OR until > {now} + 2 * ttl`)
 		if err != nil {
 			return err
 		}
 		// Comparing the token makes sure that no host took the session between the SELECT and the DELETE.
-		n, err = s.exec(ctx, conn, `DELETE FROM sessions WHERE owner = $1 AND (session, token) IN (
+		n, err = s.exec(ctx, q, `DELETE FROM sessions WHERE owner = $1 AND (session, token) IN (
 			SELECT session, token FROM sessions WHERE owner = $1 AND state = $2 AND updated_at < $3
 			AND NOT EXISTS (SELECT 1 FROM holders WHERE id = holder))`, s.owner, StateGone, millis(before))
+		if err != nil {
+			return err
+		}
+		_, err = s.exec(ctx, q, `DELETE FROM attempts WHERE owner = $1 AND updated_at < $2
+			AND state NOT IN ('creating', 'destroying') AND NOT EXISTS (SELECT 1 FROM sessions WHERE
+			sessions.owner = attempts.owner AND sessions.session = attempts.session AND sessions.attempt = attempts.id)`,
+			s.owner, millis(before))
 		return err
 	})
 	return int(n), err
@@ -444,8 +542,8 @@ func (s *SQL) Forget(ctx context.Context, before time.Time) (int, error) {
 // Began implements Store. It is kept per owner: a new owner in an old database knows nothing of older sandboxes.
 func (s *SQL) Began(ctx context.Context) (time.Time, error) {
 	var began int64
-	err := s.do(ctx, false, func(ctx context.Context, conn *sql.Conn) error {
-		err := s.query(ctx, conn, `SELECT began FROM about WHERE owner = $1`, s.owner).Scan(&began)
+	err := s.view(ctx, func(ctx context.Context, q querier) error {
+		err := s.query(ctx, q, `SELECT began FROM about WHERE owner = $1`, s.owner).Scan(&began)
 		if errors.Is(err, sql.ErrNoRows) {
 			return ErrNotFound
 		}
@@ -462,68 +560,140 @@ func (s *SQL) Close() (err error) {
 		s.heartbeats.Wait()
 		if h := s.currentHolder(); h != nil {
 			h.expire()
-			err = s.unregister(context.Background(), h)
+			err = s.dismiss(h)
 		}
 		<-s.registering
-		err = errors.Join(err, s.db.Close())
+		err = errors.Join(err, s.closeDatabase())
 	})
 	return err
 }
 
-// do calls f with a connection of its own, and again after transient failures: also when an earlier call took effect and
-// only its answer was lost. durable is for writes that must survive a power cut.
-func (s *SQL) do(ctx context.Context, durable bool, f func(context.Context, *sql.Conn) error) error {
+// closeDatabase ends what Open began.
+func (s *SQL) closeDatabase() error {
+	if s.writer != nil {
+		s.writer.close()
+		s.reader.close()
+	}
+	return s.db.Close()
+}
+
+func (s *SQL) closedError() error {
+	return &UnusableError{Where: s.dir, Problem: "they were closed", Hint: "open them again"}
+}
+
+// view calls f to read. Like update it calls f again after transient failures.
+func (s *SQL) view(ctx context.Context, f change) error {
 	return s.retrying(ctx, func(ctx context.Context) error {
-		select {
-		case s.slots <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		defer func() { <-s.slots }()
-		return s.runOnce(ctx, durable, f)
+		return s.inSlot(ctx, func() error {
+			return s.try(ctx, func(ctx context.Context) error {
+				if s.reader != nil {
+					return f(ctx, s.reader)
+				}
+				conn, err := s.db.Conn(ctx)
+				if err != nil {
+					return err
+				}
+				defer conn.Close()
+				return f(ctx, conn)
+			})
+		})
 	})
 }
 
-// retrying calls f until it succeeds, fails for good, or patience ends.
+// save is update for what must survive a power cut.
+func (s *SQL) save(ctx context.Context, f change) error { return s.update(ctx, true, f) }
+
+// update calls f in a transaction, and again after transient failures: also when an earlier call took effect and only its
+// answer was lost. durable is for writes that must survive a power cut.
+func (s *SQL) update(ctx context.Context, durable bool, f change) error {
+	return s.retrying(ctx, func(ctx context.Context) error {
+		if s.writer != nil {
+			return s.writer.do(ctx, durable, f)
+		}
+		return s.inSlot(ctx, func() error { return s.transaction(ctx, durable, f) })
+	})
+}
+
+// inSlot calls f when a connection is free for it.
+func (s *SQL) inSlot(ctx context.Context, f func() error) error {
+	select {
+	case s.slots <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-s.slots }()
+	return f()
+}
+
+// retrying calls f until it succeeds, fails for good, or its time is over: when ctx ends or, if it has no deadline, when
+// patience does.
 func (s *SQL) retrying(ctx context.Context, f func(context.Context) error) error {
-	err := retry.Do(ctx, s.database.backoff(), func(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	backoff := s.database.backoff()
+	if _, limited := ctx.Deadline(); !limited {
+		backoff = retry.WithMaxDuration(patience, backoff)
+	}
+	var last error
+	err := retry.Do(ctx, backoff, func(ctx context.Context) error {
 		err := f(ctx)
 		if err != nil && !ofContract(err) && s.database.transient(err) {
+			last = err
 			return retry.RetryableError(err)
 		}
 		return err
 	})
+	if last != nil && errors.Is(err, context.DeadlineExceeded) {
+		err = last // it tells more
+	}
 	return s.explain(ctx, err)
 }
 
-// runOnce calls f with a connection. It fails if the database has been removed or replaced, even if f succeeds.
-func (s *SQL) runOnce(ctx context.Context, durable bool, f func(context.Context, *sql.Conn) error) error {
+// try calls f once. It fails if the database has been removed or replaced, even if f succeeds.
+func (s *SQL) try(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
 	if err := s.database.check(); err != nil {
 		return err
 	}
-	conn, err := s.db.Conn(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	if err := s.database.prepare(ctx, conn, durable); err != nil {
-		return err
-	}
-	err = f(ctx, conn)
+	err := f(ctx)
 	if err := s.database.check(); err != nil {
 		return err
 	}
 	return err
 }
 
-// explain turns every error into one that Store documents, or the context's.
+// transaction calls f once in a transaction.
+func (s *SQL) transaction(ctx context.Context, durable bool, f change) error {
+	return s.try(ctx, func(ctx context.Context) error {
+		conn, err := s.db.Conn(ctx)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		if err := s.database.prepare(ctx, conn, durable); err != nil {
+			return err
+		}
+		tx, err := conn.BeginTx(ctx, nil)
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback() //nolint:errcheck // a no-op after Commit
+		if err := f(ctx, tx); err != nil {
+			return err
+		}
+		return tx.Commit()
+	})
+}
+
+// explain turns every error into one that Store documents, or that of a context that was cancelled. Records that do not
+// answer before a deadline are unusable.
 func (s *SQL) explain(ctx context.Context, err error) error {
 	switch {
 	case err == nil, ofContract(err):
 		return err
-	case ctx.Err() != nil:
+	case errors.Is(ctx.Err(), context.Canceled):
 		return ctx.Err()
 	}
 	return s.database.explain(err)
@@ -538,6 +708,7 @@ func ofContract(err error) bool {
 
 type querier interface {
 	ExecContext(ctx context.Context, query string, arguments ...any) (sql.Result, error)
+	QueryContext(ctx context.Context, query string, arguments ...any) (*sql.Rows, error)
 	QueryRowContext(ctx context.Context, query string, arguments ...any) *sql.Row
 }
 
@@ -557,10 +728,17 @@ func (s *SQL) query(ctx context.Context, q querier, query string, arguments ...a
 // expand replaces {now} and {lock} in a query by the database's SQL.
 func (s *SQL) expand(query string) string {
 	now := s.database.now()
-	if shift := s.shift(); shift != 0 {
+	shift := s.shift()
+	if shift != 0 {
 		now = fmt.Sprintf("(%s + %d)", now, shift.Milliseconds())
+	} else if known, ok := s.expanded.Load(query); ok {
+		return known.(string)
 	}
-	return strings.NewReplacer("{now}", now, "{lock}", s.database.lock()).Replace(query)
+	expanded := strings.NewReplacer("{now}", now, "{lock}", s.database.lock()).Replace(query)
+	if shift == 0 {
+		s.expanded.Store(query, expanded)
+	}
+	return expanded
 }
 
 // millis returns a time as the database stores it.

@@ -30,7 +30,13 @@ func newSQLite(dir string) (*sqliteFile, error) {
 	return &sqliteFile{path: path}, err
 }
 
-func (f *sqliteFile) connections() int { return 1 } // SQLite allows one writer at a time
+func (f *sqliteFile) connections() int { return 2 } // for reading; one more writes
+
+// queue has its lock where berth had that on making and upgrading the records before there was a queue.
+func (f *sqliteFile) queue() *queue {
+	dir := filepath.Dir(f.path)
+	return &queue{lockPath: filepath.Join(dir, "records.lock"), dir: filepath.Join(dir, "queue")}
+}
 
 func (f *sqliteFile) now() string { return `CAST(ROUND(unixepoch('subsec') * 1000) AS INTEGER)` }
 
@@ -151,45 +157,39 @@ func (f *sqliteFile) upgrade(ctx context.Context, db *sql.DB) error {
 	})
 }
 
-// current reports whether the tables have the current schema. A newer schema, or a file that is not berth's, is an error.
+// current reports whether the tables have all that this berth needs. A file that is not berth's is an error.
 func (f *sqliteFile) current(ctx context.Context, db *sql.DB) (bool, error) {
-	var known int
-	const query = `SELECT COUNT(*) FROM sqlite_schema WHERE type = 'table' AND name = $1`
-	if err := db.QueryRowContext(ctx, query, versionTable).Scan(&known); err != nil {
-		return false, err
+	exists := func(table string) (bool, error) {
+		var n int
+		const query = `SELECT COUNT(*) FROM sqlite_schema WHERE type = 'table' AND name = $1`
+		err := db.QueryRowContext(ctx, query, table).Scan(&n)
+		return n > 0, err
 	}
-	if known == 0 {
-		return false, &UnusableError{
+	known, err := exists(readerTable)
+	if err == nil && !known {
+		err = &UnusableError{
 			Where: f.path, Problem: "the file holds no records of berth: it is empty, or another program's", Hint: restore,
 		}
 	}
-	var version int64
-	if err := db.QueryRowContext(ctx, selectVersion).Scan(&version); err != nil {
+	if err != nil {
 		return false, err
 	}
-	if version > schema {
-		return false, tooNew(f.path, version)
+	current, err := current(ctx, db, f.path, exists)
+	if err != nil {
+		return false, err
 	}
-	return version == schema, f.check()
+	return current, f.check()
 }
 
-// locked calls do under a lock that excludes other processes.
+// locked calls do when it is this process's turn.
 func (f *sqliteFile) locked(ctx context.Context, do func(context.Context) error) error {
-	file, err := os.OpenFile(filepath.Join(filepath.Dir(f.path), "records.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	q := f.queue()
+	_, limited := ctx.Deadline()
+	turn, err := q.take(ctx, limited)
 	if err != nil {
 		return err
 	}
-	defer file.Close()
-	err = retry.Do(ctx, f.backoff(), func(context.Context) error {
-		err := flock(file, syscall.LOCK_EX|syscall.LOCK_NB)
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return retry.RetryableError(err)
-		}
-		return err
-	})
-	if err != nil {
-		return err
-	}
+	defer q.end(turn)
 	return do(ctx)
 }
 
@@ -218,12 +218,12 @@ func (f *sqliteFile) prepare(ctx context.Context, conn *sql.Conn, durable bool) 
 	return err
 }
 
-func (f *sqliteFile) transient(err error) bool { return resultCode(err) == sqlite3.SQLITE_BUSY }
+func (f *sqliteFile) transient(err error) bool { return isBusy(err) }
+
+func isBusy(err error) bool { return resultCode(err) == sqlite3.SQLITE_BUSY }
 
 func (f *sqliteFile) backoff() retry.Backoff {
-	// Short random pauses give every waiting process the same chance. SQLite's own busy handler waits longer and longer,
-	// so that some of many processes starve.
-	return retry.WithMaxDuration(patience, retry.WithJitter(4*time.Millisecond, retry.NewConstant(5*time.Millisecond)))
+	return retry.WithJitter(4*time.Millisecond, retry.NewConstant(5*time.Millisecond))
 }
 
 // resultCode returns SQLite's primary result code, or 0 if the error is not SQLite's.
@@ -248,13 +248,23 @@ func (f *sqliteFile) damaged(cause error) *UnusableError {
 func (f *sqliteFile) explain(err error) *UnusableError {
 	e := &UnusableError{Where: f.path, Cause: err}
 	code := resultCode(err)
+	var wait *waitError
 	switch {
 	case code == sqlite3.SQLITE_CORRUPT, code == sqlite3.SQLITE_NOTADB:
 		return f.damaged(err)
-	case code == sqlite3.SQLITE_BUSY, errors.Is(err, syscall.EWOULDBLOCK):
-		e.Problem = "another process has kept them locked"
-		e.Hint = fmt.Sprintf("try again. If it stays so, a process that was stopped or hangs has them: `fuser %s` tells "+
-			"which; continue it or end it", f.path)
+	case errors.As(err, &wait) && wait.stuck() && !wait.who.Blocked:
+		e.Passes = true
+		e.Problem = fmt.Sprintf("%s has had its turn to write since %s, and does not go on", wait.who.Process, wait.who.Since.Format(time.TimeOnly))
+		e.Hint = "it was stopped (`kill -CONT` and its number continues it) or it hangs (end it): then try again. Nothing was changed"
+	case errors.As(err, &wait) && !wait.who.Blocked:
+		e.Passes = true
+		e.Problem = fmt.Sprintf("this process's turn to write has not come, %d wait for theirs", wait.others)
+		e.Hint = "they go on, one after another: try again, or allow more time"
+	case code == sqlite3.SQLITE_BUSY, wait != nil:
+		e.Passes = true
+		e.Problem = "a program that does not queue for them keeps them locked"
+		e.Hint = fmt.Sprintf("try again. If it stays so, that program was stopped or hangs: `fuser %s` tells which it is; "+
+			"continue it or end it", f.path)
 	case code == sqlite3.SQLITE_READONLY, code == sqlite3.SQLITE_PERM, errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
 		e.Problem = "they cannot be written"
 		e.Hint = "make the file and its directory writable for this user; see also that the disk is not mounted read-only"

@@ -2,7 +2,6 @@ package records
 
 import (
 	"context"
-	"database/sql"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -90,8 +89,8 @@ func TestWhatHasToSurviveAPowerCutIsForcedToTheDisk(t *testing.T) {
 	take(t, s, "s1")
 	for durable, want := range map[bool]int{true: 2, false: 1} { // FULL, NORMAL
 		var level int
-		err := s.do(testContext(t), durable, func(ctx context.Context, conn *sql.Conn) error {
-			return conn.QueryRowContext(ctx, "PRAGMA synchronous").Scan(&level)
+		err := s.update(testContext(t), durable, func(ctx context.Context, q querier) error {
+			return q.QueryRowContext(ctx, "PRAGMA synchronous").Scan(&level)
 		})
 		wantNil(t, "asking", err)
 		if level != want {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -58,11 +59,17 @@ func testStore(t *testing.T, begin func(*testing.T) records) {
 		{"AHostThatLapsedBeginsAnew", beginsAnew},
 		{"TheHolderIsShownOnlyWhileTheLeaseHolds", showsHolder},
 		{"AllRecordsAreListedBySession", lists},
+		{"TheSessionOfASandboxIsFound", namesSandbox},
 		{"WhatIsGoneForLongIsForgotten", forgets},
 		{"OfManyHostsOneGetsTheSession", oneWins},
 		{"CloseGivesUpAllLeases", closes},
 		{"AStoreWithoutALeaseIsValid", idle},
 		{"TheRecordsKnowWhenTheyWereBegun", began},
+		{"ALaterAttemptNeverOverwritesWhatIsOwed", keepsWhatIsOwed},
+		{"WhatTheRecordNamesIsNotOwed", owesNothingOfItsOwn},
+		{"AnAttemptIsWrittenUnderTheLease", fencesAttempts},
+		{"AGenerationIsThatOfItsAttempt", keepsTheGeneration},
+		{"AttemptsThatOweNothingAreForgottenAndOthersNot", forgetsAttempts},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -140,7 +147,7 @@ func sample(session string) Record {
 	at := time.UnixMilli(1_800_000_000_123)
 	return Record{
 		Session: session, Provider: "local", SandboxID: "sb-1", Attempt: "a-1", State: StateRunning,
-		CreatedAt: at, ExpiresAt: at.Add(time.Hour), HeldUntil: at.Add(2 * time.Hour),
+		CreatedAt: at, ExpiresAt: at.Add(time.Hour), HeldUntil: at.Add(2 * time.Hour), Generation: "g-1",
 	}
 }
 
@@ -163,7 +170,7 @@ func readsBack(t *testing.T, r records) {
 	lease, _ := take(t, s, "s1")
 	want := sample("s1")
 	given := want
-	given.Holder, given.UpdatedAt, given.Session = "nobody", time.UnixMilli(1), "not this one"
+	given.Holder, given.UpdatedAt, given.Session, given.Owed = "nobody", time.UnixMilli(1), "not this one", 5
 	wantNil(t, "Save", s.Save(ctx, lease, given))
 	got := must(s.Get(ctx, "s1"))(t)
 	if got.Holder == "" {
@@ -334,6 +341,32 @@ func lists(t *testing.T, r records) {
 	}
 }
 
+func namesSandbox(t *testing.T, r records) {
+	s := r.open()
+	ctx := testContext(t)
+	for session, change := range map[string]func(*Record){
+		"has it":                 func(r *Record) { r.SandboxID = "sb" },
+		"may have it":            func(r *Record) { r.SandboxID, r.State = "sb", StateDestroying },
+		"has another":            func(r *Record) { r.SandboxID = "sb2" },
+		"had it":                 func(r *Record) { r.SandboxID, r.State = "sb", StateGone },
+		"has that of a namesake": func(r *Record) { r.SandboxID, r.Provider = "sb", "other" },
+	} {
+		lease, _ := take(t, s, session)
+		record := sample(session)
+		record.Provider = "acme"
+		change(&record)
+		wantNil(t, "Release", s.Release(ctx, lease, record))
+	}
+	var sessions []string
+	for _, record := range must(s.Naming(ctx, "acme", "sb"))(t) {
+		sessions = append(sessions, record.Session)
+	}
+	slices.Sort(sessions)
+	if diff := cmp.Diff([]string{"has it", "may have it"}, sessions); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func forgets(t *testing.T, r records) {
 	s := r.open()
 	ctx := testContext(t)
@@ -435,5 +468,146 @@ func began(t *testing.T, r records) {
 	}
 	if again := must(r.open().Began(testContext(t)))(t); !again.Equal(at) {
 		t.Errorf("begun at %v, and also at %v", at, again)
+	}
+}
+
+// tried is the record of a session during an attempt, or after it.
+func tried(attempt, provider, sandboxID string, state State) Record {
+	return Record{
+		Session: "s1", Provider: provider, SandboxID: sandboxID, Attempt: attempt, State: state,
+		CreatedAt: time.UnixMilli(1_800_000_000_123), Generation: "g-" + attempt,
+	}
+}
+
+// wantOwed compares all but the times that the store sets.
+func wantOwed(t testing.TB, s Store, session string, want ...Attempt) {
+	t.Helper()
+	got := must(s.Owed(testContext(t), session))(t)
+	for i := range got {
+		if got[i].UpdatedAt.IsZero() {
+			t.Error("UpdatedAt is not set")
+		}
+		got[i].UpdatedAt = time.Time{}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("what is owed is not as expected (-want +got):\n%s", diff)
+	}
+}
+
+func keepsWhatIsOwed(t *testing.T, r records) {
+	s, reader := r.open(), r.open()
+	ctx := testContext(t)
+	first, second := tried("a-1", "acme", "", StateCreating), tried("a-2", "umbrella", "sb-2", StateDestroying)
+	second.CreatedAt = second.CreatedAt.Add(time.Second)
+	lease, _ := take(t, s, "s1")
+	wantNil(t, "the first attempt", s.Save(ctx, lease, first))
+	wantOwed(t, reader, "s1")
+	wantNil(t, "the second", s.Save(ctx, lease, second))
+	wantOwed(t, reader, "s1", first.OwnAttempt())
+	wantNil(t, "the third", s.Release(ctx, lease, tried("a-3", "local", "sb-3", StateRunning)))
+	wantOwed(t, reader, "s1", first.OwnAttempt(), second.OwnAttempt())
+	wantOwed(t, reader, "s2")
+
+	lease, record := take(t, s, "s1")
+	if shown := must(reader.List(ctx))(t); record.Owed != 2 || shown[0].Owed != 2 || record.Attempt != "a-3" {
+		t.Errorf("taken: %+v, and listed: %+v", record, shown)
+	}
+	other, _ := take(t, s, "s0")
+	owing := tried("a-0", "acme", "", StateCreating).OwnAttempt()
+	wantNil(t, "SaveAttempt", s.SaveAttempt(ctx, other, owing))
+	owing.Session = "s0"
+	wantOwed(t, reader, "", owing, first.OwnAttempt(), second.OwnAttempt())
+
+	done := second.OwnAttempt()
+	done.State = StateGone
+	wantNil(t, "SaveAttempt", s.SaveAttempt(ctx, lease, done))
+	wantOwed(t, reader, "s1", first.OwnAttempt())
+	if record := must(reader.Get(ctx, "s1"))(t); record.Owed != 1 {
+		t.Errorf("%+v", record)
+	}
+}
+
+func owesNothingOfItsOwn(t *testing.T, r records) {
+	s := r.open()
+	ctx := testContext(t)
+	lease, _ := take(t, s, "s1")
+	wantNil(t, "an attempt", s.Save(ctx, lease, tried("a-1", "acme", "sb-1", StateCreating)))
+	wantNil(t, "one after it", s.Save(ctx, lease, tried("a-2", "acme", "", StateCreating)))
+	for _, same := range []Record{
+		tried("a-1", "acme", "", StateCreating), tried("a-1", "acme", "sb-1", StateRunning), tried("", "acme", "sb-1", StateRunning),
+	} {
+		wantNil(t, "Save", s.Save(ctx, lease, tried("a-2", "acme", "", StateGone)))
+		if owed := must(s.Owed(ctx, "s1"))(t); len(owed) != 1 {
+			t.Fatalf("owed: %+v", owed)
+		}
+		wantNil(t, "Save", s.Save(ctx, lease, same))
+		wantOwed(t, s, "s1")
+		wantNil(t, "Save", s.Save(ctx, lease, tried("a-1", "acme", "sb-1", StateCreating)))
+	}
+	wantNil(t, "Save", s.Save(ctx, lease, tried("", "umbrella", "sb-1", StateRunning))) // ids are those of a provider
+	wantOwed(t, s, "s1", tried("a-1", "acme", "sb-1", StateCreating).OwnAttempt())
+	wantNil(t, "Save", s.Save(ctx, lease, tried("", "acme", "sb-1", StateGone)))
+	wantOwed(t, s, "s1", tried("a-1", "acme", "sb-1", StateCreating).OwnAttempt())
+}
+
+func fencesAttempts(t *testing.T, r records) {
+	s := r.open()
+	ctx := testContext(t)
+	lease, _ := take(t, s, "s1")
+	owing := tried("a-1", "acme", "", StateCreating).OwnAttempt()
+	wantNil(t, "SaveAttempt", s.SaveAttempt(ctx, lease, owing))
+	wantNil(t, "SaveAttempt once more", s.SaveAttempt(ctx, lease, owing))
+	r.expire()
+	done := owing
+	done.State = StateGone
+	wantLost(t, "SaveAttempt", s.SaveAttempt(ctx, lease, done))
+	wantOwed(t, r.open(), "s1", owing)
+}
+
+func keepsTheGeneration(t *testing.T, r records) {
+	s, reader := r.open(), r.open()
+	ctx := testContext(t)
+	generation := func(want string) {
+		t.Helper()
+		got := must(reader.Get(ctx, "s1"))(t).Generation
+		lease, record := take(t, s, "s1")
+		wantNil(t, "Release", s.Release(ctx, lease, record))
+		if got != want || record.Generation != want {
+			t.Errorf("the generation is %q and %q, and should be %q", got, record.Generation, want)
+		}
+	}
+	save := func(record Record) {
+		t.Helper()
+		lease, _ := take(t, s, "s1")
+		wantNil(t, "Release", s.Release(ctx, lease, record))
+	}
+	record := tried("a-1", "acme", "sb-1", StateRunning)
+	save(record)
+	generation("g-a-1")
+	record.Generation = "replaced"
+	save(record)
+	generation("replaced")
+	save(tried("a-2", "acme", "sb-2", StateRunning))
+	generation("g-a-2")
+	without := tried("", "acme", "sb-3", StateRunning)
+	save(without)
+	generation("")
+}
+
+func forgetsAttempts(t *testing.T, r records) {
+	s := r.open()
+	ctx := testContext(t)
+	lease, _ := take(t, s, "s1")
+	for _, record := range []Record{
+		tried("a-1", "acme", "sb-1", StateDestroying), tried("a-2", "acme", "sb-2", StateGone), tried("a-3", "acme", "sb-3", StateRunning),
+	} {
+		wantNil(t, "Save", s.Save(ctx, lease, record))
+	}
+	wantNil(t, "Release", s.Release(ctx, lease, tried("a-3", "acme", "sb-3", StateRunning)))
+	must(s.Forget(ctx, time.Now().Add(-time.Hour)))(t)
+	must(s.Forget(ctx, time.Now().Add(time.Hour)))(t)
+	wantOwed(t, s, "s1", tried("a-1", "acme", "sb-1", StateDestroying).OwnAttempt())
+	if record := must(s.Get(ctx, "s1"))(t); record.Generation != "g-a-3" {
+		t.Errorf("the session's own attempt: %+v", record)
 	}
 }

@@ -2,6 +2,7 @@ package recovery
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -43,8 +44,9 @@ func (a Account) CheckProvider(record records.Record) error {
 	return &ElsewhereError{Session: record.Session, Provider: record.Provider, SandboxID: record.SandboxID}
 }
 
-// List returns the session's sandboxes, or with an empty session all of this owner, without those that are gone. The
-// error of a provider that cannot list has the code provider.CodeUnsupported.
+// List returns the session's sandboxes, or with an empty session all of this owner, without those that are gone. Beside an
+// error there may be sandboxes: those are right, but they are not all. The error of a provider that cannot list has the
+// code provider.CodeUnsupported.
 func (a Account) List(ctx context.Context, session string) ([]provider.Sandbox, error) {
 	return a.list(ctx, provider.ListRequest{Owner: a.Owner, Session: session})
 }
@@ -78,6 +80,12 @@ func (a Account) Destroy(ctx context.Context, under *lease.Lease, sandboxID stri
 		return destroyer.Destroy(ctx, ref)
 	})
 	if err != nil && provider.CodeOf(err) != provider.CodeNotFound {
+		var failed *provider.Error
+		if errors.As(err, &failed) && failed.SandboxID == "" {
+			named := *failed
+			named.SandboxID = sandboxID
+			err = &named
+		}
 		return fmt.Errorf("sandbox %s is left: %w", sandboxID, err)
 	}
 	return nil
@@ -93,7 +101,8 @@ func repeat(ctx context.Context, call func() error) error {
 	})
 	err := retry.Do(ctx, backoff, func(context.Context) error {
 		err := call()
-		if lease.IsLost(err) {
+		var ofRecords *lease.Error
+		if errors.As(err, &ofRecords) {
 			last = nil
 			return err
 		}

@@ -31,7 +31,7 @@ func (s *Sessions) Check(ctx context.Context, req connect.Request) (connect.Prob
 	if sandboxes[0].State != provider.StateRunning {
 		return connect.Probe{Sandbox: sandboxes[0]}, nil
 	}
-	probe, err := s.connector.Probe(ctx, req, sandboxes[0].ID)
+	probe, err := s.connector.Probe(ctx, req, record, sandboxes[0].ID)
 	if provider.CodeOf(err) == provider.CodeNotFound && probe.Sandbox.ID == "" {
 		return probe, s.missing(record)
 	}

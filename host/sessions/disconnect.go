@@ -32,21 +32,18 @@ func (s *Sessions) Disconnect(
 }
 
 func (s *Sessions) disconnect(ctx context.Context, l *lease.Lease, action Action) (sandboxID string, err error) {
-	interrupted := l.Record.Interrupted()
-	if err := s.account.Finish(ctx, l); err != nil {
+	destroyed, err := s.account.Finish(ctx, l)
+	if err != nil {
 		return l.Record.SandboxID, err
 	}
-	discarded := interrupted && !l.Record.HasSandbox()
 	sandboxes, err := s.present(ctx, l.Record)
 	if err != nil {
 		return l.Record.SandboxID, err
 	}
-	if discarded { // a listing may still show what has just been destroyed
-		sandboxes = without(sandboxes, l.Record.SandboxID)
-	}
+	sandboxes = without(sandboxes, destroyed...) // a listing may still show what has just been destroyed
 	if len(sandboxes) == 0 {
-		if discarded && action == ActionDestroy && l.Record.SandboxID != "" {
-			return l.Record.SandboxID, nil
+		if len(destroyed) > 0 && action == ActionDestroy {
+			return destroyed[0], nil
 		}
 		l.SetGone()
 		return "", s.noSandbox(l.Record.Session)
@@ -100,5 +97,9 @@ func (s *Sessions) end(ctx context.Context, l *lease.Lease, sandboxID string, ac
 
 // mayHaveWorked reports whether a call that failed with the code may have had its effect.
 func mayHaveWorked(code provider.Code) bool {
-	return code == provider.CodeUnreachable || code == provider.CodeTimeout || code == provider.CodeCanceled
+	switch code {
+	case provider.CodeUnreachable, provider.CodeTimeout, provider.CodeCanceled, provider.CodeInternal:
+		return true
+	}
+	return false
 }

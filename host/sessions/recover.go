@@ -2,6 +2,7 @@ package sessions
 
 import (
 	"context"
+	"slices"
 
 	"github.com/berth-dev/berth/host/lease"
 	"github.com/berth-dev/berth/host/records"
@@ -43,7 +44,7 @@ func (s *Sessions) recover(ctx context.Context, l *lease.Lease) (Outcome, error)
 		return OutcomeNothing, nil
 	}
 	known := l.Record.SandboxID != ""
-	if err := s.account.Discard(ctx, l); err != nil {
+	if _, err := s.account.Discard(ctx, l); err != nil {
 		return "", err
 	}
 	if known {
@@ -64,4 +65,23 @@ func (s *Sessions) recover(ctx context.Context, l *lease.Lease) (Outcome, error)
 		l.Record.State = records.StateSuspended
 	}
 	return OutcomeAdopted, nil
+}
+
+// Repay finishes what an attempt owes that is not the session's any more: what it made is destroyed. It is idempotent and
+// returns as Recover does.
+func (s *Sessions) Repay(ctx context.Context, attempt records.Attempt) (outcome Outcome, sandboxID string, err error) {
+	outcome = OutcomeBusy
+	err = s.ifFree(ctx, attempt.Session, func(ctx context.Context, l *lease.Lease) error {
+		outcome = OutcomeNothing
+		owed, err := l.Owed(ctx)
+		i := slices.IndexFunc(owed, func(a records.Attempt) bool { return a.ID == attempt.ID && a.Provider == s.account.Name })
+		if err != nil || i < 0 { // another host has finished it
+			return err
+		}
+		if sandboxID, err = s.account.Repay(ctx, l, owed[i]); sandboxID != "" {
+			outcome = OutcomeDestroyed
+		}
+		return err
+	})
+	return outcome, sandboxID, err
 }

@@ -2,6 +2,7 @@ package sessions
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -352,5 +353,99 @@ func TestADisconnectThatWaitsIsNotMadeOnceTheLeaseIsLost(t *testing.T) {
 		_, err = h.Disconnect(t.Context(), "s1", ActionDestroy, nil)
 		failure(t, err, connect.CodeLeaseLost)
 		same(t, "left", len(c.Left()), 1)
+	})
+}
+
+// owe makes an earlier attempt of the session owe an undo.
+func owe(t *testing.T, store *records.MemoryStore, attempt records.Attempt) {
+	t.Helper()
+	taken, record, err := store.Take(t.Context(), "s1")
+	ok(t, err)
+	ok(t, store.SaveAttempt(t.Context(), taken, attempt))
+	ok(t, store.Release(t.Context(), taken, record))
+}
+
+func TestWhatAnEarlierAttemptOwesIsFinished(t *testing.T) {
+	t.Parallel()
+	for name, finish := range map[string]func(*testing.T, host, records.Attempt) string{
+		"by disconnect": func(t *testing.T, h host, _ records.Attempt) string {
+			id, err := h.Disconnect(t.Context(), "s1", ActionDestroy, nil)
+			ok(t, err)
+			return id
+		},
+		"by repay": func(t *testing.T, h host, owing records.Attempt) string {
+			outcome, id, err := h.Repay(t.Context(), owing)
+			ok(t, err)
+			same(t, "outcome", outcome, OutcomeDestroyed)
+			return id
+		},
+	} {
+		for _, known := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, sandbox known: %v", name, known), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					c := fakecloud.New()
+					h := hostOf(c, records.NewMemory(), "one")
+					id := c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a1", State: provider.StateRunning})
+					owing := records.Attempt{ID: "a1", Session: "s1", Provider: "acme", State: records.StateCreating}
+					if known {
+						owing.SandboxID = id
+					}
+					owe(t, h.store, owing)
+					same(t, "sandbox", finish(t, h, owing), id)
+					nothingLeft(t, c)
+					owed, err := h.store.Owed(t.Context(), "")
+					ok(t, err)
+					same(t, "owed", len(owed), 0)
+					outcome, _, err := h.Repay(t.Context(), owing)
+					ok(t, err)
+					same(t, "once more", outcome, OutcomeNothing)
+				})
+			})
+		}
+	}
+}
+
+func TestWhatTheSessionHasByNowIsNotRepaid(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := fakecloud.New()
+		h := hostOf(c, records.NewMemory(), "one")
+		id := c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a1", State: provider.StateRunning})
+		// A record that names the sandbox and not the attempt: the plugin does not say whose it is.
+		taken, record, err := h.store.Take(t.Context(), "s1")
+		ok(t, err)
+		record.Provider, record.SandboxID, record.State = "acme", id, records.StateRunning
+		ok(t, h.store.Release(t.Context(), taken, record))
+		owing := records.Attempt{ID: "a1", Session: "s1", Provider: "acme", State: records.StateCreating}
+		owe(t, h.store, owing)
+		outcome, _, err := h.Repay(t.Context(), owing)
+		ok(t, err)
+		same(t, "outcome", outcome, OutcomeNothing)
+		same(t, "left", strings.Join(c.Left(), " "), id)
+		owed, err := h.store.Owed(t.Context(), "")
+		ok(t, err)
+		same(t, "owed", len(owed), 0)
+	})
+}
+
+func TestARepaymentThatFailsStaysOwed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := fakecloud.New()
+		h := hostOf(c, records.NewMemory(), "one")
+		id := c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, Attempt: "a1", State: provider.StateRunning})
+		owing := records.Attempt{ID: "a1", Session: "s1", Provider: "acme", State: records.StateCreating}
+		owe(t, h.store, owing)
+		c.OnDestroy = func(context.Context) error { return provider.Errorf(provider.CodeDenied, "403") }
+		_, _, err := h.Repay(t.Context(), owing)
+		failure(t, err, connect.CodeDenied)
+		_, err = h.Connect(t.Context(), request(), nil)
+		failure(t, err, connect.CodeDenied)
+		owed, err := h.store.Owed(t.Context(), "s1")
+		ok(t, err)
+		if len(owed) != 1 || owed[0].SandboxID != id || owed[0].State != records.StateDestroying {
+			t.Errorf("owed: %+v", owed)
+		}
 	})
 }

@@ -229,10 +229,8 @@ func (c *connection) lost(ctx context.Context, err error) bool {
 	if ctx.Err() != nil || c.process == nil || c.conn == nil {
 		return false
 	}
-	switch e := provider.AsError(err); {
-	case e.Reason != "":
-		return false
-	case e.Code != provider.CodeUnreachable && e.Code != provider.CodeInternal && e.Code != provider.CodeCanceled:
+	switch {
+	case provider.AsError(err).Reason != provider.ReasonTransport:
 		return false
 	case c.alive(ctx, noticeGrace) && !c.ended() && !closed(c.over):
 		return false // the plugin works: the error was its own
@@ -262,9 +260,13 @@ func (c *connection) alive(ctx context.Context, timeout time.Duration) bool {
 
 func (c *connection) lastLines() []string { return provider.Tail(c.out.lastLines()) }
 
+// maxHeaderBytes bounds the headers and trailers of one call. An error of the contract has less than 8 KiB.
+const maxHeaderBytes = 256 << 10
+
 func dialOptions() []grpc.DialOption {
 	return []grpc.DialOption{grpc.WithDefaultCallOptions(
-		grpc.MaxCallRecvMsgSize(provider.MaxMessageBytes), grpc.MaxCallSendMsgSize(provider.MaxMessageBytes))}
+		grpc.MaxCallRecvMsgSize(provider.MaxMessageBytes), grpc.MaxCallSendMsgSize(provider.MaxMessageBytes)),
+		grpc.WithMaxHeaderListSize(maxHeaderBytes)}
 }
 
 // stdioInterceptor makes go-plugin give up when start ends. The first thing go-plugin does on a connection is to open

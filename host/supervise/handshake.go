@@ -2,6 +2,7 @@ package supervise
 
 import (
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -52,13 +53,23 @@ func (p *process) PluginToHost(network, address string) (string, string, error) 
 		return network, address, nil
 	case network == "unix":
 		return "", "", fmt.Errorf("its socket %s is outside the directory it was given in %s", address, plugin.EnvUnixSocketDir)
-	case network == "tcp" && p.mtls:
+	case network == "tcp" && p.mtls && onLoopback(address):
 		return network, address, nil
+	case network == "tcp" && p.mtls:
+		return "", "", fmt.Errorf("it listens on tcp %.80q, which is not an address of this machine's loopback interface: it must "+
+			"listen on a unix socket in the directory named by %s", address, plugin.EnvUnixSocketDir)
 	case network == "tcp":
 		return "", "", fmt.Errorf("it listens on tcp %s without mTLS, where everybody on this machine can reach it: it must "+
 			"listen on a unix socket in the directory named by %s, or use mTLS", address, plugin.EnvUnixSocketDir)
 	}
 	return "", "", fmt.Errorf("it listens on an unknown kind of network, %q", network)
+}
+
+// onLoopback reports whether a TCP address can only be that of a process on this machine. A name could be looked up
+// elsewhere, so only numbers count.
+func onLoopback(address string) bool {
+	at, err := netip.ParseAddrPort(address)
+	return err == nil && at.Addr().Unmap().IsLoopback() && at.Port() != 0
 }
 
 // HostToPlugin returns the address unchanged: plugin and host share a machine.

@@ -178,35 +178,65 @@ func (s *sweep) sort() {
 	})
 }
 
-// recover finishes every interrupted record, a few at a time.
+// unfinished is what is to be finished of one attempt: that of a record or, if earlier is set, one before it.
+type unfinished struct {
+	records.Attempt
+	earlier bool
+}
+
+// recover finishes every interrupted record and what earlier attempts owe: a few sessions at a time, and of each session
+// one thing after the other.
 func (s *sweep) recover(ctx context.Context) error {
 	all, err := s.records.List(ctx)
 	if err != nil {
 		return connect.RecordsError(err)
 	}
-	var interrupted []records.Record
-	for _, record := range all {
-		if record.Interrupted() && (s.options.Provider == "" || s.options.Provider == record.Provider) {
-			interrupted = append(interrupted, record)
+	owed, err := s.records.Owed(ctx, "")
+	if err != nil {
+		return connect.RecordsError(err)
+	}
+	bySession := map[string][]unfinished{}
+	add := func(u unfinished) {
+		if s.options.Provider == "" || s.options.Provider == u.Provider {
+			bySession[u.Session] = append(bySession[u.Session], u)
 		}
 	}
-	eachOf(interrupted, func(record records.Record) { s.finish(ctx, record) })
+	for _, attempt := range owed {
+		add(unfinished{attempt, true})
+	}
+	for _, record := range all {
+		if record.Interrupted() {
+			add(unfinished{record.OwnAttempt(), false})
+		}
+	}
+	eachOf(slices.Collect(maps.Values(bySession)), func(ofOne []unfinished) {
+		for _, u := range ofOne {
+			s.finish(ctx, u)
+		}
+	})
 	return nil
 }
 
-func (s *sweep) finish(ctx context.Context, record records.Record) {
+func (s *sweep) finish(ctx context.Context, u unfinished) {
 	f := Finding{
-		Provider: record.Provider, Session: record.Session, SandboxID: record.SandboxID, Verdict: Interrupted, Age: age(record.CreatedAt),
-		Why: fmt.Sprintf("a host ended while it was %s the sandbox", record.State),
+		Provider: u.Provider, Session: u.Session, SandboxID: u.SandboxID, Verdict: Interrupted, Age: age(u.CreatedAt),
+		Why: fmt.Sprintf("a host ended while it was %s the sandbox", u.State),
 	}
-	on := s.providers[record.Provider]
+	if u.earlier {
+		f.Why = fmt.Sprintf("an earlier attempt of the session was interrupted while it was %s the sandbox", u.State)
+	}
+	on := s.providers[u.Provider]
 	switch {
 	case on == nil:
-		f.Err = fmt.Errorf("provider %s is not configured", record.Provider)
+		f.Err = fmt.Errorf("provider %s is not configured", u.Provider)
 	case !s.options.DryRun:
 		var outcome sessions.Outcome
 		var id string
-		outcome, id, f.Err = on.Recover(ctx, record.Session)
+		if u.earlier {
+			outcome, id, f.Err = on.Repay(ctx, u.Attempt)
+		} else {
+			outcome, id, f.Err = on.Recover(ctx, u.Session)
+		}
 		if id != "" {
 			f.SandboxID = id
 		}
@@ -223,17 +253,17 @@ func (s *sweep) finish(ctx context.Context, record records.Record) {
 // provider compares what one provider has with the records.
 func (s *sweep) provider(ctx context.Context, name string, on *sessions.Sessions) error {
 	// The sandboxes come first: whatever is among them was recorded before it was made.
-	sandboxes, err := on.Survey(ctx)
-	if err != nil {
-		return err
-	}
+	sandboxes, incomplete := on.Survey(ctx)
 	all, err := s.records.List(ctx)
 	if err != nil {
 		return connect.RecordsError(err)
 	}
-	bySession := map[string]records.Record{}
+	bySession, bySandbox := map[string]records.Record{}, map[string]records.Record{}
 	for _, record := range all {
 		bySession[record.Session] = record
+		if record.HasSandbox() && record.SandboxID != "" {
+			bySandbox[record.SandboxID] = record
+		}
 	}
 	there := map[string]provider.Sandbox{}
 	for _, sandbox := range sandboxes {
@@ -241,7 +271,11 @@ func (s *sweep) provider(ctx context.Context, name string, on *sessions.Sessions
 	}
 
 	eachOf(sandboxes, func(sandbox provider.Sandbox) {
-		f := s.judge(name, on.Owner(), sandbox, bySession[sandbox.Session])
+		record := bySession[sandbox.Session]
+		if of, recorded := bySandbox[sandbox.ID]; recorded && record.SandboxID != sandbox.ID {
+			record = of // the records know better than a label
+		}
+		f := s.judge(name, on.Owner(), sandbox, record)
 		if f.Verdict == Orphan && !s.options.DryRun {
 			var removed bool
 			if removed, f.Err = on.RemoveOrphan(ctx, sandbox); removed {
@@ -252,6 +286,9 @@ func (s *sweep) provider(ctx context.Context, name string, on *sessions.Sessions
 		}
 		s.add(f)
 	})
+	if incomplete != nil { // what was not listed may be there all the same
+		return incomplete
+	}
 	eachOf(all, func(record records.Record) {
 		if f, outdated := s.compare(name, record, there); outdated {
 			if !s.options.DryRun {

@@ -281,6 +281,29 @@ func TestAnInterruptedAttemptIsFinishedFirst(t *testing.T) {
 	})
 }
 
+func TestWhatEarlierAttemptsOweIsFinished(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t,
+			provider.Sandbox{ID: "owed", Session: "s1", Attempt: "a1", CreatedAt: time.Now()},
+			provider.Sandbox{ID: "half", Session: "s1", Attempt: "a2", CreatedAt: time.Now()},
+			provider.Sandbox{ID: "theirs", Session: "s2", Attempt: "a1", CreatedAt: time.Now()},
+		)
+		w.write(records.Record{Session: "s1", Attempt: "a1", SandboxID: "owed", State: records.StateDestroying}, true)
+		w.write(records.Record{Session: "s1", Attempt: "a2", State: records.StateCreating}, true) // over the first
+		w.write(records.Record{Session: "s2", Attempt: "a1", SandboxID: "theirs", State: records.StateRunning}, true)
+		want(t, "dry run", verdicts(w.sweep(Options{Grace: grace, DryRun: true})), "=interrupted half=busy owed=busy owed=interrupted theirs=kept")
+		want(t, "another provider's", verdicts(w.sweep(Options{Grace: grace, DryRun: true, Provider: "umbrella"})), "half=busy owed=busy theirs=kept")
+		report, err := Recover(t.Context(), w.store, w.providers(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want(t, "recover", verdicts(report), "half=interrupted(destroyed) owed=interrupted(destroyed)")
+		want(t, "left", w.cloud.left(), "theirs")
+		want(t, "once more", verdicts(w.sweep(Options{Grace: grace})), "theirs=kept")
+	})
+}
+
 func TestARecordIsCorrectedByWhatTheProviderHas(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -365,6 +388,45 @@ func TestWhatFailsIsReportedAndTheRestIsSwept(t *testing.T) {
 		if report.Failures["silent"] == nil || report.Err() == nil {
 			t.Errorf("failures: %v, error: %v", report.Failures, report.Err())
 		}
+	})
+}
+
+func TestWhatAPartOfAListingLacksMayBeThere(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		time.Sleep(time.Hour)
+		w.write(records.Record{Session: "s1", SandboxID: "unlisted", Attempt: "a1", State: records.StateRunning}, true)
+		w.cloud = newCloud(provider.Sandbox{ID: "orphan", Session: "s2", CreatedAt: time.Now()})
+		w.cloud.listError = &provider.Error{Code: provider.CodeFailed, Reason: provider.ReasonListCut, Message: "too long"}
+		time.Sleep(2 * time.Hour)
+		report := w.sweep(Options{Grace: grace})
+		want(t, "sweep", verdicts(report), "orphan=orphan(destroyed)")
+		var e *connect.Error
+		if !errors.As(report.Failures["acme"], &e) || e.Code != connect.CodePluginFailed || e.Message != "too long" {
+			t.Errorf("failures: %v", report.Failures)
+		}
+		record, err := w.store.Get(t.Context(), "s1")
+		if err != nil || record.State != records.StateRunning {
+			t.Errorf("the record became %s, %v", record.State, err)
+		}
+	})
+}
+
+func TestARecordedSandboxIsKeptWhateverSessionItsLabelNames(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		time.Sleep(time.Hour)
+		w.write(records.Record{Session: "s1", SandboxID: "sb", Attempt: "a1", State: records.StateRunning}, true)
+		w.write(records.Record{Session: "s2", SandboxID: "sb2", Attempt: "a2", State: records.StateRunning}, true)
+		w.cloud = newCloud(
+			provider.Sandbox{ID: "sb", Session: "nobody knows it", CreatedAt: time.Now()},
+			provider.Sandbox{ID: "sb2", Session: "s1", CreatedAt: time.Now()},
+		)
+		time.Sleep(2 * time.Hour)
+		want(t, "sweep", verdicts(w.sweep(Options{Grace: grace})), "sb2=kept sb=kept")
+		want(t, "left", w.cloud.left(), "sb sb2")
 	})
 }
 

@@ -70,7 +70,7 @@ type Event struct {
 	SandboxID string         `json:"sandbox_id,omitempty"`
 	ElapsedMS float64        `json:"elapsed_ms"`
 	Pings     int            `json:"pings,omitempty"`
-	Message   string         `json:"message,omitempty"`
+	Message   string         `json:"message,omitempty" foreign:"text"`
 }
 
 // NewEvent returns the Event of an event of the lifecycle.
@@ -83,19 +83,19 @@ type Failure struct {
 	// Code is one of connect's codes, or "usage" for a mistake in the command line.
 	Code         string   `json:"code"`
 	Phase        string   `json:"phase,omitempty"`
-	Message      string   `json:"message"`
+	Message      string   `json:"message" foreign:"text"`
 	Provider     string   `json:"provider,omitempty"`
 	Session      string   `json:"session,omitempty"`
 	SandboxID    string   `json:"sandbox_id,omitempty"`
 	Retryable    bool     `json:"retryable"`
 	RetryAfterMS int64    `json:"retry_after_ms,omitempty"`
 	Cleanup      string   `json:"cleanup,omitempty"`
-	CleanupError string   `json:"cleanup_error,omitempty"`
+	CleanupError string   `json:"cleanup_error,omitempty" foreign:"text"`
 	ExitCode     *int     `json:"exit_code,omitempty"`
-	LogTail      []string `json:"log_tail,omitempty"`
+	LogTail      []string `json:"log_tail,omitempty" foreign:"text"`
 	Pings        int      `json:"pings,omitempty"`
 	// Hint is what to do next, in the words of the front that shows it.
-	Hint string `json:"hint,omitempty"`
+	Hint string `json:"hint,omitempty" foreign:"text"`
 }
 
 // NewFailure returns the Failure of an error of the lifecycle, without a hint.
@@ -105,17 +105,6 @@ func NewFailure(e *connect.Error) Failure {
 		SandboxID: e.SandboxID, Retryable: e.Retryable, RetryAfterMS: e.RetryAfter.Milliseconds(),
 		Cleanup: string(e.Cleanup), CleanupError: e.CleanupError, ExitCode: e.ExitCode, LogTail: e.LogTail, Pings: e.Pings,
 	}
-}
-
-// Redacted returns f with redact applied to every text that may quote a server, a provider or a user.
-func (f Failure) Redacted(redact func(string) string) Failure {
-	f.Message, f.CleanupError, f.Hint = redact(f.Message), redact(f.CleanupError), redact(f.Hint)
-	lines := f.LogTail
-	f.LogTail = nil
-	for _, line := range lines {
-		f.LogTail = append(f.LogTail, redact(line))
-	}
-	return f
 }
 
 // Failed is the whole answer of something that failed.

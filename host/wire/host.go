@@ -21,7 +21,7 @@ type Config struct {
 type Check struct {
 	Check  string   `json:"check"`
 	OK     bool     `json:"ok"`
-	Detail string   `json:"detail"`
+	Detail string   `json:"detail" foreign:"text"`
 	Error  *Failure `json:"error,omitempty"`
 }
 
@@ -62,7 +62,7 @@ type Description struct {
 	Name         string                `json:"name"`
 	Version      string                `json:"version"`
 	Protocol     int                   `json:"protocol"`
-	Summary      string                `json:"summary"`
+	Summary      string                `json:"summary" foreign:"text"`
 	Capabilities []provider.Capability `json:"capabilities"`
 	Attributes   []Attribute           `json:"attributes"`
 }
@@ -74,10 +74,10 @@ type Attribute struct {
 	Required  bool                   `json:"required"`
 	Sensitive bool                   `json:"sensitive"`
 	// Default is JSON, absent when there is none.
-	Default string   `json:"default,omitempty"`
+	Default string   `json:"default,omitempty" foreign:"text"`
 	Env     []string `json:"env,omitempty"`
 	OneOf   []string `json:"one_of,omitempty"`
-	Doc     string   `json:"doc"`
+	Doc     string   `json:"doc" foreign:"text"`
 }
 
 // NewDescription returns the Description of what a plugin says of itself.

@@ -7,9 +7,9 @@ type Finding struct {
 	Provider   string        `json:"provider"`
 	Session    string        `json:"session"`
 	SandboxID  string        `json:"sandbox_id"`
-	Owner      string        `json:"owner,omitempty"`
+	Owner      string        `json:"owner,omitempty" foreign:"text"`
 	Verdict    sweep.Verdict `json:"verdict"`
-	Why        string        `json:"why"`
+	Why        string        `json:"why" foreign:"text"`
 	AgeSeconds int64         `json:"age_s"`
 	Done       string        `json:"done,omitempty"`
 	Error      *Failure      `json:"error,omitempty"`

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/fleet"
@@ -98,7 +99,7 @@ func TestEveryFormIsOneLineWithItsPromisedNames(t *testing.T) {
 func TestWhatIsNoJSONIsAnErrorAndWritesNothing(t *testing.T) {
 	t.Parallel()
 	var text strings.Builder
-	err := Write(&text, NewRenewed("s", "b", time.Date(12000, 1, 1, 0, 0, 0, 0, time.UTC)))
+	err := Write(&text, map[string]any{"no": "JSON", "at": time.Date(12000, 1, 1, 0, 0, 0, 0, time.UTC)})
 	if err == nil || text.Len() != 0 {
 		t.Errorf("%v, and wrote %q", err, text.String())
 	}
@@ -113,15 +114,62 @@ type broken struct{}
 
 func (*broken) Write([]byte) (int, error) { return 0, errBroken }
 
-func TestNothingOfAFailureThatMayQuoteASecretStaysUnredacted(t *testing.T) {
+func TestATimeThatJSONCannotCarryIsNever(t *testing.T) {
 	t.Parallel()
-	lines := []string{"secret"}
-	f := Failure{Message: "a secret", CleanupError: "secret", Hint: "secret", LogTail: lines}
-	text, err := json.Marshal(f.Redacted(func(s string) string { return strings.ReplaceAll(s, "secret", "*") }))
-	if err != nil || strings.Contains(string(text), "secret") || strings.Count(string(text), "*") != 4 {
-		t.Errorf("%v: %s", err, text)
+	for text, at := range map[string]time.Time{
+		"null":                   time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC),
+		"null,":                  time.Date(9999, 12, 31, 23, 59, 59, 999e6, time.FixedZone("", -3600)),
+		"null, before the years": time.Date(-1, 1, 1, 0, 0, 0, 0, time.UTC),
+		`"9999-12-31T23:59:59Z"`: time.Date(9999, 12, 31, 23, 59, 59, 999999999, time.UTC),
+		`"0000-01-01T00:00:00Z"`: time.Date(0, 1, 1, 0, 0, 0, 0, time.UTC),
+	} {
+		want, _, _ := strings.Cut(text, ",")
+		var line strings.Builder
+		if err := Write(&line, NewRenewed("s", "b", at)); err != nil || !strings.Contains(line.String(), `"expires_at":`+want+"}") {
+			t.Errorf("%s: %v: %s", at, err, line.String())
+		}
 	}
-	if !reflect.DeepEqual(lines, []string{"secret"}) {
-		t.Error("the caller's lines have changed")
+}
+
+func TestNothingThatATerminalObeysIsInALineAndItsValuesStay(t *testing.T) {
+	t.Parallel()
+	const evil = "\x1b[2J \u009b2K \x7f \u202e \u2028 \U000e0041 <&>"
+	var line, lines strings.Builder
+	if err := Write(&line, Failure{Message: evil}); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteIndented(&lines, Failure{Message: evil}); err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{line.String(), lines.String()} {
+		if strings.IndexFunc(text, func(r rune) bool { return r != '\n' && !unicode.IsGraphic(r) }) >= 0 || !strings.Contains(text, "<&>") {
+			t.Errorf("%q", text)
+		}
+		var got Failure
+		if err := json.Unmarshal([]byte(text), &got); err != nil || got.Message != evil {
+			t.Errorf("%v: it became %q", err, got.Message)
+		}
+	}
+}
+
+func TestOnlyWhatQuotesOthersIsRedacted(t *testing.T) {
+	t.Parallel()
+	star := func(s string) string { return strings.ReplaceAll(s, "secret", "*") }
+	lines := []string{"secret"}
+	f := Failure{Code: "secret", Phase: "secret", Message: "a secret", CleanupError: "secret", Hint: "secret", LogTail: lines}
+	got := Redacted(Checks{[]Check{{Check: "secret", Detail: "secret", Error: &f}}}, star)
+	want := Failure{Code: "secret", Phase: "secret", Message: "a *", CleanupError: "*", Hint: "*", LogTail: []string{"*"}}
+	if !reflect.DeepEqual(got, Checks{[]Check{{Check: "secret", Detail: "*", Error: &want}}}) {
+		t.Errorf("%+v, %+v", got, got.Checks[0].Error)
+	}
+	if f.Message != "a secret" || lines[0] != "secret" {
+		t.Error("the caller's value has changed")
+	}
+	e := Event{Time: time.Unix(1, 0), Phase: "secret", Session: "secret", Message: "secret"}
+	if got := Redacted(e, star); got.Message != "*" || got.Phase != "secret" || got.Session != "secret" || !got.Time.Equal(e.Time) {
+		t.Errorf("%+v", got)
+	}
+	if got := Redacted[any](e, star).(Event); got.Message != "*" {
+		t.Errorf("%+v", got)
 	}
 }

@@ -44,7 +44,8 @@ func (n *world) compare(ctx context.Context, live []box) (found counts, notes []
 		return found, nil, err
 	}
 	list, err := store.List(ctx)
-	if err = errors.Join(err, store.Close()); err != nil { //nolint:contextcheck // it ends whatever it began
+	owed, owedErr := store.Owed(ctx, "")
+	if err = errors.Join(err, owedErr, store.Close()); err != nil { //nolint:contextcheck // it ends whatever it began
 		return found, nil, err
 	}
 	note := func(format string, args ...any) { notes = append(notes, fmt.Sprintf(format, args...)) }
@@ -78,6 +79,10 @@ func (n *world) compare(ctx context.Context, live []box) (found counts, notes []
 			found.disagreeing++
 			note("disagreeing: %s: %+v", problem, record)
 		}
+	}
+	for _, attempt := range owed {
+		found.disagreeing++
+		note("disagreeing: an earlier attempt still owes an undo: %+v", attempt)
 	}
 	ids := map[string]bool{}
 	for _, b := range live {

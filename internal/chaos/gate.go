@@ -210,6 +210,14 @@ func (s *steppedRecords) Release(ctx context.Context, lease records.Lease, recor
 	return passError(s.gate, "records.Release", func() error { return s.Store.Release(ctx, lease, record) })
 }
 
+func (s *steppedRecords) SaveAttempt(ctx context.Context, lease records.Lease, attempt records.Attempt) error {
+	return passError(s.gate, "records.SaveAttempt", func() error { return s.Store.SaveAttempt(ctx, lease, attempt) })
+}
+
+func (s *steppedRecords) Owed(ctx context.Context, session string) ([]records.Attempt, error) {
+	return pass(s.gate, "records.Owed", func() ([]records.Attempt, error) { return s.Store.Owed(ctx, session) })
+}
+
 func (s *steppedRecords) Get(ctx context.Context, id string) (records.Record, error) {
 	return pass(s.gate, "records.Get", func() (records.Record, error) { return s.Store.Get(ctx, id) })
 }

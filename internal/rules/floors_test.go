@@ -22,7 +22,7 @@ import (
 // fileOrder is the order of the files inside a package, top down. A file uses only files that stand after it.
 var fileOrder = map[string][]string{
 	"host/connect": {
-		"connect.go", "flight.go", "acquire.go", "serve.go", "health.go", "fail.go", "undo.go", "attempt.go", "defaults.go", "request.go", "error.go",
+		"connect.go", "flight.go", "acquire.go", "serve.go", "health.go", "fail.go", "undo.go", "attempt.go", "key.go", "defaults.go", "request.go", "error.go",
 		"event.go",
 	},
 	"host/recovery": {"recovery.go", "account.go"},

@@ -39,9 +39,6 @@ func (l *Local) specOf(record store.Record, server provider.Server) (keeper.Spec
 		env["TMPDIR"] = "/tmp"
 	}
 	maps.Copy(env, asked)
-	if l.bwrap == "" {
-		env[keeper.Marker] = record.ID
-	}
 	program, err := l.findProgram(args[0], dir, env["PATH"])
 	if err != nil {
 		return keeper.Spec{}, err
@@ -52,7 +49,7 @@ func (l *Local) specOf(record store.Record, server provider.Server) (keeper.Spec
 	}
 	slices.Sort(spec.Env)
 	if l.bwrap != "" {
-		l.isolate(&spec, record.ID)
+		l.isolate(&spec, l.store.WorkDir(record.ID))
 	}
 	return spec, nil
 }
@@ -109,8 +106,7 @@ func bwrapNamespaces() []string {
 }
 
 // isolate wraps a server into bubblewrap. Nothing secret goes into the arguments: the environment passes through.
-func (l *Local) isolate(spec *keeper.Spec, id string) {
-	work := l.store.WorkDir(id)
+func (l *Local) isolate(spec *keeper.Spec, work string) {
 	args := append([]string{l.bwrap}, bwrapNamespaces()...)
 	args = append(args, "--tmpfs", l.store.Root) // other sandboxes, and the keepers' tokens
 	for _, hidden := range []string{"/tmp", l.store.Root} {
@@ -118,10 +114,7 @@ func (l *Local) isolate(spec *keeper.Spec, id string) {
 			args = append(args, "--ro-bind", spec.Path, spec.Path)
 		}
 	}
-	args = append(args, "--bind", work, work, "--chdir", spec.Dir)
-	// Only what runs inside bears the mark by which a sandbox's processes are found: bwrap itself is not to be asked
-	// to end.
-	args = append(args, "--setenv", keeper.Marker, id, "--", spec.Path)
+	args = append(args, "--bind", work, work, "--chdir", spec.Dir, "--", spec.Path)
 	spec.Args = append(args, spec.Args[1:]...)
 	spec.Path, spec.Dir, spec.Isolated = l.bwrap, "/", true
 }

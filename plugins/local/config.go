@@ -22,6 +22,7 @@ type Config struct {
 	Root      string   `berth:"root" doc:"The directory that holds the sandboxes. Default: berth/local in $XDG_STATE_HOME, or in ~/.local/state."`
 	Path      []string `berth:"path" doc:"Directories in which a server's command is looked for before PATH. Default: the plugin's own directory and, if that is called plugins, the one above it."`
 	Ports     string   `berth:"ports" default:"auto" oneof:"auto,fixed" doc:"auto gives every server a free port of this machine. fixed gives it the port it asks for, or fails."`
+	Listener  string   `berth:"listener" default:"own" oneof:"own,any" doc:"own sends the session key only to a process that the server's command has started (where the system tells: Linux). any sends it to whatever listens on the server's port, as docker run -p needs, whose port is opened by a daemon."`
 	Isolation string   `berth:"isolation" default:"none" oneof:"none,bwrap" doc:"none runs servers as plain processes. bwrap (Linux) hides other processes from them, and lets them write to their own directory only."`
 }
 
@@ -41,8 +42,9 @@ func open(ctx context.Context, config Config, log hclog.Logger) (*Local, error) 
 	}
 	l := &Local{
 		log: log, store: store.Store{Root: root}, executable: executable,
-		path: path, fixedPorts: config.Ports == "fixed", probe: provider.NewProbeClient(),
+		path: path, fixedPorts: config.Ports == "fixed", anyListener: config.Listener == "any",
 	}
+	l.probe = l.newProbeClient()
 	if config.Isolation == "bwrap" {
 		if l.bwrap, err = findBwrap(ctx); err != nil {
 			return nil, err

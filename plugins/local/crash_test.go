@@ -355,3 +355,67 @@ func TestAKeeperListensToNobodyWithoutItsToken(t *testing.T) {
 		t.Errorf("found %+v", found)
 	}
 }
+
+// published starts a program that bears everything that berth publishes of a sandbox, as `eval "$(berth connect -o env)"`
+// leaves it in a shell of the user's.
+func published(t *testing.T, sandbox provider.Sandbox) int {
+	t.Helper()
+	own := exec.Command("sleep", "1000")
+	own.Env = append(os.Environ(), "BERTH_SANDBOX_ID="+sandbox.ID, "BERTH_SESSION="+sandbox.Session)
+	if err := own.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = own.Process.Kill()
+		_ = own.Wait()
+	})
+	return own.Process.Pid
+}
+
+func TestAUsersOwnProgramsOutliveTheSandboxWhoseNameTheyBear(t *testing.T) {
+	t.Parallel()
+	l := newLocal(t, Config{})
+	sandbox := create(t, l, "s1")
+	own := published(t, sandbox)
+	start(t, l, sandbox, shell("echo $$ >self; exec sleep 1000"))
+	self := pidFrom(t, l, sandbox.ID, "self")
+	suspend(t, l, sandbox)
+	if lives(t, self) || !lives(t, own) {
+		t.Errorf("after a suspend: the server lives %v, the user's own program %v", lives(t, self), lives(t, own))
+	}
+	attach(t, l)
+	if err := syscall.Kill(keeperOf(t, l, sandbox.ID), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	l.keepers.Wait()
+	attach(t, l)
+	if !lives(t, own) {
+		t.Error("the successor of a killed keeper killed the user's own program")
+	}
+	destroy(t, l, sandbox)
+	if !lives(t, own) {
+		t.Error("the end of the sandbox killed the user's own program")
+	}
+}
+
+func TestWhatAServerDetachedEndsWithItHoweverItHides(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux tells a process that hid its environment")
+	}
+	l := newLocal(t, Config{})
+	sandbox := create(t, l, "s1")
+	start(t, l, sandbox, shell(`
+		(env -i /usr/bin/setsid /bin/sh -c 'echo $$ >daemon; exec /bin/sleep 1000' >/dev/null 2>&1 &)
+		(sh -c 'echo $$ >short' &)
+		echo $$ >self; exec sleep 1000`))
+	daemon, short := pidFrom(t, l, sandbox.ID, "daemon"), pidFrom(t, l, sandbox.ID, "short")
+	eventually(t, "an orphan that ended is collected", func() bool { return stateOf(t, short) == "" })
+	if !lives(t, daemon) {
+		t.Fatal("the daemon does not live")
+	}
+	suspend(t, l, sandbox)
+	if lives(t, daemon) {
+		t.Error("the daemon lives on")
+	}
+}

@@ -23,14 +23,15 @@ import (
 //
 // Whatever changes a sandbox happens under the lock of its session, which also keeps other processes out.
 type Local struct {
-	log        hclog.Logger
-	store      store.Store
-	executable string
-	path       []string
-	fixedPorts bool
-	bwrap      string // empty without isolation
-	probe      *http.Client
-	keepers    sync.WaitGroup // those this process started and has yet to collect
+	log         hclog.Logger
+	store       store.Store
+	executable  string
+	path        []string
+	fixedPorts  bool
+	anyListener bool
+	bwrap       string // empty without isolation
+	probe       *http.Client
+	keepers     sync.WaitGroup // those this process started and has yet to collect
 }
 
 // Create makes the session's sandbox, or adopts the one that is there.
@@ -109,7 +110,11 @@ func none(req provider.AttachRequest) error {
 // StartServer starts the server unless one runs, and returns without waiting for it. A running server stays, even if
 // its command differs from the one requested.
 func (l *Local) StartServer(ctx context.Context, req provider.StartServerRequest) (provider.Endpoints, error) {
-	record, unlock, err := l.lock(ctx, provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
+	ref := provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID}
+	if _, err := l.loadOf(ref, req.Session); err != nil {
+		return provider.Endpoints{}, err
+	}
+	record, unlock, err := l.lock(ctx, ref)
 	if err != nil {
 		return provider.Endpoints{}, err
 	}
@@ -212,15 +217,16 @@ func endpointOf(port int) provider.Endpoint {
 
 // Ping asks the server, and its keeper only if the server does not answer.
 func (l *Local) Ping(ctx context.Context, req provider.PingRequest) (provider.PingResult, error) {
-	result := provider.Probe(ctx, l.probe, req.Endpoint, req.Health)
+	record, err := l.loadOf(provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID}, req.Session)
+	if provider.CodeOf(err) == provider.CodeNotFound { // its port may be anybody's by now
+		return provider.PingResult{Status: provider.PingGone, Reason: err.Error()}, nil
+	}
+	if err != nil {
+		return provider.PingResult{}, err
+	}
+	result := provider.Probe(toServerOf(ctx, record), l.probe, req.Endpoint, req.Health)
 	if result.Status != provider.PingNotYet {
 		return result, nil
-	}
-	if _, err := l.load(provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID}); err != nil {
-		if provider.CodeOf(err) == provider.CodeNotFound {
-			return provider.PingResult{Status: provider.PingGone, Reason: err.Error()}, nil
-		}
-		return result, err
 	}
 	// An error from here on means that the sandbox is being changed or removed: the next ping finds out.
 	if state, err := l.state(req.SandboxID); err == nil && state == provider.StateSuspended {

@@ -131,7 +131,7 @@ type Times struct {
 	// FirstLook is how soon after its start a server that does not answer is looked at. The pause then doubles, up to
 	// LookServer: one that died at once is found at once, and one that takes long to boot is left alone.
 	FirstLook time.Duration
-	// Patience is how long a server that this process has not started may not answer before anybody looks why.
+	// Patience is how long a server may not answer before the cloud is asked why.
 	Patience time.Duration
 	// LookServer and LookCloud are the least times between two looks at a server's process, and between two calls of the
 	// control API, for one sandbox whose server does not answer.

@@ -18,29 +18,27 @@ type watch struct {
 	doubted  bool      // the server's refusal may pass, as was found then
 }
 
-// serverDue reports whether the server's process may be looked at now.
+// serverDue reports whether the server's process may be looked at now. One that this process has not started is looked at
+// as soon as it does not answer: whoever asks only once learns why.
 func (w watch) serverDue(now time.Time, t Times) bool {
 	gap := t.LookServer
-	switch {
-	case !w.launched.IsZero():
+	if !w.launched.IsZero() {
 		gap = min(gap, max(t.FirstLook, w.server.Sub(w.launched)))
 		if w.server.IsZero() {
 			return now.Sub(w.launched) >= gap
 		}
-	case w.failing.IsZero() || now.Sub(w.failing) < t.Patience:
-		return false
 	}
 	return now.Sub(w.server) >= gap
 }
 
-// cloudDue reports whether the cloud may be asked about the sandbox now. A server that refuses us is a reason at once:
-// one that boots does not do that.
-func (w watch) cloudDue(now time.Time, t Times, denied bool) bool {
+// cloudDue reports whether the cloud may be asked about the sandbox now. A reason to do so at once is that the server refuses
+// us or the sandbox cannot be looked into, which those that boot do not, or that this process knows nothing of it.
+func (w watch) cloudDue(now time.Time, t Times, reason bool) bool {
 	long := !w.failing.IsZero() && now.Sub(w.failing) >= t.Patience
-	return (long || denied) && now.Sub(w.cloud) >= t.LookCloud
+	return (long || reason) && now.Sub(w.cloud) >= t.LookCloud
 }
 
-// Ping is provider.Provider.Ping. Only a server that keeps silent makes it look at the server's process, and only if that
+// Ping is provider.Provider.Ping. Only a server that does not answer makes it look at the server's process, and only if that
 // cannot be done, or the server refuses us, does it ask the cloud, seldom.
 func (p *Provider[B]) Ping(ctx context.Context, req provider.PingRequest) (provider.PingResult, error) {
 	if ctx.Err() != nil {
@@ -82,13 +80,17 @@ func (p *Provider[B]) probeEndpoint(e provider.Endpoint) provider.Endpoint {
 func (p *Provider[B]) judge(ctx context.Context, req provider.PingRequest, result provider.PingResult) provider.PingResult {
 	denied := result.Status == provider.PingDenied
 	box, known := p.recall(provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
+	known = known && owned(p.cloud.Describe(box), req.Owner, req.Session) == nil
+	reason := denied || !known
 	if known && !denied && p.takeServerLook(req.SandboxID) {
-		if said, err := p.lookAtServer(ctx, box); err == nil {
+		said, err := p.lookAtServer(ctx, box)
+		if err == nil {
 			p.changeWatch(req.SandboxID, func(w *watch) { w.cloud = time.Now() }) // a sandbox that runs scripts is there
 			return judgeServer(said, result)
 		}
+		reason = true
 	}
-	if !p.takeCloudLook(req.SandboxID, denied) {
+	if !p.takeCloudLook(req.SandboxID, reason) {
 		return p.doubt(req.SandboxID, result)
 	}
 	box, verdict := p.judgeSandbox(ctx, req, result)
@@ -152,8 +154,8 @@ func (p *Provider[B]) judgeSandbox(ctx context.Context, req provider.PingRequest
 		return box, &result
 	}
 	s := p.cloud.Describe(box)
-	if owned(s, req.Owner, "") != nil {
-		return box, answer(provider.PingDenied, "the sandbox belongs to another owner")
+	if err := owned(s, req.Owner, req.Session); err != nil {
+		return box, answer(provider.PingDenied, "%v", err)
 	}
 	switch s.State {
 	case provider.StateRunning:
@@ -209,13 +211,13 @@ func (p *Provider[B]) takeServerLook(id string) (take bool) {
 }
 
 // takeCloudLook is takeServerLook for a call of the cloud's API.
-func (p *Provider[B]) takeCloudLook(id string, denied bool) (take bool) {
+func (p *Provider[B]) takeCloudLook(id string, reason bool) (take bool) {
 	p.changeWatch(id, func(w *watch) {
 		now := time.Now()
 		if w.failing.IsZero() {
 			w.failing = now
 		}
-		if take = w.cloudDue(now, p.times, denied); take {
+		if take = w.cloudDue(now, p.times, reason); take {
 			w.cloud = now
 		}
 	})

@@ -42,7 +42,8 @@ type Provider interface {
 
 // Lister finds sandboxes. The host needs it to find the sandbox of a Create whose answer was lost, and orphans.
 type Lister interface {
-	// List returns every sandbox of the owner, whatever its state, from all pages.
+	// List returns every sandbox of the owner, whatever its state, from all pages. The host's Client may return sandboxes
+	// beside an error: they are right, but they are not all.
 	List(ctx context.Context, req ListRequest) ([]Sandbox, error)
 }
 

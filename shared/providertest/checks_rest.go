@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	pb "github.com/berth-dev/berth/shared/proto/berth/provider/v1"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -34,19 +36,42 @@ func destroyTwice(_ context.Context, t *trial) error {
 }
 
 func destroyForeign(ctx context.Context, t *trial) error {
-	strange, err := t.stranded()
+	own, err := t.newSandbox(ctx, t.server())
 	if err != nil {
 		return err
+	}
+	strange, err := t.create(ctx, t.shared.client, t.createRequest(t.stranger, own.Session, t.server()))
+	if err != nil {
+		return needed(err, "Create for another owner")
 	}
 	if err := t.shared.client.Destroy(ctx, ref(t.owner, strange)); provider.CodeOf(err) != provider.CodeConflict {
 		return fmt.Errorf("%s", describeError(err))
 	}
-	req := t.attachRequest(strange)
-	req.Owner = t.stranger
-	if _, err := t.shared.client.Attach(ctx, req); err != nil {
-		return fmt.Errorf("afterwards its owner's Attach answers %s", describeError(err))
+	return t.unharmed(ctx, strange)
+}
+
+// listSession asks on the wire, because a client sorts out what it did not ask for.
+func listSession(ctx context.Context, t *trial) error {
+	r := t.running()
+	if err := r.ready(); err != nil {
+		return err
 	}
-	return nil
+	if _, err := t.newSandbox(ctx, t.server()); err != nil { // of another session
+		return err
+	}
+	stream, err := pb.NewHousekeepingClient(t.shared.conn).List(ctx, &pb.ListRequest{Owner: t.owner, Session: r.sandbox.Session})
+	for err == nil {
+		var part *pb.ListResponse
+		if part, err = stream.Recv(); errors.Is(err, io.EOF) {
+			return nil
+		}
+		for _, sandbox := range part.GetSandboxes() {
+			if sandbox.GetSession() != r.sandbox.Session {
+				return fmt.Errorf("asked for the session %s, it shows %s of the session %q", r.sandbox.Session, sandbox.GetId(), sandbox.GetSession())
+			}
+		}
+	}
+	return needed(err, "List")
 }
 
 func listAfterDestroy(ctx context.Context, t *trial) error {
@@ -107,10 +132,16 @@ func renewMovesTheEnd(ctx context.Context, t *trial) error {
 		return fmt.Errorf("asked for %s, with %s to live before, it answers with an end in %s", longer, lifetime, left.Round(time.Second))
 	}
 	t.saw("asked for %s, with %s to live before: it now lives for %s", longer, lifetime, end.Sub(now).Round(time.Second))
-	listed, err := t.lookAt(ctx, r.sandbox)
-	if err == nil && listed.ID != "" {
-		err = endsAround(listed.ExpiresAt, end)
+	if !t.description.Can(lists) {
+		return nil
 	}
+	_, err = eventually(ctx, t.pace.listing, func() (bool, error) {
+		listed, err := t.lookAt(ctx, r.sandbox)
+		if err == nil {
+			err = endsAround(listed.ExpiresAt, end)
+		}
+		return err == nil, err
+	})
 	if err != nil {
 		return fmt.Errorf("listing: %w", err)
 	}

@@ -3,6 +3,8 @@ package providertest
 import (
 	"context"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -85,4 +87,15 @@ func arrived(ctx context.Context, word <-chan struct{}, limit time.Duration) boo
 	case <-ctx.Done():
 	}
 	return false
+}
+
+// serve runs a server of its own on this machine.
+func serve(handler http.HandlerFunc) (host string, stop func()) {
+	server := httptest.NewUnstartedServer(handler)
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // a handler that gives up is meant to
+	server.Start()
+	return server.Listener.Addr().String(), func() {
+		server.CloseClientConnections()
+		server.Close()
+	}
 }

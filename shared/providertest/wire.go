@@ -26,7 +26,7 @@ import (
 )
 
 // identity is the certificate with which the suite shows itself to plugins: of the same kind as the host's, on the curve
-// P-256, because not every TLS library takes others.
+// P-256, because not every TLS library takes others. The zero value shows none.
 type identity struct {
 	pem         string
 	certificate tls.Certificate
@@ -71,14 +71,26 @@ func (id *identity) trusting(certificate string) (*tls.Config, error) {
 	}
 	pool := x509.NewCertPool()
 	pool.AddCert(parsed)
-	return &tls.Config{
-		Certificates: []tls.Certificate{id.certificate}, RootCAs: pool, ServerName: "localhost", MinVersion: tls.VersionTLS12,
-	}, nil
+	config := &tls.Config{RootCAs: pool, ServerName: "localhost", MinVersion: tls.VersionTLS12}
+	if id.pem != "" {
+		config.Certificates = []tls.Certificate{id.certificate}
+	}
+	return config, nil
 }
 
 // dial connects to the address of the handshake, and keeps the texts of the plugin: errors, and the reasons of
 // pings.
-func (i *instance) dial(network, address, certificate string, id *identity) (*grpc.ClientConn, error) {
+func (i *instance) dial(id *identity) (*grpc.ClientConn, error) {
+	return dialPlain(i.network, i.address, i.certificate, id, grpc.WithUnaryInterceptor(func(ctx context.Context, method string,
+		args, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, options ...grpc.CallOption) error {
+		err := invoke(ctx, method, args, reply, conn, options...)
+		i.record(method, reply, err)
+		return err
+	}))
+}
+
+// dialPlain connects to the address of a handshake. id is nil without mTLS.
+func dialPlain(network, address, certificate string, id *identity, options ...grpc.DialOption) (*grpc.ClientConn, error) {
 	target := "unix:" + address
 	if network == "tcp" {
 		target = "passthrough:///" + address
@@ -91,14 +103,8 @@ func (i *instance) dial(network, address, certificate string, id *identity) (*gr
 		}
 		security = credentials.NewTLS(config)
 	}
-	return grpc.NewClient(target, grpc.WithTransportCredentials(security),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(provider.MaxMessageBytes), grpc.MaxCallSendMsgSize(2*provider.MaxMessageBytes)),
-		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, args, reply any, conn *grpc.ClientConn,
-			invoke grpc.UnaryInvoker, options ...grpc.CallOption) error {
-			err := invoke(ctx, method, args, reply, conn, options...)
-			i.record(method, reply, err)
-			return err
-		}))
+	return grpc.NewClient(target, append(options, grpc.WithTransportCredentials(security),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(provider.MaxMessageBytes), grpc.MaxCallSendMsgSize(2*provider.MaxMessageBytes)))...)
 }
 
 func (i *instance) record(method string, reply any, err error) {

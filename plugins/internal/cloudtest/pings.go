@@ -53,6 +53,14 @@ func testVerdicts(f *fixture) {
 			}
 			f.checkVerdict(result, e.Ending)
 			f.checkVerdict(AwaitPing(t, f.open(Brisk), sandbox, endpoints), e.Ending) // another process
+			if e.Status == provider.PingExited {
+				f.checkVerdict(Ping(t, f.open(Normal), sandbox, endpoints), e.Ending) // which asks once
+				attached := f.open(Normal)
+				if _, err := attached.Attach(t.Context(), AttachRequest("s1")); err != nil {
+					t.Fatal(err)
+				}
+				f.checkVerdict(Ping(t, attached, sandbox, endpoints), e.Ending)
+			}
 		})
 	}
 }

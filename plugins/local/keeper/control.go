@@ -20,7 +20,9 @@ import (
 type contact struct {
 	Address string `json:"address"`
 	Token   string `json:"token"`
-	PID     int    `json:"pid"`
+	// Mark is the value of the variable of that name in the environment of the keeper's servers.
+	Mark string `json:"mark"`
+	PID  int    `json:"pid"`
 	// State is here so that listing sandboxes need not ask every keeper.
 	State State `json:"state"`
 }
@@ -42,8 +44,7 @@ type Spec struct {
 	// Path is the program, absolute; Args is argv.
 	Path string   `json:"path"`
 	Args []string `json:"args"`
-	// Env is the complete environment. Every process of the server must have Marker in its environment: from here or,
-	// if Path is bwrap, from its arguments.
+	// Env is the complete environment, but for the keeper's own Mark.
 	Env []string `json:"env"`
 	Dir string   `json:"dir"`
 	// Port is the port on which the server will listen. Status repeats it and ExtraPorts.
@@ -91,6 +92,9 @@ func Dial(s store.Store, id string) (*Client, error) {
 
 // PID returns the keeper's process ID.
 func (c *Client) PID() int { return c.contact.PID }
+
+// Mark returns the value of the variable Mark in the environment of the keeper's servers.
+func (c *Client) Mark() string { return c.contact.Mark }
 
 // State returns the sandbox's state when Dial was called.
 func (c *Client) State() State { return c.contact.State }

@@ -48,6 +48,7 @@ type keeper struct {
 
 	// turn is locked by operations that change something. mutex guards the fields below and is locked only briefly.
 	turn    sync.Mutex
+	family  *family
 	mutex   sync.Mutex
 	contact contact
 	server  *server // the latest since the sandbox was created or woken
@@ -68,10 +69,22 @@ func Main(dir string) int {
 		_ = serving.Serve(listener) // until Shutdown
 		close(served)
 	}()
+	reaped := make(chan struct{})
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, syscall.SIGCHLD)
+	go func() {
+		defer close(reaped)
+		for range ended {
+			k.family.reap()
+		}
+	}()
 	fmt.Fprintln(report, ready)
 	report.Close()
 
 	k.keep()
+	signal.Stop(ended)
+	close(ended)
+	<-reaped
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	_ = serving.Shutdown(ctx) // whoever ended the sandbox still gets an answer
@@ -94,10 +107,13 @@ func take(dir string) (*keeper, net.Listener, error) {
 	if _, err := k.store.Load(k.id); err != nil {
 		return nil, nil, err
 	}
-	if _, err := os.Stat(contactFile(k.store, k.id)); err == nil {
-		Sweep(k.id) // the last keeper was killed: its server may have left processes
+	if last, err := Dial(k.store, k.id); err == nil {
+		SweepDead(last.Mark()) // the last keeper was killed: its server may have left processes
 	}
-	var err error
+	err := adoptOrphans()
+	if err != nil {
+		return nil, nil, fmt.Errorf("becoming the parent of what servers leave behind: %w", err)
+	}
 	if k.log, err = openLog(k.store.ServerLog(k.id)); err != nil {
 		return nil, nil, err
 	}
@@ -105,7 +121,8 @@ func take(dir string) (*keeper, net.Listener, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	k.contact = contact{Address: listener.Addr().String(), Token: rand.Text(), PID: os.Getpid()}
+	k.family = &family{mark: rand.Text()}
+	k.contact = contact{Address: listener.Addr().String(), Token: rand.Text(), Mark: k.family.mark, PID: os.Getpid()}
 	return k, listener, k.setState(Suspended)
 }
 
@@ -228,7 +245,7 @@ func (k *keeper) start(spec Spec) (Status, error) {
 		return status, errors.New("the sandbox is suspended")
 	}
 	k.log.Next()
-	s, err := startServer(k.id, spec, k.log)
+	s, err := k.family.start(spec, k.log)
 	if err != nil {
 		return status, err
 	}

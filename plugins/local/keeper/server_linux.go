@@ -1,12 +1,7 @@
 package keeper
 
 import (
-	"bytes"
 	"errors"
-	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -26,21 +21,4 @@ func awaitExit(pid int) bool {
 			return err == nil
 		}
 	}
-}
-
-// onlyZombies reports whether all processes of a group have ended and only need to be reaped, which init may do late.
-func onlyZombies(group int) bool {
-	stats, err := filepath.Glob("/proc/[0-9]*/stat")
-	if err != nil {
-		return false
-	}
-	for _, path := range stats {
-		content, _ := os.ReadFile(path)
-		// The name, which may contain anything, ends with the last parenthesis. State, parent and group follow.
-		fields := strings.Fields(string(content[bytes.LastIndexByte(content, ')')+1:]))
-		if len(fields) > 2 && fields[2] == strconv.Itoa(group) && fields[0] != "Z" {
-			return false
-		}
-	}
-	return true
 }

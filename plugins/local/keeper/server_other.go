@@ -32,6 +32,3 @@ func awaitExit(pid int) bool {
 		}
 	}
 }
-
-// onlyZombies returns false: the BSDs do not count processes that only need to be reaped.
-func onlyZombies(int) bool { return false }

@@ -9,8 +9,22 @@ import (
 	"strings"
 )
 
-// strays returns the processes with this environment entry whose environments can be read.
-func strays(entry string) []int {
+// adoptOrphans does nothing: only Linux hands orphans to a process that wants them. Its own mark tells them.
+func adoptOrphans() error { return nil }
+
+// reap has nothing to do: orphans are init's.
+func (f *family) reap() {}
+
+// descendants returns the processes that bear this keeper's mark.
+func descendants(mark string) []int { return marked(Mark + "=" + mark) }
+
+func descends(pid int, mark string) bool { return hasEnvironment(pid, Mark+"="+mark) }
+
+// inner returns nothing: there is no isolation here.
+func inner(int, string) []int { return nil }
+
+// marked returns the processes with this environment entry whose environments can be read.
+func marked(entry string) []int {
 	output, _ := exec.Command("ps", "-A", "-E", "-ww", "-o", "pid=,command=").Output()
 	var pids []int
 	for line := range strings.Lines(string(output)) {

@@ -1,0 +1,318 @@
+package records
+
+import (
+	"context"
+	"database/sql"
+	"slices"
+	"sync"
+	"time"
+)
+
+// change is the work of one write. It may be called again after a failure, also when an earlier call took effect and only
+// its answer was lost.
+type change func(ctx context.Context, q querier) error
+
+// writer makes the writes of one process to a database that allows one writer at a time. Those that come while others are
+// under way are made in one transaction: a crowd waits for the disk, and for its turn among the processes, only once.
+// A write that fails is taken back alone, and a caller that gives up takes nothing but its own write along.
+type writer struct {
+	store *SQL
+	queue *queue
+
+	mutex   sync.Mutex
+	pending []*write           // in the order of their coming
+	giveUp  context.CancelFunc // ends the wait of a group that is not begun; nil otherwise
+	closed  bool
+
+	wake  chan struct{} // capacity 1
+	ended chan struct{}
+
+	conn  *sql.Conn // nil before the first group and after a failure
+	known *prepared // the statements on conn
+}
+
+// write is a change that a caller waits for.
+type write struct {
+	change  change
+	durable bool
+	alone   bool // because a group failed that it was in
+	err     error
+	outcome chan error // capacity 1
+}
+
+func newWriter(s *SQL, q *queue) *writer {
+	w := &writer{store: s, queue: q, wake: make(chan struct{}, 1), ended: make(chan struct{})}
+	go w.run()
+	return w
+}
+
+// close waits for the goroutine to end. Writes that are not begun fail.
+func (w *writer) close() {
+	w.mutex.Lock()
+	w.closed = true
+	if w.giveUp != nil {
+		w.giveUp()
+	}
+	w.mutex.Unlock()
+	w.signal()
+	<-w.ended
+}
+
+// do makes a change and returns when it is committed. If ctx ends before the change is begun, it is withdrawn.
+func (w *writer) do(ctx context.Context, durable bool, f change) error {
+	x := &write{change: f, durable: durable, outcome: make(chan error, 1)}
+	if err := w.add(x); err != nil {
+		return err
+	}
+	_, limited := ctx.Deadline()
+	for began := time.Now(); ; {
+		look := time.NewTimer(patience)
+		var wait *waitError
+		select {
+		case err := <-x.outcome:
+			look.Stop()
+			return err
+		case <-ctx.Done():
+			wait = w.queue.explain(ctx.Err(), began)
+		case <-look.C:
+			if wait = w.queue.explain(nil, began); limited || !wait.stuck() {
+				continue // a crowd that moves on is waited for
+			}
+		}
+		look.Stop()
+		for !w.withdraw(x) {
+			select {
+			case err := <-x.outcome:
+				return err
+			case <-time.After(lastPoll): // it may come back to be made alone
+			}
+		}
+		return wait
+	}
+}
+
+func (w *writer) add(x *write) error {
+	w.mutex.Lock()
+	defer w.mutex.Unlock()
+	if w.closed {
+		return w.store.closedError()
+	}
+	w.pending = append(w.pending, x)
+	w.signal()
+	return nil
+}
+
+func (w *writer) signal() {
+	select {
+	case w.wake <- struct{}{}:
+	default: // it is awake
+	}
+}
+
+// withdraw takes a write back. It returns false if the write has been begun.
+func (w *writer) withdraw(x *write) bool {
+	w.mutex.Lock()
+	defer w.mutex.Unlock()
+	i := slices.Index(w.pending, x)
+	if i < 0 {
+		return false
+	}
+	w.pending = slices.Delete(w.pending, i, i+1)
+	if len(w.pending) == 0 && w.giveUp != nil {
+		w.giveUp()
+	}
+	return true
+}
+
+func (w *writer) run() {
+	defer close(w.ended)
+	defer w.disconnect()
+	for range w.wake {
+		for {
+			ctx, durable, more := w.next()
+			if !more {
+				break
+			}
+			w.group(ctx, durable)
+		}
+		if w.failIfClosed() {
+			return
+		}
+	}
+}
+
+// next returns a context for the wait of the next group, which ends when nobody waits for the group any more, and whether
+// the group has to be durable. more is false if there is nothing to write.
+func (w *writer) next() (ctx context.Context, durable, more bool) {
+	w.mutex.Lock()
+	defer w.mutex.Unlock()
+	if len(w.pending) == 0 || w.closed {
+		return nil, false, false
+	}
+	ctx, w.giveUp = context.WithCancel(context.Background())
+	return ctx, slices.ContainsFunc(w.pending, func(x *write) bool { return x.durable }), true
+}
+
+// begin takes the writes of the next group out of those that are pending. From here on they cannot be withdrawn.
+func (w *writer) begin(durable bool) []*write {
+	w.mutex.Lock()
+	defer w.mutex.Unlock()
+	w.giveUp()
+	w.giveUp = nil
+	n := 0
+	for n < len(w.pending) && (durable || !w.pending[n].durable) && (n == 0 || !w.pending[n].alone && !w.pending[0].alone) {
+		n++
+	}
+	group := slices.Clone(w.pending[:n])
+	w.pending = slices.Delete(w.pending, 0, n)
+	return group
+}
+
+// failIfClosed fails what is pending if the writer was closed, and reports whether it was.
+func (w *writer) failIfClosed() bool {
+	w.mutex.Lock()
+	defer w.mutex.Unlock()
+	if !w.closed {
+		return false
+	}
+	for _, x := range w.pending {
+		x.outcome <- w.store.closedError()
+	}
+	w.pending = nil
+	return true
+}
+
+// group makes the pending writes in one transaction. When that fails, each of them is to be made alone, so that none
+// fails for another.
+func (w *writer) group(ctx context.Context, durable bool) {
+	var group []*write
+	begun := false
+	err := w.transaction(ctx, durable, func(ctx context.Context) error {
+		group, begun = w.begin(durable), true
+		return w.makeAll(ctx, group)
+	})
+	if !begun {
+		if ctx.Err() != nil {
+			return // nobody waits for it
+		}
+		group = w.begin(true)
+	}
+	w.mutex.Lock()
+	defer w.mutex.Unlock()
+	for _, x := range slices.Backward(group) {
+		switch {
+		case err != nil && len(group) > 1:
+			x.alone = true
+			w.pending = slices.Insert(w.pending, 0, x)
+		case err != nil:
+			x.outcome <- err
+		default:
+			x.outcome <- x.err
+		}
+	}
+}
+
+// transaction makes a transaction in this process's turn. It fails if the database has been removed or replaced, even
+// when it was committed.
+func (w *writer) transaction(ctx context.Context, durable bool, do func(context.Context) error) error {
+	if err := w.store.database.check(); err != nil {
+		return err
+	}
+	turn, err := w.queue.take(ctx, true)
+	if err != nil {
+		return err
+	}
+	err = w.inTurn(ctx, turn, durable, do)
+	w.queue.end(turn)
+	if err != nil {
+		w.disconnect() // with whatever was begun on it
+	}
+	if err := w.store.database.check(); err != nil {
+		return err
+	}
+	return err
+}
+
+func (w *writer) inTurn(ctx context.Context, turn *turn, durable bool, do func(context.Context) error) error {
+	if err := w.connect(ctx); err != nil {
+		return err
+	}
+	if err := w.store.database.prepare(ctx, w.conn, durable); err != nil {
+		return err
+	}
+	if err := w.lock(ctx, turn); err != nil {
+		return err
+	}
+	ctx = context.WithoutCancel(ctx)
+	if err := do(ctx); err != nil {
+		return err
+	}
+	return w.exec(ctx, "COMMIT")
+}
+
+// lock begins a transaction. It waits for programs that use the database and not the queue.
+func (w *writer) lock(ctx context.Context, turn *turn) error {
+	for began := time.Now(); ; {
+		err := w.exec(ctx, "BEGIN IMMEDIATE")
+		if err == nil || !isBusy(err) {
+			return err
+		}
+		if time.Since(began) > time.Second {
+			turn.setBlocked()
+		}
+		sleep(ctx, lastPoll/4)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+}
+
+// makeAll makes the changes of a group. It returns an error if the transaction is lost, rather than one of the changes.
+func (w *writer) makeAll(ctx context.Context, group []*write) error {
+	for _, x := range group {
+		if err := w.exec(ctx, "SAVEPOINT change"); err != nil {
+			return err
+		}
+		x.err = x.change(ctx, w.known)
+		if x.err != nil {
+			if !ofContract(x.err) {
+				return x.err
+			}
+			if err := w.exec(ctx, "ROLLBACK TO change"); err != nil {
+				return err
+			}
+		}
+		if err := w.exec(ctx, "RELEASE change"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *writer) exec(ctx context.Context, statement string) error {
+	_, err := w.known.ExecContext(ctx, statement)
+	return err
+}
+
+func (w *writer) connect(ctx context.Context) error {
+	if w.conn != nil {
+		return nil
+	}
+	conn, err := w.store.db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	w.conn, w.known = conn, newPrepared(conn)
+	return nil
+}
+
+// disconnect gives the connection back. What was begun on it and not committed is taken back.
+func (w *writer) disconnect() {
+	if w.conn == nil {
+		return
+	}
+	_, _ = w.conn.ExecContext(context.Background(), "ROLLBACK") // fails if there is no transaction
+	w.known.close()
+	w.conn.Close()
+	w.conn = nil
+}

@@ -1,0 +1,296 @@
+// Mutants changes the program one place at a time and runs the package's own tests on each change: a change that no test
+// notices is a promise that no test keeps. Gremlins makes the changes; this command chooses the packages, takes the
+// survivors that are explained out of the account, and fails when too many are left.
+package main
+
+import (
+	"bufio"
+	"context"
+	_ "embed"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+)
+
+// Of the mutants that the tests reach, at least minKilled percent must be noticed, and the tests must reach at least
+// minReached percent.
+const (
+	minKilled  = 95
+	minReached = 90
+)
+
+// packages are those whose mistakes cost money: the lifecycle, leases, records and what is believed of a plugin.
+var packages = []string{
+	"host/fence", "host/lease", "host/recovery", "host/connect", "host/sessions", "host/sweep", "host/records",
+}
+
+// short are those of packages that take seconds.
+var short = []string{"host/fence", "host/lease"}
+
+// explained lists the survivors that are no fault of the tests: one a line, with file, kind, the source line and the
+// reason, separated by " | ".
+//
+//go:embed explained.txt
+var explained string
+
+func main() {
+	quick := flag.Bool("short", false, "only the packages that take seconds")
+	flag.Parse()
+	chosen := packages
+	switch {
+	case flag.NArg() > 0:
+		chosen = flag.Args()
+	case *quick:
+		chosen = short
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	if err := run(ctx, chosen); err != nil {
+		fmt.Fprintln(os.Stderr, "mutants:", err)
+		stop()
+		os.Exit(1)
+	}
+	stop()
+}
+
+// run tests the mutants of each package, prints the figures and then the survivors.
+func run(ctx context.Context, chosen []string) error {
+	reasons, err := readReasons(explained)
+	if err != nil {
+		return err
+	}
+	var accounts []account
+	for _, pkg := range chosen {
+		mutations, err := unleash(ctx, pkg)
+		if err != nil {
+			return fmt.Errorf("%s: %w", pkg, err)
+		}
+		accounts = append(accounts, count(pkg, mutations, reasons))
+	}
+	printAccounts(accounts)
+	return judge(accounts, reasons, chosen)
+}
+
+// mutation is one change and what became of it.
+type mutation struct {
+	File   string `json:"-"`
+	Source string `json:"-"` // the line it changed, without its indentation
+	Kind   string `json:"type"`
+	Status string `json:"status"`
+	Line   int    `json:"line"`
+	Column int    `json:"column"`
+}
+
+// key is what a reason refers to. It has no line number, which every edit above the line would change.
+func (m mutation) key() string { return m.File + " | " + m.Kind + " | " + m.Source }
+
+// unleash runs the mutants of a package, and returns them.
+func unleash(ctx context.Context, pkg string) ([]mutation, error) {
+	out, err := os.CreateTemp("", "mutants-*.json")
+	if err != nil {
+		return nil, err
+	}
+	out.Close()
+	defer os.Remove(out.Name())
+	// Without --test-cpu: gremlins 0.6.0 hands it to go test in a form that makes every run fail, which counts as noticed.
+	gremlins := exec.CommandContext(ctx, "go", "tool", "-modfile=tools/go.mod", "gremlins", "unleash", "./"+pkg,
+		"--output", out.Name(), "--workers", "2", "--timeout-coefficient", "20")
+	gremlins.Stdout, gremlins.Stderr = os.Stderr, os.Stderr
+	if err := gremlins.Run(); err != nil {
+		return nil, err
+	}
+	data, err := os.ReadFile(out.Name())
+	if err != nil {
+		return nil, err
+	}
+	return decode(pkg, data)
+}
+
+// decode reads the report of a package.
+func decode(pkg string, data []byte) ([]mutation, error) {
+	var report struct {
+		Files []struct {
+			Name      string     `json:"file_name"`
+			Mutations []mutation `json:"mutations"`
+		} `json:"files"`
+	}
+	if len(data) == 0 { // there was nothing to change in the package
+		return nil, nil
+	}
+	if err := json.Unmarshal(data, &report); err != nil {
+		return nil, err
+	}
+	var all []mutation
+	for _, file := range report.Files {
+		name := filepath.ToSlash(filepath.Join(pkg, filepath.Base(file.Name)))
+		source, err := os.ReadFile(name)
+		if err != nil {
+			return nil, err
+		}
+		joined, err := stringSums(source)
+		if err != nil {
+			return nil, err
+		}
+		lines := strings.Split(string(source), "\n")
+		for _, m := range file.Mutations {
+			if joined[[2]int{m.Line, m.Column}] { // strings cannot be subtracted: the compiler noticed, not a test
+				continue
+			}
+			m.File, m.Source = name, strings.TrimSpace(lines[m.Line-1])
+			all = append(all, m)
+		}
+	}
+	return all, nil
+}
+
+// stringSums returns the line and column of each + that has a string literal among its operands.
+func stringSums(source []byte) (map[[2]int]bool, error) {
+	files := token.NewFileSet()
+	parsed, err := parser.ParseFile(files, "", source, 0)
+	if err != nil {
+		return nil, err
+	}
+	sums := map[[2]int]bool{}
+	var hasString func(ast.Expr) bool
+	hasString = func(e ast.Expr) bool {
+		switch e := e.(type) {
+		case *ast.BasicLit:
+			return e.Kind == token.STRING
+		case *ast.BinaryExpr:
+			return hasString(e.X) || hasString(e.Y)
+		}
+		return false
+	}
+	ast.Inspect(parsed, func(n ast.Node) bool {
+		if sum, ok := n.(*ast.BinaryExpr); ok && sum.Op == token.ADD && hasString(sum) {
+			at := files.Position(sum.OpPos)
+			sums[[2]int{at.Line, at.Column}] = true
+			// The rest of the chain is of strings as well.
+			for left, ok := sum.X.(*ast.BinaryExpr); ok; left, ok = left.X.(*ast.BinaryExpr) {
+				at := files.Position(left.OpPos)
+				sums[[2]int{at.Line, at.Column}] = true
+			}
+		}
+		return true
+	})
+	return sums, nil
+}
+
+// account is what became of the mutants of a package.
+type account struct {
+	pkg                                  string
+	killed, survived, unreached, excused int
+	left                                 []mutation // survivors, and those not reached, without a reason
+	why                                  []string   // the excused ones with their reasons
+}
+
+// count takes the mutants that have a reason out of the account. One that made the tests hang was noticed.
+func count(pkg string, mutations []mutation, reasons map[string]*reason) account {
+	a := account{pkg: pkg}
+	for _, m := range mutations {
+		switch m.Status {
+		case "KILLED", "TIMED OUT":
+			a.killed++
+			continue
+		case "LIVED", "NOT COVERED":
+		default: // it did not compile, or was skipped
+			continue
+		}
+		if r := reasons[m.key()]; r != nil {
+			r.used = true
+			a.excused++
+			a.why = append(a.why, fmt.Sprintf("%s:%d: %s: %s", m.File, m.Line, m.Source, r.why))
+			continue
+		}
+		if m.Status == "LIVED" {
+			a.survived++
+		} else {
+			a.unreached++
+		}
+		a.left = append(a.left, m)
+	}
+	return a
+}
+
+// percentKilled is of those reached, percentReached of all.
+func (a account) percentKilled() float64 { return percent(a.killed, a.killed+a.survived) }
+func (a account) percentReached() float64 {
+	return percent(a.killed+a.survived, a.killed+a.survived+a.unreached)
+}
+
+func percent(part, whole int) float64 {
+	if whole == 0 {
+		return 100
+	}
+	return 100 * float64(part) / float64(whole)
+}
+
+func printAccounts(accounts []account) {
+	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "package\tkilled\tsurvived\tnot reached\texplained\tkilled %\treached %")
+	for _, a := range accounts {
+		fmt.Fprintf(table, "%s\t%d\t%d\t%d\t%d\t%.1f\t%.1f\n",
+			a.pkg, a.killed, a.survived, a.unreached, a.excused, a.percentKilled(), a.percentReached())
+	}
+	table.Flush()
+	for _, a := range accounts {
+		for _, why := range a.why {
+			fmt.Println("explained:", why)
+		}
+		for _, m := range a.left {
+			fmt.Printf("%s: %s:%d:%d %s: %s\n", strings.ToLower(m.Status), m.File, m.Line, m.Column, m.Kind, m.Source)
+		}
+	}
+}
+
+// judge returns an error when a package is under its marks, or when a reason explains nothing any more.
+func judge(accounts []account, reasons map[string]*reason, chosen []string) error {
+	var wrong []string
+	for _, a := range accounts {
+		if a.percentKilled() < minKilled || a.percentReached() < minReached {
+			wrong = append(wrong, fmt.Sprintf("%s is under %d %% killed or %d %% reached", a.pkg, minKilled, minReached))
+		}
+	}
+	for key, r := range reasons {
+		file, _, _ := strings.Cut(key, " | ")
+		if !r.used && slices.Contains(chosen, filepath.ToSlash(filepath.Dir(file))) {
+			wrong = append(wrong, "explained.txt explains what no longer survives: "+key)
+		}
+	}
+	if len(wrong) == 0 {
+		return nil
+	}
+	slices.Sort(wrong)
+	return fmt.Errorf("%s", strings.Join(wrong, "\n"))
+}
+
+// reason is why a mutant may survive.
+type reason struct {
+	why  string
+	used bool
+}
+
+func readReasons(text string) (map[string]*reason, error) {
+	reasons := map[string]*reason{}
+	for scanner := bufio.NewScanner(strings.NewReader(text)); scanner.Scan(); {
+		line := strings.TrimSpace(scanner.Text())
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		i := strings.LastIndex(line, " | ")
+		if i < 0 || strings.Count(line[:i], " | ") < 2 || strings.TrimSpace(line[i+3:]) == "" {
+			return nil, fmt.Errorf("explained.txt: a line needs file | kind | source line | reason: %s", line)
+		}
+		reasons[line[:i]] = &reason{why: line[i+3:]}
+	}
+	return reasons, nil
+}
