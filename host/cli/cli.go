@@ -8,13 +8,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/grpclog"
 
 	"github.com/berth-dev/berth/host/fleet"
 )
@@ -22,6 +25,7 @@ import (
 // Main runs one command and returns the exit code of the process. options are those of the fleet that the command works
 // with; Main completes them from args and getenv.
 func Main(args []string, stdout, stderr io.Writer, getenv func(string) (string, bool), options fleet.Options) int {
+	silenceLibraries()
 	a := newApp(stdout, stderr, getenv)
 	a.options = options
 	ctx, stop := interruptible(context.Background(), a)
@@ -35,6 +39,13 @@ func Main(args []string, stdout, stderr io.Writer, getenv func(string) (string, 
 	a.close()
 	return a.end(ctx, command, err)
 }
+
+// silenceLibraries keeps libraries from writing to the streams of the process, whatever the environment tells them: gRPC
+// has a log of its own, and others use that of the standard library.
+var silenceLibraries = sync.OnceFunc(func() {
+	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
+	log.SetOutput(io.Discard)
+})
 
 // sameInterrupt is how long after an interrupt another one is taken for the same: a Ctrl-C or a kill often arrives twice,
 // through the process group and from a parent that passes it on.

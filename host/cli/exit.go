@@ -143,6 +143,10 @@ func (a *app) failure(err error) (wire.Failure, int) {
 	case errors.As(err, &failed):
 		f := wire.NewFailure(failed)
 		f.Hint = hintFor(failed)
+		f.LogTail = nil
+		for _, line := range failed.LogTail {
+			f.LogTail = append(f.LogTail, a.secrets.Cut(line))
+		}
 		return wire.Redacted(f, a.secrets.String), exitCode(failed.Code)
 	}
 	return wire.Failure{Code: string(connect.CodeInternal), Message: a.secrets.String(err.Error())}, exitOther

@@ -55,7 +55,7 @@ func TestAServerThatNeverListensIsGivenUpWhenTheHealthTimeoutIsOver(t *testing.T
 	if r.code != 7 || !want {
 		t.Errorf("exit code %d: %+v", r.code, f)
 	}
-	wants(t, f.Message, fmt.Sprintf("%d probes", f.Pings), "refused")
+	wants(t, f.Message, fmt.Sprintf("%d probes", f.Pings), "nothing listens on port")
 	wants(t, f.Hint, "health.timeout")
 	if f.Pings < 3 || !slices.Equal(f.LogTail, []string{"still thinking"}) {
 		t.Errorf("%d probes, log %q", f.Pings, f.LogTail)

@@ -264,7 +264,7 @@ func fieldOf(request map[string]any, name string) (value any, found bool) {
 func (a *app) redacted(value any) any {
 	switch v := value.(type) {
 	case string:
-		return a.secrets.String(v)
+		return a.secrets.Cut(v)
 	case []any:
 		for i := range v {
 			v[i] = a.redacted(v[i])

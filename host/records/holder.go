@@ -82,9 +82,13 @@ func (s *SQL) withHolder(ctx context.Context, f func(h *holder, register change)
 	if h := s.currentHolder(); h != nil && h.valid() {
 		return f(h, unchanged)
 	}
+	began := time.Now()
 	select {
 	case s.registering <- struct{}{}:
-	case <-ctx.Done():
+	case <-ctx.Done(): // the call that registers one waits for the records
+		if s.writer != nil {
+			return s.explain(ctx, s.writer.queue.explain(ctx.Err(), began))
+		}
 		return s.explain(ctx, ctx.Err())
 	}
 	if old := s.currentHolder(); old != nil && old.valid() { // registered by another call
@@ -177,17 +181,19 @@ func (s *SQL) renew(ctx context.Context, h *holder) error {
 	ctx, cancel := context.WithTimeout(ctx, h.remaining())
 	defer cancel()
 	return s.retrying(ctx, func(ctx context.Context) error {
-		update := s.transaction
-		if s.writer != nil {
-			update = s.writer.do
-		}
 		var start time.Time
 		var n int64
-		err := update(ctx, false, func(ctx context.Context, q querier) (err error) {
+		move := func(ctx context.Context, q querier) (err error) {
 			start = s.now()
 			n, err = s.exec(ctx, q, `UPDATE holders SET until = {now} + ttl WHERE id = $1 AND until > {now}`, h.id)
 			return err
-		})
+		}
+		var err error
+		if s.writer != nil {
+			err = s.writer.hurry(ctx, move)
+		} else {
+			err = s.transaction(ctx, false, move)
+		}
 		switch {
 		case err != nil:
 			return err

@@ -34,8 +34,7 @@ func (f *sqliteFile) connections() int { return 2 } // for reading; one more wri
 
 // queue has its lock where berth had that on making and upgrading the records before there was a queue.
 func (f *sqliteFile) queue() *queue {
-	dir := filepath.Dir(f.path)
-	return &queue{lockPath: filepath.Join(dir, "records.lock"), dir: filepath.Join(dir, "queue")}
+	return newQueue(filepath.Dir(f.path))
 }
 
 func (f *sqliteFile) now() string { return `CAST(ROUND(unixepoch('subsec') * 1000) AS INTEGER)` }
@@ -184,8 +183,11 @@ func (f *sqliteFile) current(ctx context.Context, db *sql.DB) (bool, error) {
 // locked calls do when it is this process's turn.
 func (f *sqliteFile) locked(ctx context.Context, do func(context.Context) error) error {
 	q := f.queue()
-	_, limited := ctx.Deadline()
-	turn, err := q.take(ctx, limited)
+	how := inTime
+	if _, limited := ctx.Deadline(); limited {
+		how = patiently
+	}
+	turn, err := q.take(ctx, how)
 	if err != nil {
 		return err
 	}
@@ -275,7 +277,7 @@ func (f *sqliteFile) explain(err error) *UnusableError {
 		e.Problem = "the file cannot be opened"
 		e.Hint = "see that this user may read and write it and its directory, and that the disk is neither full nor read-only"
 	case code == sqlite3.SQLITE_IOERR, errors.Is(err, context.DeadlineExceeded):
-		e.Problem = "reading or writing the file failed"
+		e.Problem, e.Passes = "reading or writing the file failed", code == 0
 		e.Hint = "see that its disk is healthy and not full"
 	default:
 		e.Problem = "the database refused"
