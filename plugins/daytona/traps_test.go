@@ -567,6 +567,11 @@ func TestTrapACommandIsAnsweredOnceItsOutputsAreClosed(t *testing.T) {
 			t.Errorf("%s: %+v, %v after %s", command, response, err, time.Since(began))
 		}
 	}
+	large := toolbox.NewExecuteRequest("echo hi") // the kernel does not start it
+	large.SetEnvs(map[string]string{"LARGE": strings.Repeat("x", 200<<10)})
+	if response, _, err := client.ProcessAPI.ExecuteCommand(t.Context()).Request(*large).Execute(); err != nil || response.GetExitCode() != -1 {
+		t.Errorf("too large an environment: %+v, %v", response, err)
+	}
 	began := time.Now()
 	server := cloudtest.Shell("sleep 1000 & exec sleep 1000") // StartServer waits for none of them
 	cloudtest.Start(t, d, sandbox, server)

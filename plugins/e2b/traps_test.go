@@ -222,16 +222,26 @@ func TestTrapAServerOnLoopbackAloneIsReachedAfterAWhile(t *testing.T) {
 
 func TestAFailureOfEnvdIsToldWithoutTheCommand(t *testing.T) {
 	t.Parallel()
-	cloud, p := setup(t)
-	sandbox := cloudtest.Create(t, p, "s1")
-	server := cloudtest.Shell("exit")
-	server.Command = append(server.Command, strings.Repeat("x", 200_000))
-	e := cloudtest.WantCode(t, cloudtest.Err(p.StartServer(t.Context(), cloudtest.StartRequest(sandbox, server))), provider.CodeInvalid)
-	if e.Retryable || !strings.HasSuffix(e.Message, "argument list too long") || len(e.Message) > 600 {
-		t.Errorf("%d bytes: %.700s", len(e.Message), e.Message)
+	_, p := setup(t)
+	opened, _, err := p.cluster.api.connect(t.Context(), sandbox{ID: cloudtest.Create(t, p, "s1").ID}, time.Hour)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if n := cloud.Traffic.Count("envd.Start"); n != 1 {
-		t.Errorf("tried %d times", n)
+	start := newClient[envd.StartRequest, envd.StartResponse](p.cluster, opened, envd.ProcedureStart)
+	for complaint, process := range map[string]*envd.ProcessConfig{
+		"argument list too long":        {Cmd: "/bin/echo", Args: []string{strings.Repeat("x", 200_000)}},
+		"cwd '/nowhere' does not exist": {Cmd: "/bin/echo", Cwd: proto.String("/nowhere")},
+	} {
+		request := connect.NewRequest(&envd.StartRequest{Process: process})
+		p.cluster.identify(request.Header(), opened)
+		events, err := start.CallServerStream(t.Context(), request)
+		if err != nil || events.Receive() {
+			t.Fatalf("%s: %v", complaint, err)
+		}
+		e := cloudtest.WantCode(t, p.cluster.envdFailure(t.Context(), opened, events.Err()), provider.CodeInvalid)
+		if e.Retryable || !strings.HasSuffix(e.Message, complaint) || len(e.Message) > 600 {
+			t.Errorf("%d bytes: %.700s", len(e.Message), e.Message)
+		}
 	}
 }
 

@@ -174,7 +174,7 @@ func testLogs(f *fixture) {
 	want := []string{fmt.Sprint(last - 1), fmt.Sprint(last)}
 	Eventually(f.T, "the log has its last lines", func() bool { return slices.Equal(logs(2), want) })
 	// Of more than can be had, the last ones are.
-	if lines := logs(2 * last); len(lines) < 100_000 || !slices.Equal(lines[len(lines)-2:], want) {
+	if lines := logs(2 * last); len(lines) < 50_000 || !slices.Equal(lines[len(lines)-2:], want) {
 		f.Errorf("%d lines, which end with %q", len(lines), lines[max(0, len(lines)-2):])
 	}
 }
