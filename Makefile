@@ -65,6 +65,10 @@ contract: ## hold the simulated clouds to the providers' own SDKs (npm, PyPI)
 test-postgres: ## the records' tests on a PostgreSQL server, which is installed and started for them
 	scripts/postgres go test -race ./host/records/...
 
+.PHONY: upgrade
+upgrade: ## hosts of the version before and of this one on the same records, SQLite and PostgreSQL
+	scripts/upgrade
+
 .PHONY: python
 python: ## the example plugin in Python: build it, run it through berth and the conformance suite
 	scripts/plugin-python

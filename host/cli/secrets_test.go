@@ -159,7 +159,7 @@ func TestTheSessionKeyIsInTheResultsHeadersAndNowhereElse(t *testing.T) {
 	m := newMachine(t)
 	m.configure(localBlock)
 	key := m.connect("s1").Headers["X-Session-API-Key"]
-	for output, times := range map[string]int{"json": 1, "env": 1, "text": 0} {
+	for output, times := range map[string]int{"json": 1, "env": 2, "text": 0} {
 		r := m.fine("connect", "s1", "-o", output, "--log-level", "trace")
 		if n := strings.Count(r.stdout, key); n != times || strings.Contains(r.stderr, key) {
 			t.Errorf("-o %s: %d times in\n%s%s", output, n, r.stdout, r.stderr)

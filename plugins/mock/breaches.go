@@ -133,7 +133,7 @@ func success(*call, error) error { return nil }
 // trusting makes calls not look whose sandbox it is that they name: they take the caller for its owner, or the session of the
 // call for its session.
 func trusting[Request any](
-	owner, session func(*Request) *string, id func(Request) string, honest func(*cloud, context.Context, Request) (any, error),
+	owner, session func(*Request) *string, id func(Request) string, honest func(context.Context, *cloud, Request) (any, error),
 ) effect {
 	return before(func(ctx context.Context, c *call) error {
 		q := c.request.(Request)
@@ -151,7 +151,7 @@ func trusting[Request any](
 		if err != nil || !c.answered {
 			return err
 		}
-		reply, err := honest(c.faulty.cloud, ctx, q)
+		reply, err := honest(ctx, c.faulty.cloud, q)
 		switch to := c.reply.(type) {
 		case *provider.Endpoints:
 			*to, _ = reply.(provider.Endpoints)
@@ -166,11 +166,11 @@ func trusting[Request any](
 	})
 }
 
-func startAnyway(c *cloud, ctx context.Context, q provider.StartServerRequest) (any, error) {
+func startAnyway(ctx context.Context, c *cloud, q provider.StartServerRequest) (any, error) {
 	return c.StartServer(ctx, q)
 }
 
-func pingAnyway(c *cloud, ctx context.Context, q provider.PingRequest) (any, error) {
+func pingAnyway(ctx context.Context, c *cloud, q provider.PingRequest) (any, error) {
 	return c.Ping(ctx, q)
 }
 
@@ -446,11 +446,11 @@ var callBreaches = []breach{
 	{check: "housekeeping/renew-foreign", does: "Renew does not look whose sandbox it is", method: "renew",
 		effect: trusting(func(q *provider.RenewRequest) *string { return &q.Owner }, nil,
 			func(q provider.RenewRequest) string { return q.SandboxID },
-			func(c *cloud, ctx context.Context, q provider.RenewRequest) (any, error) { return c.Renew(ctx, q) })},
+			func(ctx context.Context, c *cloud, q provider.RenewRequest) (any, error) { return c.Renew(ctx, q) })},
 	{check: "housekeeping/suspend-foreign", does: "Suspend does not look whose sandbox it is", method: "suspend",
 		effect: trusting(func(q *provider.SandboxRef) *string { return &q.Owner }, nil,
 			func(q provider.SandboxRef) string { return q.SandboxID },
-			func(c *cloud, ctx context.Context, q provider.SandboxRef) (any, error) { return nil, c.Suspend(ctx, q) })},
+			func(ctx context.Context, c *cloud, q provider.SandboxRef) (any, error) { return nil, c.Suspend(ctx, q) })},
 	{check: "housekeeping/suspend-foreign", form: "refused", does: "Suspend refuses another owner's sandbox after suspending it", method: "suspend",
 		effect: before(func(ctx context.Context, c *call) error {
 			return c.faulty.cloud.store.do(ctx, func(w *world) error {
@@ -463,7 +463,7 @@ var callBreaches = []breach{
 	{check: "housekeeping/logs-foreign", does: "Logs does not look whose sandbox it is", method: "logs",
 		effect: trusting(func(q *provider.LogsRequest) *string { return &q.Owner }, nil,
 			func(q provider.LogsRequest) string { return q.SandboxID },
-			func(c *cloud, ctx context.Context, q provider.LogsRequest) (any, error) { return c.Logs(ctx, q) })},
+			func(ctx context.Context, c *cloud, q provider.LogsRequest) (any, error) { return c.Logs(ctx, q) })},
 	{check: "housekeeping/list-session", does: "List ignores the session", method: "list",
 		effect: before(func(ctx context.Context, c *call) error {
 			q := c.request.(provider.ListRequest)

@@ -81,7 +81,8 @@ func (r *relay) run() error {
 		})))
 	}
 	parts[3] += "r"
-	listener, err := net.Listen("unix", parts[3])
+	var config net.ListenConfig
+	listener, err := config.Listen(context.Background(), "unix", parts[3])
 	if err != nil {
 		return err
 	}

@@ -12,7 +12,8 @@ type stage int
 const (
 	inBetween  stage = iota // all at the same time
 	atTheStart              // one after the other; the rest makes no sense without them
-	atTheEnd                // one after the other, when everything else is over
+	afterwards              // one after the other, when what was in between is over
+	atTheEnd                // one after the other, at last
 )
 
 // check is one line of the contract, put to the test.
@@ -266,7 +267,7 @@ func init() { // the checks lead back to this list
 		{"end", "alive", "The plugin process lived through the run.",
 			"Look at the end of its standard error.", stillAlive, atTheEnd, nil},
 		{"end", "endpoint-lasts", "An endpoint without expires_at, or before it, still opens the server after a while.",
-			"Say in expires_at when a token ends, or give one that lives as long as the sandbox.", endpointLasts, atTheEnd, nil},
+			"Say in expires_at when a token ends, or give one that lives as long as the sandbox.", endpointLasts, afterwards, nil},
 		{"end", "nothing-left", "When everything was destroyed, nothing is left.",
 			"Destroy must return when the sandbox is gone; List must show what is there. Remove what is left by hand.", nothingLeft, atTheEnd, nil},
 		{"end", "silent", "Nothing is on standard output after the handshake.",

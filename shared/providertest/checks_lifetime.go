@@ -141,9 +141,6 @@ func attachKeepsLife(ctx context.Context, t *trial) error {
 	if nearer := sandbox.ExpiresAt.Sub(found.ExpiresAt); !found.ExpiresAt.IsZero() && nearer > slack {
 		return fmt.Errorf("attached for a minute, its end is %s nearer than before", nearer.Round(time.Second))
 	}
-	if !t.description.Can(lists) {
-		return nil
-	}
 	listed, err := t.lookAt(ctx, sandbox)
 	switch {
 	case err != nil:

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -16,7 +15,6 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 
-	pb "github.com/berth-dev/berth/shared/proto/berth/provider/v1"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -59,19 +57,16 @@ func listSession(ctx context.Context, t *trial) error {
 	if _, err := t.newSandbox(ctx, t.server()); err != nil { // of another session
 		return err
 	}
-	stream, err := pb.NewHousekeepingClient(t.shared.conn).List(ctx, &pb.ListRequest{Owner: t.owner, Session: r.sandbox.Session})
-	for err == nil {
-		var part *pb.ListResponse
-		if part, err = stream.Recv(); errors.Is(err, io.EOF) {
-			return nil
-		}
-		for _, sandbox := range part.GetSandboxes() {
-			if sandbox.GetSession() != r.sandbox.Session {
-				return fmt.Errorf("asked for the session %s, it shows %s of the session %q", r.sandbox.Session, sandbox.GetId(), sandbox.GetSession())
-			}
+	sessions, err := t.shared.listedSessions(ctx, t.owner, r.sandbox.Session)
+	if err != nil {
+		return needed(err, "List")
+	}
+	for _, session := range sessions {
+		if session != r.sandbox.Session {
+			return fmt.Errorf("asked for the session %s, it shows a sandbox of the session %q", r.sandbox.Session, session)
 		}
 	}
-	return needed(err, "List")
+	return nil
 }
 
 func listAfterDestroy(ctx context.Context, t *trial) error {

@@ -37,16 +37,10 @@ func createLabels(ctx context.Context, t *trial) error {
 	if r.createErr != nil {
 		return needed(r.createErr, "Create")
 	}
-	var listed provider.Sandbox
-	found, err := eventually(ctx, t.pace.listing, func() (found bool, err error) {
-		listed, found, err = t.listed(ctx, r.sandbox)
-		return found, err
-	})
+	listed, err := t.lookAt(ctx, r.sandbox)
 	switch {
 	case err != nil:
 		return err
-	case !found:
-		return fmt.Errorf("it is not listed: %s", r.sandbox.ID)
 	case listed.Session != r.sandbox.Session, listed.Owner != t.owner, listed.Attempt != r.sandbox.Attempt:
 		return fmt.Errorf("it is listed with session %q, owner %q, attempt %q", listed.Session, listed.Owner, listed.Attempt)
 	case listed.Labels["check"] != t.id:
@@ -190,7 +184,7 @@ func createNames(ctx context.Context, t *trial) error {
 	for _, session := range []string{long + "y", long + "Y"} {
 		sandbox, err := t.create(ctx, t.shared.client, t.createRequest(t.owner, session, t.server()))
 		if err != nil {
-			return fmt.Errorf("Create for %q: %s", session, describeError(err))
+			return fmt.Errorf("creating for %q: %s", session, describeError(err))
 		}
 		sandboxes[session] = sandbox
 	}
@@ -200,13 +194,10 @@ func createNames(ctx context.Context, t *trial) error {
 	for session, sandbox := range sandboxes {
 		found, err := t.shared.client.Attach(ctx, t.attachRequest(provider.Sandbox{Session: session}))
 		if err := sameSandbox(found, err, sandbox, provider.OriginAttached); err != nil {
-			return fmt.Errorf("Attach for %q: %w", session, err)
+			return fmt.Errorf("attaching for %q: %w", session, err)
 		}
-		if !t.description.Can(lists) {
-			continue
-		}
-		if listed, err := t.lookAt(ctx, sandbox); err != nil {
-			return fmt.Errorf("listing %q: %w", listed.Session, err)
+		if _, err := t.lookAt(ctx, sandbox); err != nil {
+			return fmt.Errorf("listing %q: %w", session, err)
 		}
 	}
 	return nil

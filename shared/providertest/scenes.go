@@ -259,12 +259,15 @@ func (s *suite) playNap(ctx context.Context) (n nap) {
 	return n
 }
 
-// lookAt returns a sandbox as the plugin lists it, or an empty one if the plugin cannot list.
-func (s *suite) lookAt(ctx context.Context, sandbox provider.Sandbox) (provider.Sandbox, error) {
+// lookAt returns a sandbox as the plugin lists it, which may take a moment, or an empty one if the plugin cannot list.
+func (s *suite) lookAt(ctx context.Context, sandbox provider.Sandbox) (listed provider.Sandbox, _ error) {
 	if !s.description.Can(provider.CapabilityList) {
-		return provider.Sandbox{}, nil
+		return listed, nil
 	}
-	listed, found, err := s.listed(ctx, sandbox)
+	found, err := eventually(ctx, s.pace.listing, func() (found bool, err error) {
+		listed, found, err = s.listed(ctx, sandbox)
+		return found, err
+	})
 	if err == nil && !found {
 		err = fmt.Errorf("the sandbox %s is not listed", sandbox.ID)
 	}

@@ -177,8 +177,10 @@ func (s *suite) run(ctx context.Context, on func(Result)) Report {
 	ready := s.runInTurn(ctx, atTheStart, tell)
 	if ready {
 		s.runAtOnce(ctx, inBetween, tell)
+		s.runInTurn(ctx, afterwards, tell)
 	} else {
 		s.skipAll(inBetween, tell)
+		s.skipAll(afterwards, tell)
 	}
 	// The end is for interrupted runs as well: it also cleans up.
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
@@ -207,7 +209,7 @@ const tooEarly = "the plugin did not get that far"
 func (s *suite) runInTurn(ctx context.Context, at stage, tell func(Result)) bool {
 	well := true
 	for _, c := range checks {
-		if c.at != at || at == atTheEnd && !s.wanted(c) && c.id() != cleanUp {
+		if c.at != at || !s.wanted(c) && at != atTheStart && c.id() != cleanUp {
 			continue
 		}
 		if at == atTheStart && !well {

@@ -11,7 +11,9 @@ import (
 	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"strings"
 	"time"
@@ -20,6 +22,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/berth-dev/berth/shared/provider"
@@ -132,4 +135,53 @@ func (i *instance) send(ctx context.Context, method string, message []byte) ([]b
 	var answer []byte
 	err := i.conn.Invoke(ctx, method, &message, &answer, grpc.ForceCodec(bytesCodec{}))
 	return answer, err
+}
+
+// listedSessions makes the call List, and returns the sessions of the sandboxes as they come.
+func (i *instance) listedSessions(ctx context.Context, owner, session string) (sessions []string, _ error) {
+	const ownerField, sessionField = 1, 2 // of ListRequest
+	request := protowire.AppendString(protowire.AppendTag(nil, ownerField, protowire.BytesType), owner)
+	request = protowire.AppendString(protowire.AppendTag(request, sessionField, protowire.BytesType), session)
+	stream, err := i.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, service+"Housekeeping/List", grpc.ForceCodec(bytesCodec{}))
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(stream.SendMsg(&request), stream.CloseSend()); err != nil {
+		return nil, err
+	}
+	for {
+		var part []byte
+		err := stream.RecvMsg(&part)
+		if errors.Is(err, io.EOF) {
+			return sessions, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		const sandboxesField, sandboxSessionField = 1, 4 // of ListResponse, and of Sandbox
+		for _, sandbox := range fields(part, sandboxesField) {
+			found := fields(sandbox, sandboxSessionField)
+			sessions = append(sessions, string(bytes.Join(found, nil)))
+		}
+	}
+}
+
+// fields returns the values of a field of texts or messages. What is no message has none.
+func fields(message []byte, number protowire.Number) (values [][]byte) {
+	for len(message) > 0 {
+		have, kind, size := protowire.ConsumeTag(message)
+		if size < 0 {
+			return values
+		}
+		message = message[size:]
+		if size = protowire.ConsumeFieldValue(have, kind, message); size < 0 {
+			return values
+		}
+		if have == number && kind == protowire.BytesType {
+			value, _ := protowire.ConsumeBytes(message)
+			values = append(values, value)
+		}
+		message = message[size:]
+	}
+	return values
 }
