@@ -230,6 +230,7 @@ func Run(t *testing.T, cloud Cloud) {
 		{"ALifeIsRenewed", false, testRenew},
 
 		{"AServerIsStartedOnceHoweverOftenItIsAsked", false, testStartedOnce},
+		{"AServerThatCannotBeStartedMakesNoSandbox", false, testUnstartable},
 		{"AServersWordsReachItUnchangedAndItsSecretsNoCommandLine", false, testWords},
 		{"AServerThatDiesAtOnceIsReportedAndCanBeStartedAgain", false, testDeath},
 		{"ExtraPortsHaveURLsOfTheirOwnAndAllArePrivate", false, testPorts},
