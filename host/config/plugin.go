@@ -131,6 +131,9 @@ func (p *Provider) attribute(
 			return nil, "", diagnostics
 		}
 		if !v.IsNull() {
+			if a.Sensitive {
+				p.config.noteSecret(given)
+			}
 			value, problem := p.accept(a, v)
 			if problem != "" {
 				return nil, "", hcl.Diagnostics{unacceptable(given, problem)}

@@ -3,6 +3,7 @@ package fleet
 import (
 	"cmp"
 	"context"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -133,6 +134,35 @@ func (f *Fleet) lookAtServer(ctx context.Context, s SessionState) provider.PingR
 		return provider.PingResult{Status: provider.PingStopped, Reason: "the sandbox is " + string(probe.Sandbox.State)}
 	}
 	return probe.Ping
+}
+
+// RecordedSessions returns the sessions that the records name a sandbox of, sorted by session, with the states that are
+// recorded. No provider is asked, and no records are made.
+func (f *Fleet) RecordedSessions(ctx context.Context) ([]SessionState, error) {
+	if f.conf.State.URL == "" {
+		if _, err := os.Stat(f.conf.Host.StateDir); err != nil {
+			return nil, nil //nolint:nilerr // there are none yet
+		}
+	}
+	store, err := f.records(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all, err := store.List(ctx)
+	if err != nil {
+		return nil, connect.RecordsError(err)
+	}
+	var states []SessionState
+	for _, r := range all {
+		if r.HasSandbox() {
+			states = append(states, SessionState{
+				Session: r.Session, Provider: r.Provider, SandboxID: r.SandboxID, State: State(r.State), Recorded: true,
+				CreatedAt: r.CreatedAt, ExpiresAt: r.ExpiresAt, HeldUntil: r.HeldUntil, Interrupted: r.Interrupted(),
+			})
+		}
+	}
+	slices.SortFunc(states, func(x, y SessionState) int { return strings.Compare(x.Session, y.Session) })
+	return states, nil
 }
 
 // listing is what one provider lists. With an error that may be a part of it, or nothing.

@@ -118,7 +118,11 @@ func (l *Local) StartServer(ctx context.Context, req provider.StartServerRequest
 	if err := l.checkServer(req.Server); err != nil {
 		return provider.Endpoints{}, err
 	}
-	record, unlock, err := l.lock(ctx, provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
+	ref := provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID}
+	if _, err := l.loadOf(ref, req.Session); err != nil {
+		return provider.Endpoints{}, err
+	}
+	record, unlock, err := l.lock(ctx, ref)
 	if err != nil {
 		return provider.Endpoints{}, err
 	}
@@ -221,7 +225,7 @@ func endpointOf(port int) provider.Endpoint {
 
 // Ping asks the server, and its keeper only if the server does not answer.
 func (l *Local) Ping(ctx context.Context, req provider.PingRequest) (provider.PingResult, error) {
-	record, err := l.load(provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
+	record, err := l.loadOf(provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID}, req.Session)
 	if provider.CodeOf(err) == provider.CodeNotFound { // its port may be anybody's by now
 		return provider.PingResult{Status: provider.PingGone, Reason: err.Error()}, nil
 	}

@@ -79,6 +79,7 @@ func (p *Provider[B]) probeEndpoint(e provider.Endpoint) provider.Endpoint {
 func (p *Provider[B]) judge(ctx context.Context, req provider.PingRequest, result provider.PingResult) provider.PingResult {
 	denied := result.Status == provider.PingDenied
 	box, known := p.recall(provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
+	known = known && owned(p.cloud.Describe(box), req.Owner, req.Session) == nil
 	reason := denied || !known
 	if known && !denied && p.takeServerLook(req.SandboxID) {
 		said, err := p.lookAtServer(ctx, box)
@@ -135,8 +136,8 @@ func (p *Provider[B]) judgeSandbox(ctx context.Context, req provider.PingRequest
 		return box, &result
 	}
 	s := p.cloud.Describe(box)
-	if owned(s, req.Owner, "") != nil {
-		return box, answer(provider.PingDenied, "the sandbox belongs to another owner")
+	if err := owned(s, req.Owner, req.Session); err != nil {
+		return box, answer(provider.PingDenied, "%v", err)
 	}
 	switch s.State {
 	case provider.StateRunning:
@@ -161,6 +162,13 @@ func judgeServer(said report, result provider.PingResult) provider.PingResult {
 		return provider.PingResult{Status: provider.PingExited, Reason: e.Message, ExitCode: e.ExitCode, LogTail: e.LogTail}
 	case "none":
 		result.Reason += " (no server was started)"
+	case "running":
+		switch said.silence {
+		case "nowhere":
+			result.Reason += fmt.Sprintf(" (the server's process runs, but nothing listens on port %d yet)", said.port)
+		case "ipv6":
+			result.Reason += fmt.Sprintf(" (the server's process runs and listens on ::1 only: let it listen on 0.0.0.0, port %d)", said.port)
+		}
 	}
 	return result
 }

@@ -111,8 +111,11 @@ func checkServer(command []string, env map[string]string, workdir string) error 
 type report struct {
 	state string // running, exited, none or log
 	port  int    // with running
-	code  *int   // with exited; nil where nobody knows, as when the server was killed together with its parent
-	log   []string
+	// silence, with running, is why it cannot be reached: nowhere, as nothing listens on its port, ipv6, as only ::1 does, or
+	// empty, where that is not known.
+	silence string
+	code    *int // with exited; nil where nobody knows, as when the server was killed together with its parent
+	log     []string
 }
 
 // read reads a script's output.
@@ -139,8 +142,9 @@ func (s Script) read(output string) (report, error) {
 	for len(r.log) > 0 && r.log[len(r.log)-1] == "" { // the line that separates the log from the end
 		r.log = r.log[:len(r.log)-1]
 	}
-	if number, err := strconv.Atoi(strings.TrimSpace(detail)); err == nil {
-		r.port, r.code = number, &number
+	number, silence, _ := strings.Cut(strings.TrimSpace(detail), " ")
+	if number, err := strconv.Atoi(number); err == nil {
+		r.port, r.silence, r.code = number, silence, &number
 	}
 	return r, nil
 }

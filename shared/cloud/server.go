@@ -16,6 +16,9 @@ func (p *Provider[B]) StartServer(ctx context.Context, req provider.StartServerR
 		return provider.Endpoints{}, err
 	}
 	box, err := p.open(ctx, provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
+	if err == nil {
+		err = owned(p.cloud.Describe(box), req.Owner, req.Session)
+	}
 	if err != nil {
 		return provider.Endpoints{}, err
 	}

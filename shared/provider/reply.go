@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -72,6 +73,8 @@ func checkDescription(d Description) error {
 		return invalidReply("Describe", "the name %.80q is not one of a provider", d.Name)
 	case !versionForm.MatchString(d.Version):
 		return invalidReply("Describe", "the version %.80q is not plain text", d.Version)
+	case len(d.EndpointHeaders) > headerCount || slices.ContainsFunc(d.EndpointHeaders, func(name string) bool { return !validHeader(name) }):
+		return invalidReply("Describe", "the endpoints' headers are more than %d, or one is malformed", headerCount)
 	case len(d.Attributes) > attributeCount:
 		return invalidReply("Describe", "more than %d attributes", attributeCount)
 	}
@@ -165,7 +168,7 @@ func endpointProblem(e Endpoint) string {
 		size += len(name) + len(value)
 		lower := strings.ToLower(name)
 		switch {
-		case !httpguts.ValidHeaderFieldName(name) || len(name) > nameBytes || !httpguts.ValidHeaderFieldValue(value):
+		case !validHeader(name) || !httpguts.ValidHeaderFieldValue(value):
 			return "a header is malformed"
 		case names[lower]:
 			return fmt.Sprintf("the header %s is there twice, in different case", lower)
@@ -177,6 +180,8 @@ func endpointProblem(e Endpoint) string {
 	}
 	return ""
 }
+
+func validHeader(name string) bool { return httpguts.ValidHeaderFieldName(name) && len(name) <= nameBytes }
 
 var hostName = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9._-]{0,252})$`)
 

@@ -304,6 +304,7 @@ func TestADescriptionMustBeFitForAConfiguration(t *testing.T) {
 		"an attribute's name":  func(d *Description) { d.Attributes[0].Name = "a b" },
 		"an attribute's type":  func(d *Description) { d.Attributes[0].Type = "" },
 		"an attribute twice":   func(d *Description) { d.Attributes = append(d.Attributes, d.Attributes[0]) },
+		"a header of lines":    func(d *Description) { d.EndpointHeaders = []string{"A", "B\r\nC"} },
 		"a default of no kind": func(d *Description) { d.Attributes[0].Default = "small" },
 		"attributes without end": func(d *Description) {
 			for i := range attributeCount {

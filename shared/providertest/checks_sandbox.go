@@ -2,11 +2,9 @@ package providertest
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
-	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -39,16 +37,10 @@ func createLabels(ctx context.Context, t *trial) error {
 	if r.createErr != nil {
 		return needed(r.createErr, "Create")
 	}
-	var listed provider.Sandbox
-	found, err := eventually(ctx, t.pace.listing, func() (found bool, err error) {
-		listed, found, err = t.listed(ctx, r.sandbox)
-		return found, err
-	})
+	listed, err := t.lookAt(ctx, r.sandbox)
 	switch {
 	case err != nil:
 		return err
-	case !found:
-		return fmt.Errorf("it is not listed: %s", r.sandbox.ID)
 	case listed.Session != r.sandbox.Session, listed.Owner != t.owner, listed.Attempt != r.sandbox.Attempt:
 		return fmt.Errorf("it is listed with session %q, owner %q, attempt %q", listed.Session, listed.Owner, listed.Attempt)
 	case listed.Labels["check"] != t.id:
@@ -124,21 +116,104 @@ func createOnceAtOnce(ctx context.Context, t *trial) error {
 	if !t.description.Can(lists) {
 		return nil
 	}
-	there, err := t.list(ctx, t.owner, session)
-	if err == nil && len(there) != 1 {
+	return t.listsOne(ctx, session)
+}
+
+// listsOne waits until a session has exactly one sandbox in the listing.
+func (t *trial) listsOne(ctx context.Context, session string) error {
+	var there []provider.Sandbox
+	one, err := eventually(ctx, t.pace.listing, func() (bool, error) {
+		var err error
+		there, err = t.list(ctx, t.owner, session)
+		return len(there) == 1, err
+	})
+	if err == nil && !one {
 		err = fmt.Errorf("%d are listed: %s", len(there), idsOf(there))
 	}
 	return err
 }
+
+// createAcross races two processes of the plugin, which share nothing but their cloud.
+func createAcross(ctx context.Context, t *trial) error {
+	const rounds, each = 2, 2
+	other, err := t.other()
+	if err != nil {
+		return err
+	}
+	for range rounds {
+		session := t.session()
+		var all sync.WaitGroup
+		var mutex sync.Mutex
+		ids := map[string]bool{}
+		var failure error
+		for _, client := range []*provider.Client{t.shared.client, other.client} {
+			for range each {
+				all.Go(func() {
+					sandbox, err := t.create(ctx, client, t.createRequest(t.owner, session, t.server()))
+					mutex.Lock()
+					defer mutex.Unlock()
+					if err != nil {
+						failure = fmt.Errorf("one of them fails: %s", describeError(err))
+						return
+					}
+					ids[sandbox.ID] = true
+				})
+			}
+		}
+		all.Wait()
+		switch {
+		case failure != nil:
+			return failure
+		case len(ids) != 1:
+			return fmt.Errorf("the answers of two processes name %d sandboxes", len(ids))
+		}
+		if t.description.Can(lists) {
+			if err := t.listsOne(ctx, session); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// createNames makes sandboxes for sessions with the longest and strangest names that a host passes on.
+func createNames(ctx context.Context, t *trial) error {
+	long := t.session() + "-A.b_c:d@e/f+g=h-"
+	long += strings.Repeat("x", longestSession-1-len(long))
+	sandboxes := map[string]provider.Sandbox{}
+	for _, session := range []string{long + "y", long + "Y"} {
+		sandbox, err := t.create(ctx, t.shared.client, t.createRequest(t.owner, session, t.server()))
+		if err != nil {
+			return fmt.Errorf("creating for %q: %s", session, describeError(err))
+		}
+		sandboxes[session] = sandbox
+	}
+	if sandboxes[long+"y"].ID == sandboxes[long+"Y"].ID {
+		return errors.New("two sessions whose names differ in the case of the last of 128 characters get one sandbox")
+	}
+	for session, sandbox := range sandboxes {
+		found, err := t.shared.client.Attach(ctx, t.attachRequest(provider.Sandbox{Session: session}))
+		if err := sameSandbox(found, err, sandbox, provider.OriginAttached); err != nil {
+			return fmt.Errorf("attaching for %q: %w", session, err)
+		}
+		if _, err := t.lookAt(ctx, sandbox); err != nil {
+			return fmt.Errorf("listing %q: %w", session, err)
+		}
+	}
+	return nil
+}
+
+// longestSession is how many characters a session may have: of A-Z a-z 0-9 . _ : @ / + = -, the first a letter or digit.
+const longestSession = 128
 
 func createAdopts(ctx context.Context, t *trial) error {
 	r := t.running()
 	if err := r.ready(); err != nil {
 		return err
 	}
-	other, err := t.open(ctx, nil)
+	other, err := t.other()
 	if err != nil {
-		return needed(err, "starting another process of the plugin")
+		return err
 	}
 	found, err := other.client.Attach(ctx, t.attachRequest(provider.Sandbox{Session: r.sandbox.Session}))
 	switch {
@@ -200,7 +275,12 @@ func attachCreatesNothing(ctx context.Context, t *trial) error {
 	session := t.session()
 	sandbox, err := t.shared.client.Attach(ctx, t.attachRequest(provider.Sandbox{Session: session}))
 	t.remember(t.owner, sandbox, err)
-	there, err := t.list(ctx, t.owner, session)
+	var there []provider.Sandbox
+	_, err = eventually(ctx, t.pace.late/10, func() (bool, error) { // a listing may lag
+		var err error
+		there, err = t.list(ctx, t.owner, session)
+		return err == nil && len(there) > 0, err
+	})
 	if err == nil && len(there) > 0 {
 		err = fmt.Errorf("afterwards there is %s", idsOf(there))
 	}
@@ -216,6 +296,38 @@ func attachRunning(ctx context.Context, t *trial) error {
 		found, err := t.shared.client.Attach(ctx, t.attachRequest(sandbox))
 		if err := sameSandbox(found, err, r.sandbox, provider.OriginAttached); err != nil {
 			return fmt.Errorf("%s: %w", what, err)
+		}
+	}
+	return nil
+}
+
+// attachEndpoints attaches to a sandbox whose server is alive, from the process that started it and from another one.
+func attachEndpoints(ctx context.Context, t *trial) error {
+	r := t.running()
+	if err := r.ready(); err != nil {
+		return err
+	}
+	if r.aliveErr != nil {
+		return needed(r.aliveErr, "the health wait")
+	}
+	other, err := t.other()
+	if err != nil {
+		return err
+	}
+	for what, client := range map[string]*provider.Client{"the process that started it": t.shared.client, "another process": other.client} {
+		found, err := client.Attach(ctx, t.attachRequest(r.sandbox))
+		switch {
+		case err != nil:
+			return needed(err, "Attach")
+		case found.Endpoints == nil:
+			return fmt.Errorf("%s answers without endpoints: a host cannot ask the server whether it is alive, and takes it for dead", what)
+		}
+		status, err := t.get(ctx, found.Endpoints.Server, found.Endpoints.Server.Headers)
+		switch {
+		case err != nil:
+			return fmt.Errorf("a request to the endpoint of %s fails: %w", what, err)
+		case status < 200 || status >= 300:
+			return fmt.Errorf("a request to the endpoint of %s is answered with status %d", what, status)
 		}
 	}
 	return nil
@@ -258,21 +370,6 @@ func attachGone(ctx context.Context, t *trial) error {
 	return nil
 }
 
-func attachForeign(ctx context.Context, t *trial) error {
-	strange, err := t.stranded()
-	if err != nil {
-		return err
-	}
-	found, err := t.shared.client.Attach(ctx, t.attachRequest(provider.Sandbox{ID: strange.ID, Session: t.session()}))
-	switch code := provider.CodeOf(err); {
-	case err == nil:
-		return fmt.Errorf("it gives out %s", found.ID)
-	case code != provider.CodeConflict && code != provider.CodeNotFound:
-		return fmt.Errorf("%s", describeError(err))
-	}
-	return nil
-}
-
 func attachDenied(ctx context.Context, t *trial) error {
 	altered := map[string]string{}
 	for _, a := range t.description.Attributes {
@@ -310,17 +407,7 @@ func attachUnreachable(ctx context.Context, t *trial) error {
 	if err != nil {
 		return needed(err, "finding a port at which nothing listens")
 	}
-	altered := map[string]string{}
-	for _, a := range t.description.Attributes {
-		text, ok := t.config[a.Name].(string)
-		if raw, isDefault := t.config[a.Name].(json.RawMessage); isDefault {
-			ok = json.Unmarshal(raw, &text) == nil
-		}
-		if u, err := url.Parse(text); ok && err == nil && u.Host != "" && (u.Scheme == "http" || u.Scheme == "https") {
-			u.Scheme, u.Host = "http", dead
-			altered[a.Name] = strings.ReplaceAll(strings.ReplaceAll(u.String(), "%7B", "{"), "%7D", "}")
-		}
-	}
+	altered := elsewhere(t.addresses(), dead)
 	if len(altered) == 0 {
 		return skipf("the configuration holds no URL, so there is no address of a cloud to get wrong")
 	}
