@@ -230,6 +230,7 @@ func Run(t *testing.T, cloud Cloud) {
 		{"ALifeIsRenewed", false, testRenew},
 
 		{"AServerIsStartedOnceHoweverOftenItIsAsked", false, testStartedOnce},
+		{"AServerThatListensOnIPv6OnlyIsTold", false, testIPv6Only},
 		{"AServerThatCannotBeStartedMakesNoSandbox", false, testUnstartable},
 		{"AServersWordsReachItUnchangedAndItsSecretsNoCommandLine", false, testWords},
 		{"AServerThatDiesAtOnceIsReportedAndCanBeStartedAgain", false, testDeath},
