@@ -6,8 +6,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -226,6 +228,10 @@ var callBreaches = []breach{
 
 	{check: "create/answer", does: "Create answers with another owner", method: "create",
 		effect: made(func(s *provider.Sandbox) { s.Owner = "somebody" })},
+	{check: "create/answer", form: "attempt", does: "Create answers with an attempt of its own", method: "create",
+		effect: made(func(s *provider.Sandbox) { s.Attempt = "some-attempt" })},
+	{check: "create/labels", form: "attempt", does: "List makes attempts up", method: "list",
+		effect: listed(func(s *provider.Sandbox) { s.Attempt = "some-attempt" })},
 	{check: "create/labels", does: "List leaves the labels out", method: "list",
 		effect: listed(func(s *provider.Sandbox) { s.Labels = nil })},
 	{check: "create/lifetime", does: "sandboxes never end", method: "create",
@@ -295,6 +301,12 @@ var callBreaches = []breach{
 		effect: cloudSays(200, code(provider.CodeNotFound))},
 	{check: "cloud/attach", form: "429-denied", does: "Attach takes the cloud's 429 for a refusal", method: "attach",
 		effect: cloudSays(429, code(provider.CodeDenied))},
+	{check: "cloud/retry-after", does: "a rate limit's error does not say how long to wait", method: "attach",
+		effect: cloudSays(429, func(_ *call, err error) error {
+			e := *provider.AsError(err)
+			e.RetryAfter = 0
+			return &e
+		})},
 	{check: "cloud/list", form: "500", does: "List is empty when the cloud answers 500", method: "list", effect: cloudSays(500, success)},
 	{check: "cloud/list", form: "garbage", does: "List is empty when the cloud answers with a page", method: "list", effect: cloudSays(200, success)},
 	{check: "cloud/destroy", form: "403", does: "Destroy takes the cloud's 403 for gone", method: "destroy", effect: cloudSays(403, success)},
@@ -331,6 +343,24 @@ var callBreaches = []breach{
 			q.Server.Command = slices.Clone(q.Server.Command)
 			for i, word := range q.Server.Command {
 				q.Server.Command[i] = strings.ReplaceAll(word, "$PORT", "")
+			}
+			return honest(ctx, q)
+		})},
+	{check: "start/environment", does: "a shell reads the variables of the server once more", method: "start",
+		effect: onStart(func(ctx context.Context, _ *faulty, q provider.StartServerRequest, honest starts) (provider.Endpoints, error) {
+			q.Server.Env = maps.Clone(q.Server.Env)
+			for name, value := range q.Server.Env {
+				q.Server.Env[name] = os.Expand(value, func(string) string { return "" })
+			}
+			return honest(ctx, q)
+		})},
+	{check: "start/environment", form: "words", does: "a shell splits the words of the command", method: "start",
+		effect: onStart(func(ctx context.Context, _ *faulty, q provider.StartServerRequest, honest starts) (provider.Endpoints, error) {
+			q.Server.Command = slices.Clone(q.Server.Command)
+			for i, word := range q.Server.Command {
+				if i > 2 {
+					q.Server.Command[i] = strings.Join(strings.Fields(word), " ")
+				}
 			}
 			return honest(ctx, q)
 		})},
@@ -500,6 +530,14 @@ var callBreaches = []breach{
 	{check: "housekeeping/logs", does: "Logs gives the newest line first", method: "logs",
 		effect: after(func(_ context.Context, c *call) error { slices.Reverse(*c.reply.(*[]string)); return nil })},
 
+	{check: "housekeeping/logs", form: "limit", does: "Logs gives every line", method: "logs",
+		effect: before(func(ctx context.Context, c *call) error {
+			q := c.request.(provider.LogsRequest)
+			q.Lines, c.answered = 1000, true
+			all, err := c.faulty.cloud.Logs(ctx, q)
+			*c.reply.(*[]string) = all
+			return err
+		})},
 	{check: "cancel/create", does: "a Create that is cancelled goes on", method: "create",
 		effect: onCreate(createAfter(context.Canceled))},
 	{check: "cancel/create-deadline", does: "a Create whose deadline passes goes on", method: "create",

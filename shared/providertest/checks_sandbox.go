@@ -25,8 +25,8 @@ func createAnswers(_ context.Context, t *trial) error {
 		return fmt.Errorf("the origin is %s", s.Origin)
 	case s.Owner != t.owner:
 		return fmt.Errorf("the owner is %q instead of %q", s.Owner, t.owner)
-	case s.Attempt == "":
-		return errors.New("the attempt is missing")
+	case s.Attempt != r.attempt:
+		return fmt.Errorf("the attempt is %q instead of %q", s.Attempt, r.attempt)
 	}
 	t.saw("%s in %s", r.sandbox.ID, r.creation.Round(time.Millisecond))
 	return nil
@@ -41,7 +41,7 @@ func createLabels(ctx context.Context, t *trial) error {
 	switch {
 	case err != nil:
 		return err
-	case listed.Session != r.sandbox.Session, listed.Owner != t.owner, listed.Attempt != r.sandbox.Attempt:
+	case listed.Session != r.sandbox.Session, listed.Owner != t.owner, listed.Attempt != r.attempt:
 		return fmt.Errorf("it is listed with session %q, owner %q, attempt %q", listed.Session, listed.Owner, listed.Attempt)
 	case listed.Labels["check"] != t.id:
 		return fmt.Errorf("the label check=%s is missing: %v", t.id, listed.Labels)

@@ -166,7 +166,7 @@ func startPlaceholders(ctx context.Context, t *trial) error {
 	if err := talker.ready(); err != nil {
 		return err
 	}
-	lines, err := t.lines(ctx, talker.sandbox, 10)
+	lines, err := t.lines(ctx, talker.sandbox, 20)
 	if err != nil {
 		return needed(err, "Logs")
 	}
@@ -182,6 +182,33 @@ func startPlaceholders(ctx context.Context, t *trial) error {
 		return nil
 	}
 	return needed(fmt.Errorf("the line that the server wrote is not among %q", lines), "Logs")
+}
+
+func startEnvironment(ctx context.Context, t *trial) error {
+	talker := t.talker()
+	if err := talker.ready(); err != nil {
+		return err
+	}
+	lines, err := t.lines(ctx, talker.sandbox, 20)
+	if err != nil {
+		return needed(err, "Logs")
+	}
+	for i := range lines {
+		lines[i] = strings.TrimRight(lines[i], "\r")
+	}
+	for what, want := range map[string][]string{
+		"a variable": {"value " + hardText}, "a variable of two lines": {"lines first", " second"}, "a word of the command": {"word " + hardText},
+	} {
+		first, _, _ := strings.Cut(want[0], " ")
+		at := slices.IndexFunc(lines, func(line string) bool { return strings.HasPrefix(line, first+" ") })
+		if at < 0 {
+			return needed(fmt.Errorf("what the server wrote of it is not among %q", lines), "Logs")
+		}
+		if got := lines[at:min(at+len(want), len(lines))]; !slices.Equal(got, want) {
+			return fmt.Errorf("%s arrived as %q instead of %q", what, got, want)
+		}
+	}
+	return nil
 }
 
 func number(word string) bool {

@@ -16,6 +16,7 @@ import (
 // running is a sandbox whose server is alive. Checks must leave it so.
 type running struct {
 	sandbox   provider.Sandbox
+	attempt   string
 	before    time.Time // when Create was called
 	creation  time.Duration
 	createErr error
@@ -147,8 +148,9 @@ func (s *suite) prepareScenes(ctx context.Context) {
 }
 
 func (s *suite) playRunning(ctx context.Context) (r running) {
-	r.before = time.Now()
-	r.sandbox, r.createErr = s.create(ctx, s.shared.client, s.createRequest(s.owner, s.session(), s.server()))
+	request := s.createRequest(s.owner, s.session(), s.server())
+	r.before, r.attempt = time.Now(), request.Attempt
+	r.sandbox, r.createErr = s.create(ctx, s.shared.client, request)
 	r.creation = time.Since(r.before)
 	if r.createErr != nil {
 		return r
@@ -351,12 +353,17 @@ func (s *suite) playTalker(ctx context.Context) (t talker) {
 	return t
 }
 
+// hardText is what a careless quoting spoils.
+const hardText = "a  b\\n 'c' \"d\" $HOME `id` ; & | # é*"
+
 // talk returns the talker's server, which writes its process ID, its ports and four more lines.
 func (s *suite) talk() provider.Server {
 	server := s.script(`echo "process $$"; echo "ports {port} $PORT $NOTE {port.extra}"; ` +
+		`printf '%s\n' "value $BERTH_CHECK_HARD"; printf '%s\n' "lines $BERTH_CHECK_LINES"; printf '%s\n' "word $1"; ` +
 		`echo one; echo two; echo three; echo four; exec sleep 600`)
+	server.Command = append(server.Command, "berth-check", hardText)
 	server.ExtraPorts = map[string]int{"extra": s.plugin.Server.Port + 1}
-	server.Env["NOTE"] = "{port}"
+	server.Env["NOTE"], server.Env["BERTH_CHECK_HARD"], server.Env["BERTH_CHECK_LINES"] = "{port}", hardText, "first\n second"
 	return server
 }
 
