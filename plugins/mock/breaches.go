@@ -259,12 +259,10 @@ var callBreaches = []breach{
 		}}},
 	{check: "attach/creates-nothing", does: "Attach makes a sandbox where there is none, and says not found", method: "attach",
 		effect: onAttach(attachAndCreate)},
-	{check: "attach/running", does: "Attach claims to have woken a sandbox that runs", method: "attach",
-		effect: made(func(s *provider.Sandbox) { s.Origin = provider.OriginWoken })},
-	{check: "attach/running", form: "other-id", does: "Attach without an id makes up another one", method: "attach",
+	{check: "attach/running", does: "Attach without an id claims to have woken a sandbox that runs", method: "attach",
 		effect: after(func(_ context.Context, c *call) error {
 			if c.request.(provider.AttachRequest).SandboxID == "" {
-				c.reply.(*provider.Sandbox).ID += "-alias"
+				c.reply.(*provider.Sandbox).Origin = provider.OriginWoken
 			}
 			return nil
 		})},
@@ -320,11 +318,12 @@ var callBreaches = []breach{
 	{check: "start/private", does: "URLs open without their headers", method: "configure",
 		effect: before(func(_ context.Context, c *call) error { c.faulty.cloud.public = true; return nil })},
 	{check: "start/private", form: "no-headers", does: "the server's URL is public and asks for no headers", method: "any",
-		effect: public(func(endpoints *provider.Endpoints) { endpoints.Server.Headers = nil })},
+		effect: headerless(func(c *cloud, endpoints *provider.Endpoints) { c.public, endpoints.Server.Headers = true, nil })},
 	{check: "start/extra-private", does: "extra ports open without their headers", method: "configure",
 		effect: before(func(_ context.Context, c *call) error { c.faulty.cloud.publicExtra = true; return nil })},
 	{check: "start/extra-private", form: "no-headers", does: "extra ports are public and ask for no headers", method: "any",
-		effect: public(func(endpoints *provider.Endpoints) {
+		effect: headerless(func(c *cloud, endpoints *provider.Endpoints) {
+			c.publicExtra = true
 			for name, endpoint := range endpoints.Extra {
 				endpoint.Headers = nil
 				endpoints.Extra[name] = endpoint
@@ -364,7 +363,7 @@ var callBreaches = []breach{
 			}
 			return honest(ctx, q)
 		})},
-	{check: "start/once", does: "StartServer replaces a server that runs", method: "start", effect: before(dropServer)},
+	{check: "start/once", does: "StartServer replaces a server that runs", method: "start", effect: before(dropSame)},
 	{check: "start/changed", does: "StartServer with another command replaces the server", method: "start", effect: before(dropOther)},
 	{check: "start/foreign", does: "StartServer does not look whose sandbox it is", method: "start",
 		effect: trusting(func(q *provider.StartServerRequest) *string { return &q.Owner }, nil,
@@ -434,7 +433,7 @@ var callBreaches = []breach{
 	{check: "ping/denied", does: "Ping goes on waiting when it is refused", method: "ping",
 		effect: after(func(_ context.Context, c *call) error {
 			result := c.reply.(*provider.PingResult)
-			if result.Status == provider.PingDenied && !strings.Contains(result.Reason, "redirected") {
+			if result.Status == provider.PingDenied && (strings.Contains(result.Reason, ": 401") || strings.Contains(result.Reason, ": 403")) {
 				result.Status = provider.PingNotYet
 			}
 			return nil
@@ -605,16 +604,15 @@ func gone(c *call, _ error) error {
 	return nil
 }
 
-// public opens everything, and takes headers out of answers.
-func public(without func(*provider.Endpoints)) effect {
+// headerless takes headers out of answers, and opens what they opened.
+func headerless(without func(*cloud, *provider.Endpoints)) effect {
 	return after(func(_ context.Context, c *call) error {
-		c.faulty.cloud.public = true
 		switch reply := c.reply.(type) {
 		case *provider.Endpoints:
-			without(reply)
+			without(c.faulty.cloud, reply)
 		case *provider.Sandbox:
 			if reply.Endpoints != nil {
-				without(reply.Endpoints)
+				without(c.faulty.cloud, reply.Endpoints)
 			}
 		}
 		return nil
@@ -719,12 +717,23 @@ func attachOtherSession(ctx context.Context, f *faulty, q provider.AttachRequest
 	return found, err
 }
 
-// dropOther ends a server that was started with another command.
+// dropOther ends the server when another command is asked for, and dropSame unless one is.
 func dropOther(ctx context.Context, c *call) error {
-	if !strings.Contains(strings.Join(c.request.(provider.StartServerRequest).Server.Command, " "), "process changed") {
+	if !asksForOther(c) {
 		return nil
 	}
 	return dropServer(ctx, c)
+}
+
+func dropSame(ctx context.Context, c *call) error {
+	if asksForOther(c) {
+		return nil
+	}
+	return dropServer(ctx, c)
+}
+
+func asksForOther(c *call) bool {
+	return strings.Contains(strings.Join(c.request.(provider.StartServerRequest).Server.Command, " "), "process changed")
 }
 
 // goneAtFirst makes the first Ping of a server that is on its way say that the sandbox is gone.

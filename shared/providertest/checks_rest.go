@@ -174,10 +174,11 @@ func logsInOrder(ctx context.Context, t *trial) error {
 	if err := talker.ready(); err != nil {
 		return err
 	}
-	lines, err := t.lines(ctx, talker.sandbox, 3)
-	for i := range lines {
-		lines[i] = strings.TrimSpace(lines[i])
+	var lines []string
+	for _, line := range talker.tail {
+		lines = append(lines, strings.TrimSpace(line))
 	}
+	err := talker.tailErr
 	if err == nil && !slices.Equal(lines, []string{"two", "three", "four"}) {
 		err = fmt.Errorf("the last three of the lines one, two, three, four are %q", lines)
 	}

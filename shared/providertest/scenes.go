@@ -28,6 +28,7 @@ type running struct {
 
 	aliveErr error
 	early    string // a verdict of a Ping while the server was on its way
+	openErr  error  // of a request to the server, once it is alive
 }
 
 // ready returns an error if the scene cannot be used.
@@ -114,6 +115,9 @@ type talker struct {
 	sandbox   provider.Sandbox
 	endpoints provider.Endpoints
 	startErr  error
+	// The whole log, and the last three lines of it.
+	log, tail       []string
+	logErr, tailErr error
 }
 
 // crowd is many calls at once.
@@ -163,7 +167,9 @@ func (s *suite) playRunning(ctx context.Context) (r running) {
 	}
 	s.keepHeaders(r.sandbox, r.endpoints)
 	r.opened = time.Now()
-	r.early, r.aliveErr = s.watchAlive(ctx, r.sandbox, r.endpoints)
+	if r.early, r.aliveErr = s.watchAlive(ctx, r.sandbox, r.endpoints); r.aliveErr == nil {
+		r.openErr = s.opens(ctx, r.endpoints.Server)
+	}
 	return r
 }
 
@@ -349,6 +355,10 @@ func (s *suite) playDeaths(ctx context.Context) (d deaths) {
 func (s *suite) playTalker(ctx context.Context) (t talker) {
 	if t.sandbox, t.err = s.newSandbox(ctx, s.talk()); t.err == nil {
 		t.endpoints, t.startErr = s.shared.client.StartServer(ctx, s.startRequest(t.sandbox, s.talk()))
+	}
+	if t.err == nil && t.startErr == nil && s.description.Can(provider.CapabilityLogs) {
+		t.log, t.logErr = s.lines(ctx, t.sandbox, 1000)
+		t.tail, t.tailErr = s.lines(ctx, t.sandbox, 3)
 	}
 	return t
 }
