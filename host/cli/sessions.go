@@ -29,7 +29,7 @@ Exit code 0 means healthy, 7 not healthy, 4 no sandbox.`,
 		if err != nil {
 			return err
 		}
-		s, err := a.session(c.Context(), id, *label)
+		s, err := a.existing(c.Context(), id, *label)
 		if err != nil {
 			return err
 		}
@@ -85,7 +85,7 @@ Without a sandbox the exit code is 4.`,
 		if *action != string(sessions.ActionDestroy) && *action != string(sessions.ActionSuspend) {
 			return usagef("--action %s: the actions are destroy and suspend", *action)
 		}
-		s, err := a.session(c.Context(), id, *label)
+		s, err := a.existing(c.Context(), id, *label)
 		if err != nil {
 			return err
 		}
@@ -119,7 +119,7 @@ is that of the failure.
 
 That a sandbox runs does not mean that its server does. With --check the server of each is asked once, as berth ping asks
 it, and the note tells of those that are not healthy.`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 	}
 	label := c.Flags().StringP("provider", "p", "", "only this provider")
 	check := c.Flags().Bool("check", false, "also ask the servers of the sandboxes that run whether they are healthy")
@@ -151,13 +151,13 @@ func (a *app) printSessions(states []fleet.SessionState, problems map[string]err
 		a.say("berth: provider %s: %s", name, f.Message)
 	}
 	list := []wire.Session{}
-	rows := [][]any{{"SESSION", "PROVIDER", "SANDBOX", "STATE", "CREATED", "EXPIRES", "NOTE"}}
+	rows := [][]any{{"SESSION", "PROVIDER", "SANDBOX", "STATE", "CREATED", "SANDBOX ENDS", "NOTE"}}
 	for _, state := range states {
 		s := wire.NewSession(state)
 		s.Note = noteOn(state)
 		list = append(list, s)
 		rows = append(rows, []any{
-			orDash(s.Session), s.Provider, orDash(s.SandboxID), state.State, own(agoOrDash(s.CreatedAt)), own(agoOrDash(s.ExpiresAt)),
+			orDash(s.Session), s.Provider, orDash(s.SandboxID), state.State, own(agoOrDash(s.CreatedAt)), own(agoOrDash(s.SandboxExpiresAt)),
 			orDash(s.Note),
 		})
 	}

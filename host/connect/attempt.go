@@ -38,8 +38,16 @@ type attempt struct {
 	sandboxID, named string
 	// mayHaveMade reports whether this attempt created a sandbox, or may have: then a failure undoes it.
 	mayHaveMade bool
-	pings       int
-	timings     Timings
+	// late is where the answer to a Create comes that was given up. It is nil otherwise.
+	late    <-chan created
+	pings   int
+	timings Timings
+}
+
+// created is the answer to a Create.
+type created struct {
+	sandbox provider.Sandbox
+	err     error
 }
 
 func newAttempt(account recovery.Account, keys keys, req Request, events func(Event)) *attempt {
@@ -103,20 +111,20 @@ func (a *attempt) ready(sandbox provider.Sandbox, endpoints provider.Endpoints) 
 	a.emit(Event{Phase: PhaseReady, Status: StatusDone, Elapsed: a.timings.Total})
 	return Result{
 		Session: a.req.Session, Provider: a.account.Name, SandboxID: sandbox.ID, Origin: sandbox.Origin,
-		Endpoint: endpoints.Server, Extra: endpoints.Extra, Pings: a.pings, Timings: a.timings,
+		Endpoint: endpoints.Server, SandboxExpiresAt: sandbox.ExpiresAt, Extra: endpoints.Extra, Pings: a.pings, Timings: a.timings,
 	}
 }
 
-// deliver hands the result over while the record still says that the sandbox is being made: if this host dies before
+// handOver gives the result to whoever asked for it, while the record still says that the sandbox is being made: if this host dies before
 // anybody was told, the sandbox is found and ended.
-func (a *attempt) deliver(ctx context.Context, result Result) error {
-	if a.req.Deliver == nil {
+func (a *attempt) handOver(ctx context.Context, result Result) error {
+	if a.req.HandOver == nil {
 		return nil
 	}
 	if err := a.lease.Check(ctx); err != nil {
 		return err
 	}
-	if err := a.req.Deliver(ctx, result); err != nil {
+	if err := a.req.HandOver(ctx, result); err != nil {
 		return &Error{Code: CodeUndelivered, Message: err.Error(), Cause: err}
 	}
 	return nil
@@ -186,12 +194,4 @@ func onceMoreAfterCrash[T any](call func() (T, error)) (T, error) {
 func isReason(err error, reason string) bool {
 	var e *provider.Error
 	return errors.As(err, &e) && e.Reason == reason
-}
-
-// round makes a duration readable.
-func round(d time.Duration) time.Duration {
-	if d > time.Second {
-		return d.Round(100 * time.Millisecond)
-	}
-	return d.Round(time.Millisecond)
 }

@@ -71,10 +71,10 @@ func (a *attempt) awaitHealthy(ctx context.Context, endpoint provider.Endpoint) 
 		return retry.RetryableError(errors.New(result.Reason))
 	})
 	if errors.Is(err, errHealth) {
-		took := time.Since(began)
+		limit := Limit{LimitHealth, a.req.Health.Timeout, time.Since(began)}
 		return &Error{
-			Code: CodeHealthTimeout, Retryable: true, Limit: Limit{LimitHealth, a.req.Health.Timeout, took},
-			Message: fmt.Sprintf("the server was not healthy after %s and %d probes: %s", round(took), a.pings, last),
+			Code: CodeHealthTimeout, Retryable: true, Limit: limit,
+			Message: fmt.Sprintf("the server was not healthy within %s and %d probes: %s", limit, a.pings, last),
 		}
 	}
 	return err

@@ -484,3 +484,56 @@ func TestAnAttemptThatMadeNothingOwesNothing(t *testing.T) {
 		})
 	}
 }
+
+func TestRecordsThatAnswerTooLateAreTheRecordsFailure(t *testing.T) {
+	t.Parallel()
+	late := &records.UnusableError{Where: "records.db", Problem: "locked", Passes: true, Cause: context.DeadlineExceeded}
+	for limit, set := range map[string]func(*Limits){
+		"Total":  func(l *Limits) { l.Total = time.Minute },
+		"Create": func(l *Limits) { l.Create = time.Minute },
+		"None":   func(*Limits) {},
+	} {
+		for at, spoil := range map[string]func(f *faulty, wait func() error){
+			"Intent": func(f *faulty, wait func() error) { f.save = func(records.Record) error { return wait() } },
+			"Sandbox": func(f *faulty, wait func() error) {
+				f.save = func(r records.Record) error { return ifSandbox(r, wait) }
+			},
+			"Start": func(f *faulty, wait func() error) {
+				f.release = func(r records.Record) error { return ifRunning(r, wait) }
+			},
+		} {
+			t.Run(limit+"At"+at, func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					c := fakecloud.New()
+					f := &faulty{Store: records.NewMemory().Store("one")}
+					spoil(f, func() error {
+						time.Sleep(2 * time.Minute)
+						return late
+					})
+					r := request()
+					set(&r.Limits)
+					_, err := New(c, "acme", testOwner, []byte("host secret"), f).Connect(t.Context(), r, nil)
+					if e := failure(t, err, CodeRecordsUnusable); !e.Retryable {
+						t.Error("it is not retryable")
+					}
+					nothingLeft(t, c)
+				})
+			})
+		}
+	}
+}
+
+func ifSandbox(r records.Record, do func() error) error {
+	if r.SandboxID == "" {
+		return nil
+	}
+	return do()
+}
+
+func ifRunning(r records.Record, do func() error) error {
+	if r.State != records.StateRunning {
+		return nil
+	}
+	return do()
+}

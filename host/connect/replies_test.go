@@ -167,6 +167,30 @@ func TestNoWayToReadyHandsOutAServerThatIsOpenToAnyone(t *testing.T) {
 	}
 }
 
+// telling is a cloud that says which headers it needs.
+type telling struct{ *fakecloud.Cloud }
+
+func (telling) Describe(context.Context) (provider.Description, error) {
+	return provider.Description{EndpointHeaders: []string{"X-Other", "AUTHORIZATION"}}, nil
+}
+
+func TestAHeaderThatAProviderSaysItNeedsIsRefusedBeforeAnythingIsMade(t *testing.T) {
+	t.Parallel()
+	c := fakecloud.New()
+	req := request()
+	req.Server.KeyHeader = "Authorization"
+	_, err := connector(telling{c}).Connect(t.Context(), req, nil)
+	e := failure(t, err, CodeInvalidConfig)
+	same(t, "reason", e.Reason, ReasonHeaderConflict)
+	same(t, "cleanup", e.Cleanup, CleanupNone)
+	same(t, "calls", c.Called(), "")
+	if !strings.Contains(e.Message, "Authorization") || !strings.Contains(e.Message, "AUTHORIZATION") {
+		t.Errorf("message %q", e.Message)
+	}
+	_, err = connector(telling{c}).Connect(t.Context(), request(), nil)
+	ok(t, err)
+}
+
 func TestAHeaderThatBothTheProviderAndTheServerNeedIsRefused(t *testing.T) {
 	t.Parallel()
 	for _, running := range []bool{false, true} {

@@ -25,10 +25,10 @@ type Request struct {
 	Labels map[string]string
 	// Lifetime is after how long the provider ends the sandbox by itself.
 	Lifetime time.Duration
-	// Deliver hands the result over to whoever asked for it, where that can fail: then the connect has failed, too, and
-	// what it made is undone. It must return when its context ends. May be nil. Requests with a Deliver do not share an
+	// HandOver gives the result to whoever asked for it, where that can fail: then the connect has failed, too, and what
+	// it made is undone. It must return when its context ends. May be nil. Requests with a HandOver do not share an
 	// attempt.
-	Deliver func(context.Context, Result) error
+	HandOver func(context.Context, Result) error
 }
 
 // Mode is what may be done to get a sandbox.
@@ -89,12 +89,25 @@ type Limits struct {
 
 var sessionID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:@/+=-]{0,127}$`)
 
+// CheckSession returns an error if no session can have the id.
+func CheckSession(id string) *Error {
+	if sessionID.MatchString(id) {
+		return nil
+	}
+	return &Error{
+		Code: CodeInvalidConfig, Session: id, Cleanup: CleanupNone, Message: fmt.Sprintf(
+			"the session id %.140q is not allowed: 1 to 128 of A-Z a-z 0-9 . _ : @ / + = -, beginning with a letter or digit", id),
+	}
+}
+
 // Validate returns an *Error if no provider could serve the request.
 func (r Request) Validate(providerName string) error {
+	if err := CheckSession(r.Session); err != nil {
+		err.Provider = providerName
+		return err
+	}
 	var message string
 	switch {
-	case !sessionID.MatchString(r.Session):
-		message = fmt.Sprintf("the session id %.140q is not allowed: 1 to 128 of A-Z a-z 0-9 . _ : @ / + = -, beginning with a letter or digit", r.Session)
 	case r.Mode != "" && r.Mode != ModeAuto && r.Mode != ModeAttach && r.Mode != ModeCreate:
 		message = fmt.Sprintf("the mode %q is not one of auto, attach, create", r.Mode)
 	case len(r.Server.Command) == 0:
@@ -178,8 +191,10 @@ type Result struct {
 	Provider  string
 	SandboxID string
 	Origin    provider.Origin
-	// Endpoint is the action server: its URL, every header a caller must send, and when it stops being valid.
+	// Endpoint is the action server: its URL, every header a caller must send, and when these stop being valid.
 	Endpoint provider.Endpoint
+	// SandboxExpiresAt is when the provider ends the sandbox by itself, zero if it does not.
+	SandboxExpiresAt time.Time
 	// Extra are the extra ports, by name.
 	Extra map[string]provider.Endpoint
 	// Pings is how many health questions were asked.

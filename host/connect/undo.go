@@ -16,6 +16,11 @@ func (a *attempt) undo(ctx context.Context) (Cleanup, error) {
 		return CleanupNone, nil
 	}
 	a.enter(PhaseUndo)
+	a.takeLateAnswer()
+	if !a.mayHaveMade { // nothing was made after all
+		a.leave("")
+		return CleanupDone, nil
+	}
 	err := a.destroyMade(ctx)
 	if err == nil {
 		a.lease.SetGone()
@@ -30,8 +35,44 @@ func (a *attempt) undo(ctx context.Context) (Cleanup, error) {
 	return CleanupFailed, err
 }
 
+// takeLateAnswer waits for the answer to a Create that was given up, if there is one. It takes createGrace at most.
+func (a *attempt) takeLateAnswer() {
+	if a.late == nil {
+		return
+	}
+	a.progress("waiting for what the provider answers to the create that was given up")
+	c := <-a.late
+	a.late = nil
+	if c.err != nil {
+		a.noteCreateError(c.err)
+		return
+	}
+	a.sandboxID = c.sandbox.ID
+	a.mayHaveMade = c.sandbox.Origin == provider.OriginCreated
+}
+
+// noteCreateError notes what the error of a Create tells of what it made.
+func (a *attempt) noteCreateError(err error) {
+	if failure := provider.AsError(err); failure.SandboxID != "" {
+		a.named = failure.SandboxID
+	} else if rulesOutSandbox(failure.Code) {
+		a.mayHaveMade = false
+		a.lease.SetGone()
+	}
+}
+
+// rulesOutSandbox reports whether a Create that failed with the code cannot have made anything.
+func rulesOutSandbox(code provider.Code) bool {
+	switch code {
+	case provider.CodeInvalid, provider.CodeDenied, provider.CodeConflict, provider.CodeExhausted, provider.CodeUnsupported:
+		return true
+	}
+	return false
+}
+
 func (a *attempt) destroyMade(ctx context.Context) error {
 	if a.sandboxID == "" {
+		a.progress("looking for what attempt " + a.id + " may have made")
 		id, err := a.findMade(ctx)
 		if err != nil {
 			return fmt.Errorf("a sandbox may have been made for attempt %s, and looking for it failed: %w", a.id, err)

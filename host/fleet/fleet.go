@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -176,6 +178,9 @@ func (f *Fleet) records(ctx context.Context) (records.Store, error) {
 	if f.store != nil {
 		return f.store, nil
 	}
+	if diagnostics := f.conf.CheckStateDir(); diagnostics.HasErrors() {
+		return nil, &ConfigError{diagnostics}
+	}
 	id, err := identify(f.conf)
 	if err != nil {
 		return nil, err
@@ -190,8 +195,27 @@ func (f *Fleet) records(ctx context.Context) (records.Store, error) {
 	if f.options.Records != nil {
 		store = f.options.Records(store)
 	}
+	if exposed := f.exposedSecret(); exposed != "" {
+		f.log.Warn(exposed)
+	}
 	f.store, f.identity = store, id
 	return store, nil
+}
+
+// exposedSecret returns what is wrong with the permissions of the host's secret, "" if nothing is.
+func (f *Fleet) exposedSecret() string {
+	path := secretPath(f.conf.Host.StateDir)
+	if f.conf.Host.Secret != "" || !permits(path, 0o077) {
+		return ""
+	}
+	return fmt.Sprintf("other users may read or change %s, which session keys are derived from: chmod 600 it; "+
+		"if somebody may have read it, remove it and connect the sessions anew", path)
+}
+
+// permits reports whether there is a file at the path whose mode has one of the bits.
+func permits(path string, bits fs.FileMode) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().Perm()&bits != 0
 }
 
 // block returns the provider block with the label, or for "" the default one.

@@ -3,6 +3,7 @@ package fleet
 import (
 	"cmp"
 	"context"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -135,6 +136,35 @@ func (f *Fleet) lookAtServer(ctx context.Context, s SessionState) provider.PingR
 	return probe.Ping
 }
 
+// RecordedSessions returns the sessions that the records name a sandbox of, sorted by session, with the states that are
+// recorded. No provider is asked, and no records are made.
+func (f *Fleet) RecordedSessions(ctx context.Context) ([]SessionState, error) {
+	if f.conf.State.URL == "" {
+		if _, err := os.Stat(f.conf.Host.StateDir); err != nil {
+			return nil, nil //nolint:nilerr // there are none yet
+		}
+	}
+	store, err := f.records(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all, err := store.List(ctx)
+	if err != nil {
+		return nil, connect.RecordsError(err)
+	}
+	var states []SessionState
+	for _, r := range all {
+		if r.HasSandbox() {
+			states = append(states, SessionState{
+				Session: r.Session, Provider: r.Provider, SandboxID: r.SandboxID, State: State(r.State), Recorded: true,
+				CreatedAt: r.CreatedAt, ExpiresAt: r.ExpiresAt, HeldUntil: r.HeldUntil, Interrupted: r.Interrupted(),
+			})
+		}
+	}
+	slices.SortFunc(states, func(x, y SessionState) int { return strings.Compare(x.Session, y.Session) })
+	return states, nil
+}
+
 // listing is what one provider lists. With an error that may be a part of it, or nothing.
 type listing struct {
 	sandboxes []provider.Sandbox
@@ -203,13 +233,15 @@ func describeRecord(r records.Record, l *listing) SessionState {
 	case l == nil:
 		s.State, s.NotConfigured = StateUnreachable, true
 	default:
-		if listed := l.find(r.SandboxID); listed != nil {
+		listed := l.find(r.SandboxID)
+		switch {
+		case listed != nil:
 			s.State, s.ExpiresAt = State(listed.State), listed.ExpiresAt
-		} else if l.err != nil {
+		case l.err != nil:
 			s.State = StateUnreachable
-		} else if recovery.Fresh(r, recovery.ListingLag) {
+		case recovery.Fresh(r, recovery.ListingLag):
 			s.State = State(r.State)
-		} else {
+		default:
 			s.State = StateGone
 		}
 	}

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/berth-dev/berth/host/regular"
 )
 
 // young is the age up to which a holder's file is not looked at without need.
@@ -82,9 +84,13 @@ func (s *SQL) withHolder(ctx context.Context, f func(h *holder, register change)
 	if h := s.currentHolder(); h != nil && h.valid() {
 		return f(h, unchanged)
 	}
+	began := time.Now()
 	select {
 	case s.registering <- struct{}{}:
-	case <-ctx.Done():
+	case <-ctx.Done(): // the call that registers one waits for the records
+		if s.writer != nil {
+			return s.explain(ctx, s.writer.queue.explain(ctx.Err(), began))
+		}
 		return s.explain(ctx, ctx.Err())
 	}
 	if old := s.currentHolder(); old != nil && old.valid() { // registered by another call
@@ -177,17 +183,19 @@ func (s *SQL) renew(ctx context.Context, h *holder) error {
 	ctx, cancel := context.WithTimeout(ctx, h.remaining())
 	defer cancel()
 	return s.retrying(ctx, func(ctx context.Context) error {
-		update := s.transaction
-		if s.writer != nil {
-			update = s.writer.do
-		}
 		var start time.Time
 		var n int64
-		err := update(ctx, false, func(ctx context.Context, q querier) (err error) {
+		move := func(ctx context.Context, q querier) (err error) {
 			start = s.now()
 			n, err = s.exec(ctx, q, `UPDATE holders SET until = {now} + ttl WHERE id = $1 AND until > {now}`, h.id)
 			return err
-		})
+		}
+		var err error
+		if s.writer != nil {
+			err = s.writer.hurry(ctx, move)
+		} else {
+			err = s.transaction(ctx, false, move)
+		}
 		switch {
 		case err != nil:
 			return err
@@ -243,7 +251,7 @@ func (s *SQL) processDead(id string) bool {
 // lockIfDead locks and returns the file of a holder whose process has died. It returns nil if the process is alive or
 // never ran on this machine.
 func (s *SQL) lockIfDead(id string) *os.File {
-	file, err := os.OpenFile(filepath.Join(s.dir, id), os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe there must not stop it
+	file, err := regular.Open(filepath.Join(s.dir, id))
 	if err != nil {
 		return nil
 	}
@@ -298,7 +306,7 @@ func (s *SQL) removeDeadHolders(ctx context.Context) error {
 // process and remove it; createLocked then starts over.
 func createLocked(path string) (*os.File, error) {
 	for {
-		file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+		file, err := regular.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 		if err != nil {
 			return nil, err
 		}

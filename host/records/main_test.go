@@ -8,7 +8,7 @@ import (
 )
 
 // roles are what the test binary does instead of testing when one of these environment variables is set.
-var roles = map[string]func(argument string){hostVariable: beHost}
+var roles = map[string]func(argument string){hostVariable: beHost, turnVariable: beInTurn}
 
 func TestMain(m *testing.M) {
 	for variable, be := range roles {

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -106,7 +107,7 @@ func TestAWrongURLIsSaidWithoutItsPassword(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, err := Open(testContext(t), Options{URL: test.url, Dir: t.TempDir(), Owner: "tests"})
+			_, err := Open(t.Context(), Options{URL: test.url, Dir: t.TempDir(), Owner: "tests"})
 			wantUnusable(t, err, test.says)
 			wantNoPassword(t, err)
 		})
@@ -119,10 +120,10 @@ func TestWhatTheServerRefusesIsSaidWithoutThePassword(t *testing.T) {
 	wrong, missing := *address, *address
 	wrong.User = url.UserPassword(address.User.Username(), canary)
 	missing.Path = "/berth_" + rand.Text()
-	_, err := Open(testContext(t), Options{URL: wrong.String(), Dir: t.TempDir(), Owner: "tests"})
+	_, err := Open(t.Context(), Options{URL: wrong.String(), Dir: t.TempDir(), Owner: "tests"})
 	wantUnusable(t, err, "refuses the user")
 	wantNoPassword(t, err)
-	_, err = Open(testContext(t), Options{URL: missing.String(), Dir: t.TempDir(), Owner: "tests"})
+	_, err = Open(t.Context(), Options{URL: missing.String(), Dir: t.TempDir(), Owner: "tests"})
 	wantUnusable(t, err, "no such database")
 	if password, _ := address.User.Password(); strings.Contains(fmt.Sprintf("%#v", err), password) {
 		t.Errorf("the password is in the error %v", err)
@@ -143,6 +144,111 @@ func TestTablesThatAreNotBerthsAreRefused(t *testing.T) {
 	_, _, err = s.Take(testContext(t), "s1")
 	wantUnusable(t, err, "tables")
 }
+
+func TestAServerThatNeverAnswersIsGivenUpAtTheDeadline(t *testing.T) {
+	t.Parallel()
+	silent := newProxy(t, "")
+	ctx, cancel := context.WithTimeout(testContext(t), 200*time.Millisecond)
+	defer cancel()
+	_, err := Open(ctx, Options{URL: "postgres://berth:hunter2@" + silent.address() + "/berth?sslmode=disable", Dir: t.TempDir(), Owner: "tests"})
+	if e := wantUnusable(t, err, "does not answer"); !e.Passes {
+		t.Error("it is said not to pass")
+	}
+	wantNoPassword(t, err)
+}
+
+func TestAConnectionThatFallsSilentIsReplaced(t *testing.T) {
+	t.Parallel()
+	address := must(url.Parse(newDatabase(t)))(t)
+	way := newProxy(t, address.Host)
+	address.Host = way.address()
+	s := openSQL(t, Options{URL: address.String(), Dir: t.TempDir()})
+	lease, record := take(t, s, "s1")
+	way.silent.Store(true)
+	for name, call := range map[string]func(context.Context) error{
+		"Save":    func(ctx context.Context) error { return s.Save(ctx, lease, record) },
+		"Release": func(ctx context.Context) error { return s.Release(ctx, lease, record) },
+		"Check":   func(ctx context.Context) error { return s.Check(ctx, lease) },
+		"Take":    func(ctx context.Context) error { _, _, err := s.Take(ctx, "s2"); return err },
+		"Get":     func(ctx context.Context) error { _, err := s.Get(ctx, "s1"); return err },
+	} {
+		ctx, cancel := context.WithTimeout(testContext(t), 100*time.Millisecond)
+		defer cancel()
+		if e := wantUnusable(t, call(ctx), "does not answer"); !e.Passes {
+			t.Errorf("%s: it is said not to pass", name)
+		}
+	}
+	if !s.Valid() {
+		t.Error("the lease is lost though there is time left")
+	}
+	way.silent.Store(false)
+	wantNil(t, "Save", s.Save(testContext(t), lease, record))
+}
+
+// proxy passes connections on to a server, until it falls silent: then it reads and passes on nothing. Without a server it
+// is silent from the start.
+type proxy struct {
+	listener net.Listener
+	silent   atomic.Bool
+}
+
+func newProxy(t *testing.T, server string) *proxy {
+	t.Helper()
+	p := &proxy{listener: must(net.Listen("tcp", "127.0.0.1:0"))(t)}
+	p.silent.Store(server == "")
+	var connections sync.WaitGroup
+	var mutex sync.Mutex
+	var open []net.Conn
+	pass := func(from, to net.Conn) {
+		piece := make([]byte, 4096)
+		for {
+			n, err := from.Read(piece)
+			if err != nil {
+				to.Close()
+				return
+			}
+			if !p.silent.Load() {
+				to.Write(piece[:n]) //nolint:errcheck // then the other direction ends as well
+			}
+		}
+	}
+	connections.Go(func() {
+		for {
+			client, err := p.listener.Accept()
+			if err != nil {
+				return
+			}
+			mutex.Lock()
+			open = append(open, client)
+			mutex.Unlock()
+			if server == "" {
+				continue
+			}
+			onward, err := net.Dial("tcp", server)
+			if err != nil {
+				client.Close()
+				continue
+			}
+			mutex.Lock()
+			open = append(open, onward)
+			mutex.Unlock()
+			connections.Go(func() { pass(client, onward) })
+			connections.Go(func() { pass(onward, client) })
+		}
+	})
+	t.Cleanup(func() {
+		p.listener.Close()
+		mutex.Lock()
+		for _, conn := range open {
+			conn.Close()
+		}
+		mutex.Unlock()
+		connections.Wait()
+	})
+	return p
+}
+
+func (p *proxy) address() string { return p.listener.Addr().String() }
 
 // It does not run in parallel: the restart is for its own connections.
 func TestNothingIsLostWhenTheServerIsRestarted(t *testing.T) {

@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"github.com/berth-dev/berth/host/regular"
 )
 
 // queue has the processes that write to one database go one after another, in the order in which they came. SQLite's own
@@ -27,14 +29,20 @@ import (
 type queue struct {
 	lockPath string
 	dir      string // of the tickets; made by the first that has to wait
+	// asleep is for how long the first in line may leave a free lock alone before its ticket is removed. A process that was
+	// stopped while it waited must not stop the others. When it goes on, it takes a new ticket.
+	asleep time.Duration
+}
+
+func newQueue(dir string) *queue {
+	return &queue{lockPath: filepath.Join(dir, "records.lock"), dir: filepath.Join(dir, "queue"), asleep: time.Second}
 }
 
 const (
+	// ordinary is the first number of the tickets that are not urgent. Those that are come before them.
+	ordinary = 1_000_000_000
 	// firstPoll and lastPoll bound the pauses of the first in line, who asks for a lock that no ticket leads to.
 	firstPoll, lastPoll = time.Millisecond, 20 * time.Millisecond
-	// asleep is for how long the first in line may leave a free lock alone before its ticket is removed. A process that was
-	// stopped while it waited must not stop the others. When it goes on, it takes a new ticket.
-	asleep = time.Second
 	// stuck is for how long a process may have its turn before it is said to have been stopped. A turn takes milliseconds.
 	stuck = 5 * time.Second
 )
@@ -63,9 +71,17 @@ type ticket struct {
 // errTicketGone means that a ticket was removed, because its process was taken for a stopped one.
 var errTicketGone = errors.New("the place in the queue is lost")
 
-// take waits for the turn. If ctx ends before, it leaves the queue and returns a *waitError; unless it is told to be
-// patient, also when who has the turn is stuck for longer than patience.
-func (q *queue) take(ctx context.Context, patient bool) (*turn, error) {
+// haste is how a turn is waited for.
+type haste int
+
+const (
+	patiently haste = iota // until ctx ends
+	inTime                 // the same, but not for longer than patience if whoever has the turn does not go on
+	urgently               // before everybody who does not wait urgently
+)
+
+// take waits for the turn. If it is given up before, the error is a *waitError.
+func (q *queue) take(ctx context.Context, how haste) (*turn, error) {
 	began := time.Now()
 	waiting, err := q.tickets()
 	if err != nil {
@@ -77,11 +93,11 @@ func (q *queue) take(ctx context.Context, patient bool) (*turn, error) {
 		}
 	}
 	for {
-		own, err := q.join()
+		own, err := q.join(how)
 		if err != nil {
 			return nil, err
 		}
-		t, err := q.await(ctx, own, began, patient)
+		t, err := q.await(ctx, own, began, how)
 		if err == nil {
 			return t, nil
 		}
@@ -148,7 +164,7 @@ func (q *queue) waiting() int {
 
 // tryLock takes the lock, or returns nil if another has it.
 func (q *queue) tryLock(own *ticket) (*turn, error) {
-	file, err := os.OpenFile(q.lockPath, os.O_CREATE|os.O_RDWR, 0o600)
+	file, err := regular.OpenFile(q.lockPath, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -182,8 +198,8 @@ func (t *turn) sayWho() {
 	}
 }
 
-// join takes a ticket: the number after the last one.
-func (q *queue) join() (*ticket, error) {
+// join takes a ticket: the number after the last one of its kind.
+func (q *queue) join(how haste) (*ticket, error) {
 	if err := os.Mkdir(q.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
@@ -191,9 +207,14 @@ func (q *queue) join() (*ticket, error) {
 	if err != nil {
 		return nil, err
 	}
-	number := 1
+	number := ordinary
+	if how == urgently {
+		number = 1
+		place, _ := slices.BinarySearch(numbers, ordinary)
+		numbers = numbers[:place]
+	}
 	if len(numbers) > 0 {
-		number = numbers[len(numbers)-1] + 1
+		number = max(number, numbers[len(numbers)-1]+1)
 	}
 	for ; ; number++ {
 		path := q.path(number)
@@ -230,9 +251,9 @@ func (q *queue) has(own *ticket) bool {
 }
 
 // await waits until those before the ticket are gone and the lock is free.
-func (q *queue) await(ctx context.Context, own *ticket, began time.Time, patient bool) (*turn, error) {
+func (q *queue) await(ctx context.Context, own *ticket, began time.Time, how haste) (*turn, error) {
 	pause := firstPoll
-	var sleeper sleeper
+	sleeper := sleeper{enough: q.asleep}
 	for {
 		numbers, err := q.tickets()
 		switch {
@@ -240,7 +261,7 @@ func (q *queue) await(ctx context.Context, own *ticket, began time.Time, patient
 			return nil, err
 		case ctx.Err() != nil:
 			return nil, q.explain(ctx.Err(), began)
-		case !patient && time.Since(began) > patience:
+		case how == inTime && time.Since(began) > patience:
 			if e := q.explain(nil, began); e.stuck() {
 				return nil, e
 			}
@@ -257,7 +278,7 @@ func (q *queue) await(ctx context.Context, own *ticket, began time.Time, patient
 			continue
 		}
 		// The longer the queue, the more seldom each looks whether it moves at all.
-		look := asleep/2 + time.Duration(place)*20*time.Millisecond
+		look := q.asleep/2 + time.Duration(place)*20*time.Millisecond
 		gone, err := q.watch(ctx, numbers[place-1], look)
 		switch {
 		case err != nil:
@@ -289,7 +310,7 @@ func (q *queue) watch(ctx context.Context, number int, atMost time.Duration) (go
 			if err != nil {
 				return true, nil
 			}
-			if age := time.Since(info.ModTime()); age < 0 || age >= asleep {
+			if age := time.Since(info.ModTime()); age < 0 || age >= q.asleep {
 				os.Remove(path) // its process has died
 				return true, nil
 			}
@@ -308,6 +329,7 @@ func (q *queue) watch(ctx context.Context, number int, atMost time.Duration) (go
 
 // sleeper finds out that the first in line leaves the lock alone though it is free.
 type sleeper struct {
+	enough time.Duration
 	number int
 	since  time.Time
 }
@@ -321,12 +343,12 @@ func (s *sleeper) is(number int, free bool) bool {
 		}
 		return false
 	}
-	return time.Since(s.since) >= asleep
+	return time.Since(s.since) >= s.enough
 }
 
 // free reports whether nobody has the lock.
 func (q *queue) free() bool {
-	file, err := os.Open(q.lockPath)
+	file, err := regular.Open(q.lockPath)
 	if err != nil {
 		return false
 	}

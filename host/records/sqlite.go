@@ -16,6 +16,8 @@ import (
 	"github.com/sethvargo/go-retry"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/berth-dev/berth/host/regular"
 )
 
 // sqliteFile is a database file that the processes of one machine share. SQLite's locks on it belong to the process, and
@@ -34,8 +36,7 @@ func (f *sqliteFile) connections() int { return 2 } // for reading; one more wri
 
 // queue has its lock where berth had that on making and upgrading the records before there was a queue.
 func (f *sqliteFile) queue() *queue {
-	dir := filepath.Dir(f.path)
-	return &queue{lockPath: filepath.Join(dir, "records.lock"), dir: filepath.Join(dir, "queue")}
+	return newQueue(filepath.Dir(f.path))
 }
 
 func (f *sqliteFile) now() string { return `CAST(ROUND(unixepoch('subsec') * 1000) AS INTEGER)` }
@@ -52,18 +53,19 @@ func (f *sqliteFile) open(ctx context.Context) (*sql.DB, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !info.Mode().IsRegular() { // SQLite would wait for the other end of a pipe
+		return nil, &UnusableError{Where: f.path, Problem: "the file cannot be opened: it is " + regular.ErrIrregular.Error(), Hint: "remove what is in its place"}
+	}
 	f.opened = info
 	db, err := openSQLite(f.path)
 	if err != nil {
 		return nil, err
 	}
-	err = retry.Do(ctx, f.backoff(), func(ctx context.Context) error {
-		err := f.upgrade(ctx, db)
-		if err != nil && f.transient(err) {
-			return retry.RetryableError(err)
-		}
-		return err
-	})
+	backoff := f.backoff()
+	if _, limited := ctx.Deadline(); !limited {
+		backoff = retry.WithMaxDuration(patience, backoff)
+	}
+	err = repeat(ctx, backoff, f.transient, func(ctx context.Context) error { return f.upgrade(ctx, db) })
 	if err != nil {
 		db.Close()
 		return nil, err
@@ -184,8 +186,11 @@ func (f *sqliteFile) current(ctx context.Context, db *sql.DB) (bool, error) {
 // locked calls do when it is this process's turn.
 func (f *sqliteFile) locked(ctx context.Context, do func(context.Context) error) error {
 	q := f.queue()
-	_, limited := ctx.Deadline()
-	turn, err := q.take(ctx, limited)
+	how := inTime
+	if _, limited := ctx.Deadline(); limited {
+		how = patiently
+	}
+	turn, err := q.take(ctx, how)
 	if err != nil {
 		return err
 	}
@@ -275,7 +280,7 @@ func (f *sqliteFile) explain(err error) *UnusableError {
 		e.Problem = "the file cannot be opened"
 		e.Hint = "see that this user may read and write it and its directory, and that the disk is neither full nor read-only"
 	case code == sqlite3.SQLITE_IOERR, errors.Is(err, context.DeadlineExceeded):
-		e.Problem = "reading or writing the file failed"
+		e.Problem, e.Passes = "reading or writing the file failed", code == 0
 		e.Hint = "see that its disk is healthy and not full"
 	default:
 		e.Problem = "the database refused"

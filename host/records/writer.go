@@ -35,6 +35,7 @@ type writer struct {
 type write struct {
 	change  change
 	durable bool
+	urgent  bool
 	alone   bool // because a group failed that it was in
 	err     error
 	outcome chan error // capacity 1
@@ -60,7 +61,16 @@ func (w *writer) close() {
 
 // do makes a change and returns when it is committed. If ctx ends before the change is begun, it is withdrawn.
 func (w *writer) do(ctx context.Context, durable bool, f change) error {
-	x := &write{change: f, durable: durable, outcome: make(chan error, 1)}
+	return w.wait(ctx, &write{change: f, durable: durable, outcome: make(chan error, 1)})
+}
+
+// hurry is do for a change that comes before those of other processes, with whatever else waits to be written in this one.
+// It is for the renewal of leases, which must not be lost in a crowd.
+func (w *writer) hurry(ctx context.Context, f change) error {
+	return w.wait(ctx, &write{change: f, urgent: true, outcome: make(chan error, 1)})
+}
+
+func (w *writer) wait(ctx context.Context, x *write) error {
 	if err := w.add(x); err != nil {
 		return err
 	}
@@ -98,6 +108,9 @@ func (w *writer) add(x *write) error {
 		return w.store.closedError()
 	}
 	w.pending = append(w.pending, x)
+	if x.urgent && w.giveUp != nil {
+		w.giveUp() // to wait urgently instead
+	}
 	w.signal()
 	return nil
 }
@@ -129,11 +142,11 @@ func (w *writer) run() {
 	defer w.disconnect()
 	for range w.wake {
 		for {
-			ctx, durable, more := w.next()
+			ctx, how, more := w.next()
 			if !more {
 				break
 			}
-			w.group(ctx, durable)
+			w.group(ctx, how)
 		}
 		if w.failIfClosed() {
 			return
@@ -141,16 +154,26 @@ func (w *writer) run() {
 	}
 }
 
-// next returns a context for the wait of the next group, which ends when nobody waits for the group any more, and whether
-// the group has to be durable. more is false if there is nothing to write.
-func (w *writer) next() (ctx context.Context, durable, more bool) {
+// next returns how to wait for the turn of the next group, and a context that ends when that is no longer right: nobody
+// waits for the group any more, or it has become urgent. more is false if there is nothing to write.
+func (w *writer) next() (ctx context.Context, how haste, more bool) {
 	w.mutex.Lock()
 	defer w.mutex.Unlock()
 	if len(w.pending) == 0 || w.closed {
-		return nil, false, false
+		return nil, patiently, false
+	}
+	if slices.ContainsFunc(w.pending, func(x *write) bool { return x.urgent }) {
+		how = urgently
 	}
 	ctx, w.giveUp = context.WithCancel(context.Background())
-	return ctx, slices.ContainsFunc(w.pending, func(x *write) bool { return x.durable }), true
+	return ctx, how, true
+}
+
+// anyDurable reports whether the next group has to survive a power cut.
+func (w *writer) anyDurable() bool {
+	w.mutex.Lock()
+	defer w.mutex.Unlock()
+	return slices.ContainsFunc(w.pending, func(x *write) bool { return x.durable })
 }
 
 // begin takes the writes of the next group out of those that are pending. From here on they cannot be withdrawn.
@@ -184,16 +207,16 @@ func (w *writer) failIfClosed() bool {
 
 // group makes the pending writes in one transaction. When that fails, each of them is to be made alone, so that none
 // fails for another.
-func (w *writer) group(ctx context.Context, durable bool) {
+func (w *writer) group(ctx context.Context, how haste) {
 	var group []*write
 	begun := false
-	err := w.transaction(ctx, durable, func(ctx context.Context) error {
+	err := w.transaction(ctx, how, func(ctx context.Context, durable bool) error {
 		group, begun = w.begin(durable), true
 		return w.makeAll(ctx, group)
 	})
 	if !begun {
 		if ctx.Err() != nil {
-			return // nobody waits for it
+			return
 		}
 		group = w.begin(true)
 	}
@@ -214,15 +237,18 @@ func (w *writer) group(ctx context.Context, durable bool) {
 
 // transaction makes a transaction in this process's turn. It fails if the database has been removed or replaced, even
 // when it was committed.
-func (w *writer) transaction(ctx context.Context, durable bool, do func(context.Context) error) error {
+func (w *writer) transaction(ctx context.Context, how haste, do func(ctx context.Context, durable bool) error) error {
 	if err := w.store.database.check(); err != nil {
 		return err
 	}
-	turn, err := w.queue.take(ctx, true)
+	if err := w.connect(ctx); err != nil {
+		return err
+	}
+	turn, err := w.queue.take(ctx, how)
 	if err != nil {
 		return err
 	}
-	err = w.inTurn(ctx, turn, durable, do)
+	err = w.inTurn(ctx, turn, do)
 	w.queue.end(turn)
 	if err != nil {
 		w.disconnect() // with whatever was begun on it
@@ -233,10 +259,8 @@ func (w *writer) transaction(ctx context.Context, durable bool, do func(context.
 	return err
 }
 
-func (w *writer) inTurn(ctx context.Context, turn *turn, durable bool, do func(context.Context) error) error {
-	if err := w.connect(ctx); err != nil {
-		return err
-	}
+func (w *writer) inTurn(ctx context.Context, turn *turn, do func(ctx context.Context, durable bool) error) error {
+	durable := w.anyDurable()
 	if err := w.store.database.prepare(ctx, w.conn, durable); err != nil {
 		return err
 	}
@@ -244,7 +268,7 @@ func (w *writer) inTurn(ctx context.Context, turn *turn, durable bool, do func(c
 		return err
 	}
 	ctx = context.WithoutCancel(ctx)
-	if err := do(ctx); err != nil {
+	if err := do(ctx, durable); err != nil {
 		return err
 	}
 	return w.exec(ctx, "COMMIT")
@@ -257,7 +281,7 @@ func (w *writer) lock(ctx context.Context, turn *turn) error {
 		if err == nil || !isBusy(err) {
 			return err
 		}
-		if time.Since(began) > time.Second {
+		if time.Since(began) > 100*time.Millisecond {
 			turn.setBlocked()
 		}
 		sleep(ctx, lastPoll/4)
@@ -268,7 +292,28 @@ func (w *writer) lock(ctx context.Context, turn *turn) error {
 }
 
 // makeAll makes the changes of a group. It returns an error if the transaction is lost, rather than one of the changes.
+// Mostly all of them succeed. Only if one is refused, all are made again in a way that can take back each alone.
 func (w *writer) makeAll(ctx context.Context, group []*write) error {
+	if err := w.exec(ctx, "SAVEPOINT before"); err != nil {
+		return err
+	}
+	for _, x := range group {
+		x.err = x.change(ctx, w.known)
+		switch {
+		case x.err == nil:
+		case !ofContract(x.err):
+			return x.err
+		default:
+			if err := w.exec(ctx, "ROLLBACK TO before"); err != nil || len(group) == 1 {
+				return err
+			}
+			return w.makeEach(ctx, group)
+		}
+	}
+	return nil
+}
+
+func (w *writer) makeEach(ctx context.Context, group []*write) error {
 	for _, x := range group {
 		if err := w.exec(ctx, "SAVEPOINT change"); err != nil {
 			return err
@@ -294,6 +339,7 @@ func (w *writer) exec(ctx context.Context, statement string) error {
 	return err
 }
 
+// connect gets the writer's connection, which reads the schema here rather than in the turn.
 func (w *writer) connect(ctx context.Context) error {
 	if w.conn != nil {
 		return nil
@@ -303,7 +349,11 @@ func (w *writer) connect(ctx context.Context) error {
 		return err
 	}
 	w.conn, w.known = conn, newPrepared(conn)
-	return nil
+	_, err = w.known.statement(ctx, "SELECT 1 FROM sessions, holders")
+	if err != nil {
+		w.disconnect()
+	}
+	return err
 }
 
 // disconnect gives the connection back. What was begun on it and not committed is taken back.

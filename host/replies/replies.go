@@ -35,6 +35,16 @@ func Check(p provider.Provider, name string, store records.Store) *Checked {
 	return &Checked{Provider: p, name: name, records: store}
 }
 
+// Describe returns what the provider says of itself, as a plugin does, and nothing for one that does not.
+func (c *Checked) Describe(ctx context.Context) (provider.Description, error) {
+	if p, able := c.Provider.(interface {
+		Describe(ctx context.Context) (provider.Description, error)
+	}); able {
+		return p.Describe(ctx)
+	}
+	return provider.Description{}, nil
+}
+
 // Create implements provider.Provider.
 func (c *Checked) Create(ctx context.Context, req provider.CreateRequest) (provider.Sandbox, error) {
 	sandbox, err := c.Provider.Create(ctx, req)

@@ -16,9 +16,10 @@ type Session struct {
 	State     string     `json:"state"`
 	Recorded  bool       `json:"recorded"`
 	CreatedAt *time.Time `json:"created_at"`
-	ExpiresAt *time.Time `json:"expires_at"`
-	HeldUntil *time.Time `json:"held_until"`
-	Note      string     `json:"note,omitempty" foreign:"text"`
+	// SandboxExpiresAt is when the sandbox ends by itself, null when it does not or when that is not known.
+	SandboxExpiresAt *time.Time `json:"sandbox_expires_at"`
+	HeldUntil        *time.Time `json:"held_until"`
+	Note             string     `json:"note,omitempty" foreign:"text"`
 	// Server is what a look at the server has shown; nil if nobody looked.
 	Server *Server `json:"server,omitempty"`
 }
@@ -27,7 +28,7 @@ type Session struct {
 func NewSession(s fleet.SessionState) Session {
 	session := Session{
 		Session: s.Session, Provider: s.Provider, SandboxID: s.SandboxID, State: string(s.State), Recorded: s.Recorded,
-		CreatedAt: moment(s.CreatedAt), ExpiresAt: moment(s.ExpiresAt), HeldUntil: moment(s.HeldUntil),
+		CreatedAt: moment(s.CreatedAt), SandboxExpiresAt: moment(s.ExpiresAt), HeldUntil: moment(s.HeldUntil),
 	}
 	if s.Server != nil {
 		server := NewServer(*s.Server)
@@ -89,9 +90,10 @@ type Disconnected struct {
 
 // Renewed is a sandbox whose end was moved.
 type Renewed struct {
-	Session   string     `json:"session"`
-	SandboxID string     `json:"sandbox_id"`
-	ExpiresAt *time.Time `json:"expires_at"`
+	Session   string `json:"session"`
+	SandboxID string `json:"sandbox_id"`
+	// SandboxExpiresAt is when the sandbox ends unless it is renewed again, null when it never does.
+	SandboxExpiresAt *time.Time `json:"sandbox_expires_at"`
 }
 
 // NewRenewed returns the Renewed of a sandbox that now ends at end; zero is never.

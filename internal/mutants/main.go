@@ -5,9 +5,11 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	_ "embed"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"go/ast"
@@ -112,7 +114,87 @@ func unleash(ctx context.Context, pkg string) ([]mutation, error) {
 	if err != nil {
 		return nil, err
 	}
-	return decode(pkg, data)
+	mutations, err := decode(pkg, data)
+	if err != nil {
+		return nil, err
+	}
+	for i := range mutations {
+		if mutations[i].Status == "NOT COVERED" {
+			if mutations[i].Status, err = tryUncovered(ctx, pkg, mutations[i]); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return mutations, nil
+}
+
+// tryUncovered runs the tests on a mutant that gremlins takes for one that no test reaches, and returns its status. Go's
+// coverage knows nothing of the expressions of cases and of constants, so gremlins does not try those.
+func tryUncovered(ctx context.Context, pkg string, m mutation) (status string, err error) {
+	source, err := os.ReadFile(m.File)
+	if err != nil {
+		return "", err
+	}
+	changed, err := mutate(source, m)
+	if err != nil {
+		return "", err
+	}
+	dir, err := os.MkdirTemp("", "mutants-*")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(dir)
+	original, err := filepath.Abs(m.File)
+	if err != nil {
+		return "", err
+	}
+	replacement := filepath.Join(dir, "mutant.go")
+	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {original: replacement}})
+	if err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(replacement, changed, 0o600); err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "overlay.json"), overlay, 0o600); err != nil {
+		return "", err
+	}
+	test := exec.CommandContext(ctx, "go", "test", "-failfast", "-timeout", "2m", "-overlay", filepath.Join(dir, "overlay.json"), "./"+pkg)
+	output, err := test.CombinedOutput()
+	var failed *exec.ExitError
+	switch {
+	case err == nil:
+		return m.Status, nil
+	case ctx.Err() != nil || !errors.As(err, &failed):
+		return "", err
+	case bytes.Contains(output, []byte("[build failed]")):
+		return "NOT VIABLE", nil
+	}
+	return "KILLED", nil
+}
+
+// opposites are the tokens that a kind of mutant replaces.
+var opposites = map[string]map[string]string{
+	"CONDITIONALS_NEGATION": {"==": "!=", "!=": "==", "<=": ">", ">=": "<", "<": ">=", ">": "<="},
+	"CONDITIONALS_BOUNDARY": {"<=": "<", ">=": ">", "<": "<=", ">": ">="},
+	"ARITHMETIC_BASE":       {"+": "-", "-": "+", "*": "/", "/": "*", "%": "*"},
+	"INCREMENT_DECREMENT":   {"++": "--", "--": "++"},
+	"INVERT_NEGATIVES":      {"-": "+"},
+}
+
+// mutate returns the source with the change of the mutant.
+func mutate(source []byte, m mutation) ([]byte, error) {
+	at := 0
+	for range m.Line - 1 {
+		at += bytes.IndexByte(source[at:], '\n') + 1
+	}
+	at += m.Column - 1
+	for _, length := range []int{2, 1} {
+		if replacement, known := opposites[m.Kind][string(source[at:min(at+length, len(source))])]; known {
+			return slices.Concat(source[:at], []byte(replacement), source[at+length:]), nil
+		}
+	}
+	return nil, fmt.Errorf("%s:%d:%d: no change known for a mutant of kind %s", m.File, m.Line, m.Column, m.Kind)
 }
 
 // decode reads the report of a package.

@@ -21,6 +21,9 @@ import (
 // encoding.
 const labelName = "berth-name"
 
+// trafficHeader carries the token that opens a sandbox's ports.
+const trafficHeader = "e2b-traffic-access-token"
+
 // E2B makes sandboxes at E2B. It keeps nothing of a session in memory that is not in the sandbox's metadata too.
 type E2B struct {
 	*cloud.Provider[sandbox] // the contract, all of it but what housekeeping.go adds
@@ -160,7 +163,7 @@ func (c *cluster) Endpoints(ctx context.Context, s sandbox, ports []int) (map[in
 			headers["E2b-Sandbox-Id"], headers["E2b-Sandbox-Port"] = s.ID, strconv.Itoa(port)
 		}
 		if s.TrafficToken != "" {
-			headers["e2b-traffic-access-token"] = s.TrafficToken
+			headers[trafficHeader] = s.TrafficToken
 		}
 		endpoints[port] = provider.Endpoint{URL: c.portURL(s, port), Headers: headers}
 	}

@@ -210,8 +210,10 @@ func TestAServerThatEndsAtOnceIsReportedByPingWithItsCodeAndLastLines(t *testing
 	if *first.ExitCode != 3 || !slices.Equal(first.LogTail, []string{"out of luck"}) {
 		t.Errorf("the first server: %+v", first)
 	}
-	if found := attach(t, l); found.Endpoints != nil {
-		t.Errorf("attached to a dead server: %+v", found.Endpoints)
+	if found := attach(t, l); found.Endpoints == nil {
+		t.Error("Attach does not say where the server was, so that nobody can ask how it ended")
+	} else if ping := ping(t, l, sandbox, *found.Endpoints); ping.Status != provider.PingExited || *ping.ExitCode != 3 {
+		t.Errorf("asked again about the first server: %+v", ping)
 	}
 	second := endsAtOnce(t, l, sandbox, shell("echo still not"))
 	if *second.ExitCode != 0 || !slices.Equal(second.LogTail, []string{"still not"}) {

@@ -27,5 +27,6 @@ func main() {
 	}
 	provider.Serve(provider.Info{
 		Name: "mock", Version: "0.1.0", Summary: "Sandboxes that do not exist, and fail on request.",
+		EndpointHeaders: []string{tokenHeader},
 	}, open)
 }

@@ -114,7 +114,7 @@ func textMap(m map[string]string) map[string]string {
 }
 
 func descriptionToWire(d Description) *pb.DescribeResponse {
-	w := &pb.DescribeResponse{Name: d.Name, Version: d.Version, Summary: text(d.Summary)}
+	w := &pb.DescribeResponse{Name: d.Name, Version: d.Version, Summary: text(d.Summary), EndpointHeaders: d.EndpointHeaders}
 	for _, c := range d.Capabilities {
 		w.Capabilities = append(w.Capabilities, capabilityTable[c])
 	}
@@ -129,7 +129,9 @@ func descriptionToWire(d Description) *pb.DescribeResponse {
 
 // descriptionFromWire leaves out capabilities it does not know: they are a newer plugin's, and not asked for.
 func descriptionFromWire(w *pb.DescribeResponse) Description {
-	d := Description{Name: w.GetName(), Version: w.GetVersion(), Summary: shortened(w.GetSummary(), detailBytes)}
+	d := Description{
+		Name: w.GetName(), Version: w.GetVersion(), Summary: shortened(w.GetSummary(), detailBytes), EndpointHeaders: w.GetEndpointHeaders(),
+	}
 	for _, c := range w.GetCapabilities() {
 		if known := capabilityTable.domain(c); known != "" {
 			d.Capabilities = append(d.Capabilities, known)

@@ -295,6 +295,8 @@ type Description struct {
 	Capabilities []Capability
 	// Attributes are the arguments of the provider's config block.
 	Attributes []Attribute
+	// EndpointHeaders are the HTTP headers that endpoints may need for the provider's own keys.
+	EndpointHeaders []string
 }
 
 // Can reports whether the plugin declared the capability.

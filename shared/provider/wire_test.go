@@ -283,12 +283,12 @@ func TestTheDescriptionCrossesTheWire(t *testing.T) {
 		Size string        `berth:"size" default:"small" oneof:"small,large" doc:"The size."`
 		Idle time.Duration `berth:"idle" default:"15m" doc:"The idle time."`
 	}
-	server := newServer(Info{Name: "fake", Version: "1.2.3", Summary: "A fake."}, hclog.NewNullLogger(),
+	server := newServer(Info{Name: "fake", Version: "1.2.3", Summary: "A fake.", EndpointHeaders: []string{"X-Edge"}}, hclog.NewNullLogger(),
 		func(context.Context, config, hclog.Logger) (*fake, error) { return &fake{}, nil })
 	got, err := NewClient(dial(t, server.register)).Describe(t.Context())
 	equal(t, "error", err, nil)
 	equal(t, "description", got, Description{
-		Name: "fake", Version: "1.2.3", Summary: "A fake.",
+		Name: "fake", Version: "1.2.3", Summary: "A fake.", EndpointHeaders: []string{"X-Edge"},
 		Capabilities: []Capability{CapabilityList, CapabilityRenew, CapabilitySuspend, CapabilityDestroy, CapabilityLogs},
 		Attributes: []Attribute{
 			{Name: "key", Type: TypeString, Required: true, Sensitive: true, Env: []string{"FAKE_KEY", "OTHER_KEY"}, Doc: "The key."},
