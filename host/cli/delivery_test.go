@@ -189,6 +189,7 @@ func TestAnOutputThatNobodyTakesKeepsNothingFromEnding(t *testing.T) {
 				c := m.prepare(strings.Fields(line)...)
 				c.exec.Stdout, c.exec.Stderr = output(t), output(t)
 				must(t, c.exec.Start())
+				c.began = time.Now()
 				if due != nil {
 					m.eventually("it is due", func() bool { return due(c) })
 					_ = c.exec.Process.Signal(syscall.SIGTERM) // it may have ended by itself
@@ -198,9 +199,10 @@ func TestAnOutputThatNobodyTakesKeepsNothingFromEnding(t *testing.T) {
 					t.Errorf("%s: exit code %d after %s", line, r.code, time.Since(began))
 				}
 			}
-			atWork := func(c *command) bool { // its plugin runs, or it has ended
+			// Its plugin runs, or did so unseen, or it has ended: it knows what to do about signals.
+			atWork := func(c *command) bool {
 				all := m.processes()
-				return slices.ContainsFunc(all, func(p process) bool { return p.parent == c.exec.Process.Pid }) ||
+				return time.Since(c.began) > 3*time.Second || slices.ContainsFunc(all, func(p process) bool { return p.parent == c.exec.Process.Pid }) ||
 					!slices.ContainsFunc(all, func(p process) bool { return p.pid == c.exec.Process.Pid })
 			}
 			made := func(n int) func(*command) bool {

@@ -145,6 +145,7 @@ type command struct {
 	*machine
 	exec           *exec.Cmd
 	stop           context.CancelFunc
+	began          time.Time // set by those who need it
 	stdout, stderr buffer
 }
 
