@@ -182,7 +182,9 @@ func endpointProblem(e Endpoint) string {
 	return ""
 }
 
-func validHeader(name string) bool { return httpguts.ValidHeaderFieldName(name) && len(name) <= nameBytes }
+func validHeader(name string) bool {
+	return httpguts.ValidHeaderFieldName(name) && len(name) <= nameBytes
+}
 
 var hostName = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9._-]{0,252})$`)
 
