@@ -13,6 +13,11 @@ func (p *Provider[B]) Create(ctx context.Context, req provider.CreateRequest) (p
 	if req.Lifetime <= 0 {
 		req.Lifetime = defaultLifetime
 	}
+	if len(req.Server.Command) > 0 { // what cannot be started is refused before anything is made
+		if err := p.checkServer(p.withEnv(req.Server)); err != nil {
+			return provider.Sandbox{}, err
+		}
+	}
 	if !p.options.UniqueNames {
 		present, err := p.settled(ctx, req.Owner, req.Session)
 		if err != nil {

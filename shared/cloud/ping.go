@@ -16,6 +16,7 @@ type watch struct {
 	server   time.Time // when its process was last looked at
 	cloud    time.Time // when the cloud was last asked about the sandbox
 	doubted  bool      // the server's refusal may pass, as was found then
+	silence  string    // what the last look at the process said of why it keeps silent, for the pings until the next one
 }
 
 // serverDue reports whether the server's process may be looked at now. One that this process has not started is looked at
@@ -85,12 +86,18 @@ func (p *Provider[B]) judge(ctx context.Context, req provider.PingRequest, resul
 	if known && !denied && p.takeServerLook(req.SandboxID) {
 		said, err := p.lookAtServer(ctx, box)
 		if err == nil {
-			p.changeWatch(req.SandboxID, func(w *watch) { w.cloud = time.Now() }) // a sandbox that runs scripts is there
+			p.changeWatch(req.SandboxID, func(w *watch) {
+				w.cloud = time.Now() // a sandbox that runs scripts is there
+				w.silence = silenceOf(said)
+			})
 			return judgeServer(said, result)
 		}
 		reason = true
 	}
 	if !p.takeCloudLook(req.SandboxID, reason) {
+		if !denied {
+			p.changeWatch(req.SandboxID, func(w *watch) { result.Reason += w.silence })
+		}
 		return p.doubt(req.SandboxID, result)
 	}
 	box, verdict := p.judgeSandbox(ctx, req, result)
@@ -174,14 +181,25 @@ func (p *Provider[B]) judgeSandbox(ctx context.Context, req provider.PingRequest
 
 // judgeServer reads what a sandbox says of the server.
 func judgeServer(said report, result provider.PingResult) provider.PingResult {
-	switch said.state {
-	case "exited":
+	if said.state == "exited" {
 		e := said.exited("")
 		return provider.PingResult{Status: provider.PingExited, Reason: e.Message, ExitCode: e.ExitCode, LogTail: e.LogTail}
-	case "none":
-		result.Reason += " (no server was started)"
 	}
+	result.Reason += silenceOf(said)
 	return result
+}
+
+// silenceOf words why a server keeps silent, as far as a sandbox says.
+func silenceOf(said report) string {
+	switch {
+	case said.state == "none":
+		return " (no server was started)"
+	case said.state == "running" && said.silence == "nowhere":
+		return fmt.Sprintf(" (the server's process runs, but nothing listens on port %d yet)", said.port)
+	case said.state == "running" && said.silence == "ipv6":
+		return fmt.Sprintf(" (the server's process runs and listens on ::1 only: let it listen on 0.0.0.0, port %d)", said.port)
+	}
+	return ""
 }
 
 // noteLaunch notes that a server was started: how an earlier one failed counts no more.

@@ -62,6 +62,24 @@ func testWords(f *fixture) {
 	}
 }
 
+func testUnstartable(f *fixture) {
+	p := f.start(Options{})
+	request := CreateRequest("s1")
+	request.Server = ActionServer()
+	request.Server.Env = map[string]string{"PROMPT": strings.Repeat("p", provider.LongestWord)}
+	_, err := p.Create(f.Context(), request)
+	if e := provider.AsError(err); e == nil || e.Code != provider.CodeInvalid || e.Retryable || !strings.Contains(e.Message, "PROMPT") {
+		f.Errorf("%v", err)
+	}
+	f.left(0)
+	sandbox := Create(f.T, p, "s1")
+	if _, err := p.StartServer(f.Context(), StartRequest(sandbox, request.Server)); provider.CodeOf(err) != provider.CodeInvalid {
+		f.Errorf("started: %v", err)
+	}
+	request.Server.Env["PROMPT"] = strings.Repeat("p", provider.LongestWord-100) // just about
+	AwaitAlive(f.T, p, sandbox, Start(f.T, p, sandbox, request.Server))
+}
+
 // awaitLog waits until a line is in the server's log, and returns the log.
 func (f *fixture) awaitLog(p provider.Provider, sandbox provider.Sandbox, line string) string {
 	f.Helper()
