@@ -7,10 +7,14 @@ BENCH   ?= .
 RACES   ?= 50
 FOR     ?= 20s
 
+LDFLAGS = -s -w -X github.com/berth-dev/berth/host/cli.Version=$(VERSION)
+# The host begins a little before Go's runtime does, on systems that host/stdio knows.
+ENTRY   = $(if $(filter linux/amd64 linux/arm64,$(shell go env GOOS)/$(shell go env GOARCH)),-E berth_entry)
+
 # Static executables without debug information, all in one go invocation: what they share is compiled once. go names them
 # after their folders; the links are what users run.
 COMPILE = CGO_ENABLED=0 go build -trimpath -gcflags=all=-dwarf=false \
-	-ldflags '-s -w -X github.com/berth-dev/berth/host/cli.Version=$(VERSION)'
+	-ldflags '$(LDFLAGS)' -ldflags 'github.com/berth-dev/berth/host=$(LDFLAGS) $(ENTRY)'
 BUILD   = $(COMPILE) -o bin/build/ ./host ./examples/action-server
 LINK    = mkdir -p bin/plugins && ln -f bin/build/host bin/berth && ln -f bin/build/action-server bin/berth-action-server && \
 	for p in $(1); do ln -f bin/build/$$p bin/plugins/berth-provider-$$p || exit 1; done
@@ -60,6 +64,10 @@ contract: ## hold the simulated clouds to the providers' own SDKs (npm, PyPI)
 .PHONY: test-postgres
 test-postgres: ## the records' tests on a PostgreSQL server, which is installed and started for them
 	scripts/postgres go test -race ./host/records/...
+
+.PHONY: upgrade
+upgrade: ## hosts of the version before and of this one on the same records, SQLite and PostgreSQL
+	scripts/upgrade
 
 .PHONY: python
 python: ## the example plugin in Python: build it, run it through berth and the conformance suite

@@ -6,8 +6,9 @@ import (
 
 	"github.com/berth-dev/berth/host/cli"
 	"github.com/berth-dev/berth/host/fleet"
+	"github.com/berth-dev/berth/host/stdio"
 )
 
 func main() {
-	os.Exit(cli.Main(os.Args[1:], os.Stdout, os.Stderr, os.LookupEnv, fleet.Options{}))
+	os.Exit(cli.Main(os.Args[1:], stdio.Stdout(), os.Stderr, os.LookupEnv, fleet.Options{}))
 }

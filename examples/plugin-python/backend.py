@@ -153,11 +153,12 @@ class Backend:
                 found.append(sandbox)
         return found
 
-    def get(self, owner: str, id: str) -> Sandbox:
+    def get(self, owner: str, id: str, session: str = "") -> Sandbox:
+        """The sandbox, if it is the owner's and, in a call that names one, the session's."""
         sandbox = self.load(name_of(id))
         if sandbox.id != id or sandbox.expired:
             raise Gone
-        if sandbox.owner != owner:
+        if sandbox.owner != owner or session not in ("", sandbox.session):
             raise Foreign
         return sandbox
 
@@ -180,10 +181,11 @@ class Backend:
 
     # --- servers ---
 
-    def start_server(self, owner: str, id: str, command: list[str], env: dict[str, str], workdir: str,
+    def start_server(self, owner: str, session: str, id: str, command: list[str], env: dict[str, str], workdir: str,
                      extra_ports: list[str], check: Check) -> Sandbox:
         """Starts the server unless one runs, and returns without waiting for it. A running server stays, even if its
         command differs from the one requested."""
+        self.get(owner, id, session)
         with self._hold(owner, id, check) as sandbox:
             if sandbox.suspended:
                 raise Suspended

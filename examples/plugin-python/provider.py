@@ -137,8 +137,8 @@ class Plugin(services.SetupServicer, services.ProviderServicer, services.Houseke
         server = request.server
         if not server.command or not server.command[0]:
             raise ProviderError(grpc.StatusCode.INVALID_ARGUMENT, "the server has no command")
-        sandbox = self.backend.start_server(request.owner, request.sandbox_id, list(server.command), dict(server.env),
-                                            server.workdir, list(server.extra_ports), check_of(context))
+        sandbox = self.backend.start_server(request.owner, request.session, request.sandbox_id, list(server.command),
+                                            dict(server.env), server.workdir, list(server.extra_ports), check_of(context))
         return pb.StartServerResponse(endpoints=endpoints_of(sandbox))
 
     @answered
@@ -148,7 +148,7 @@ class Plugin(services.SetupServicer, services.ProviderServicer, services.Houseke
         if result.status != pb.PING_STATUS_NOT_YET:
             return result  # the usual case asks nobody but the server
         try:
-            sandbox = backend.get(request.owner, request.sandbox_id)
+            sandbox = backend.get(request.owner, request.sandbox_id, request.session)
         except Gone:
             return pb.PingResponse(status=pb.PING_STATUS_GONE,
                                    reason=f"the sandbox {request.sandbox_id} does not exist any more")
@@ -221,7 +221,7 @@ class Plugin(services.SetupServicer, services.ProviderServicer, services.Houseke
                 return ProviderError(code.NOT_FOUND, f"the sandbox {id} does not exist any more", reason="GONE",
                                      sandbox_id=id)
             case Foreign():
-                return ProviderError(code.ALREADY_EXISTS, f"the sandbox {id} belongs to another owner", sandbox_id=id)
+                return ProviderError(code.ALREADY_EXISTS, f"the sandbox {id} belongs to another owner or session", sandbox_id=id)
             case Suspended():
                 return ProviderError(code.FAILED_PRECONDITION, sandbox_id=id,
                                      message=f"the sandbox {id} is suspended: attach to it first, which wakes it")

@@ -29,7 +29,9 @@ type app struct {
 	// connecting says that there may be something to undo.
 	connecting  atomic.Bool
 	interrupted atomic.Bool
-	flags       struct{ config, output, logLevel string }
+	// checking says that the command is the one that shows every mistake of the configuration.
+	checking bool
+	flags    struct{ config, output, logLevel string }
 
 	// Set by load.
 	conf  *config.Config
@@ -86,6 +88,14 @@ func (a *app) session(ctx context.Context, id, label string) (*fleet.Session, er
 		return nil, err
 	}
 	return a.fleet.Session(ctx, id, label)
+}
+
+// existing is session for what is done to a session that is there already.
+func (a *app) existing(ctx context.Context, id, label string) (*fleet.Session, error) {
+	if err := a.load(); err != nil {
+		return nil, err
+	}
+	return a.fleet.ExistingSession(ctx, id, label)
 }
 
 // waiting tells a person for whom a command waits.

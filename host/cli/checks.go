@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"strings"
 	"sync"
 
 	"github.com/hashicorp/hcl/v2"
 	"github.com/spf13/cobra"
 
+	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/fleet"
 	"github.com/berth-dev/berth/host/wire"
@@ -23,7 +25,7 @@ func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Show the version of berth and of the plugin protocol",
-		Args:  cobra.NoArgs,
+		Args:  noArguments,
 		RunE: run(func(*cobra.Command, []string) error {
 			if a.flags.output == "json" {
 				return a.printJSON(wire.Version{
@@ -49,8 +51,9 @@ func (a *app) configCommand() *cobra.Command {
 		Short: "Check the configuration, with the plugins it names",
 		Long: `Read the configuration, start every plugin it names, and let each check its own part. All mistakes are shown at
 once, with their source lines. Nothing is created, and the providers themselves are not asked: see berth doctor.`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: run(func(c *cobra.Command, _ []string) error {
+			a.checking = true
 			err := a.load()
 			var mistakes *fleet.ConfigError
 			var found hcl.Diagnostics
@@ -64,7 +67,7 @@ once, with their source lines. Nothing is created, and the providers themselves 
 			}
 			name := a.conf.Path
 			if name == "" {
-				name = "the built-in configuration"
+				name = "no configuration file was found: the built-in configuration"
 			}
 			if a.flags.output == "json" {
 				return a.printJSON(wire.Config{Config: name, Providers: len(a.conf.Providers), OK: true})
@@ -81,14 +84,16 @@ func (a *app) doctorCommand() *cobra.Command {
 		Use:   "doctor",
 		Short: "Check this installation, down to whether the providers accept the credentials",
 		Long: `Check the configuration, the state directory, the records, every plugin, and by listing sandboxes whether every
-provider accepts our credentials. Nothing is created. The exit code is that of the first check that failed.`,
-		Args: cobra.NoArgs,
+provider accepts our credentials. Nothing is created. The exit code is that of the first check that failed. A warning
+tells of files that other users of this machine may read or change; it fails nothing.`,
+		Args: noArguments,
 		RunE: run(func(c *cobra.Command, _ []string) error {
 			if err := a.load(); err != nil {
 				return err
 			}
 			findings := []finding{a.configFinding(), a.stateFinding(), a.recordsFinding(c.Context()), a.lockFinding()}
 			findings = append(findings, a.providerFindings(c.Context())...)
+			findings = append(findings, a.permissionFindings()...) // after the plugins have told which attributes are secret
 			return a.printFindings(findings)
 		}),
 	}
@@ -111,7 +116,7 @@ func (a *app) finding(check, detail string, err error) finding {
 func (a *app) configFinding() finding {
 	detail := a.conf.Path
 	if detail == "" {
-		detail = "built in, no file was found"
+		detail = "no configuration file was found, so the built-in one counts: " + strings.TrimSpace(config.BuiltIn)
 	}
 	return a.finding("configuration", detail, nil)
 }
@@ -148,6 +153,18 @@ func (a *app) providerFindings(ctx context.Context) []finding {
 	return findings
 }
 
+// permissionFindings warns of files that belong to this user alone and are open to others.
+func (a *app) permissionFindings() []finding {
+	var findings []finding
+	for _, exposure := range a.fleet.Exposures() {
+		findings = append(findings, finding{Check: wire.Check{Check: "permissions", OK: true, Warning: true, Detail: exposure}})
+	}
+	if len(findings) == 0 {
+		findings = append(findings, a.finding("permissions", "no other user can read the secrets or replace what is run", nil))
+	}
+	return findings
+}
+
 func (a *app) printFindings(findings []finding) error {
 	if a.flags.output == "json" {
 		var checks wire.Checks
@@ -160,8 +177,11 @@ func (a *app) printFindings(findings []finding) error {
 	} else {
 		for _, f := range findings {
 			mark := "ok  "
-			if !f.OK {
+			switch {
+			case !f.OK:
 				mark = "FAIL"
+			case f.Warning:
+				mark = "warn"
 			}
 			a.print("%s  %-20s %s\n", own(mark), f.Check.Check, f.Detail)
 			if f.Error != nil && f.Error.Hint != "" {

@@ -8,13 +8,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/grpclog"
 
 	"github.com/berth-dev/berth/host/fleet"
 )
@@ -22,6 +26,7 @@ import (
 // Main runs one command and returns the exit code of the process. options are those of the fleet that the command works
 // with; Main completes them from args and getenv.
 func Main(args []string, stdout, stderr io.Writer, getenv func(string) (string, bool), options fleet.Options) int {
+	silenceLibraries()
 	a := newApp(stdout, stderr, getenv)
 	a.options = options
 	ctx, stop := interruptible(context.Background(), a)
@@ -29,12 +34,21 @@ func Main(args []string, stdout, stderr io.Writer, getenv func(string) (string, 
 
 	root := a.rootCommand()
 	root.SetArgs(args)
-	root.SetOut(a.stdout)
-	root.SetErr(a.screen)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		a.flags.output = outputIn(args) // what stands behind the mistake has not been read
+		return err
+	})
 	command, err := root.ExecuteContextC(ctx)
 	a.close()
 	return a.end(ctx, command, err)
 }
+
+// silenceLibraries keeps libraries from writing to the streams of the process, whatever the environment tells them: gRPC
+// has a log of its own, and others use that of the standard library.
+var silenceLibraries = sync.OnceFunc(func() {
+	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
+	log.SetOutput(io.Discard)
+})
 
 // sameInterrupt is how long after an interrupt another one is taken for the same: a Ctrl-C or a kill often arrives twice,
 // through the process group and from a parent that passes it on.
@@ -110,6 +124,8 @@ provider. Exit codes: 0 done, 1 other failure, 2 usage or configuration, 3 denie
 			return a.checkFlags(c)
 		},
 	}
+	root.SetOut(a.stdout)
+	root.SetErr(a.screen)
 	flags := root.PersistentFlags()
 	flags.StringVarP(&a.flags.config, "config", "c", "", "configuration file (default: $BERTH_CONFIG, ./config.hcl, built-in)")
 	flags.StringVarP(&a.flags.output, "output", "o", "text", "output: text, json, or one that a single command has: env (connect), markdown (plugin describe), junit (plugin check)")
@@ -119,7 +135,47 @@ provider. Exit codes: 0 done, 1 other failure, 2 usage or configuration, 3 denie
 		a.recoverCommand(), a.gcCommand(), a.providersCommand(),
 		a.configCommand(), a.doctorCommand(), a.pluginCommand(), a.versionCommand(),
 	)
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		switch c.Name() {
+		case "help": // cobra's own answers a word that is no command with the help of all
+			c.Run, c.RunE = nil, func(_ *cobra.Command, args []string) error {
+				about, rest, _ := root.Find(args)
+				if len(rest) > 0 {
+					return isCommand(about, rest)
+				}
+				return about.Help()
+			}
+		case "completion":
+			c.Args, c.RunE = isCommand, func(c *cobra.Command, _ []string) error { return c.Help() }
+		}
+	}
+	a.addCompletion(root)
 	return root
+}
+
+// outputIn returns what the command line asks for with -o, wherever it stands, without knowing the other flags.
+func outputIn(args []string) string {
+	output := "text"
+	for i, arg := range args {
+		value, short := strings.CutPrefix(arg, "-o")
+		value = strings.TrimPrefix(value, "=")
+		long, isLong := strings.CutPrefix(arg, "--output=")
+		switch {
+		case arg == "--":
+			return output
+		case arg == "-o" || arg == "--output":
+			if i+1 < len(args) {
+				output = args[i+1]
+			}
+		case isLong:
+			output = long
+		case short:
+			output = value
+		}
+	}
+	return output
 }
 
 // isCommand refuses the arguments of a command that only has commands below it: the word is none of them.
@@ -136,24 +192,55 @@ func isCommand(c *cobra.Command, args []string) error {
 
 // checkFlags refuses values that no command takes.
 func (a *app) checkFlags(c *cobra.Command) error {
+	if slices.Contains(outputsOf(c), a.flags.output) {
+		return nil
+	}
 	switch a.flags.output {
-	case "text", "json":
 	case "env":
-		if c.Name() != "connect" {
-			return usagef("-o env is for berth connect only")
-		}
+		return usagef("-o env is for berth connect only")
 	case "markdown":
-		if c.Name() != "describe" {
-			return usagef("-o markdown is for berth plugin describe only")
-		}
+		return usagef("-o markdown is for berth plugin describe only")
 	case "junit":
-		if c.CommandPath() != "berth plugin check" {
-			return usagef("-o junit is for berth plugin check only")
-		}
+		return usagef("-o junit is for berth plugin check only")
 	default:
-		return usagef("-o %s: the outputs are text, json and env; berth plugin describe has markdown too", a.flags.output)
+		return usagef("-o %s: the outputs of %s are %s", a.flags.output, c.CommandPath(), strings.Join(outputsOf(c), ", "))
+	}
+}
+
+// outputsOf returns the values of -o that a command has.
+func outputsOf(c *cobra.Command) []string {
+	outputs := []string{"text", "json"}
+	switch c.CommandPath() {
+	case "berth connect":
+		outputs = append(outputs, "env")
+	case "berth plugin describe":
+		outputs = append(outputs, "markdown")
+	case "berth plugin check":
+		outputs = append(outputs, "junit")
+	}
+	return outputs
+}
+
+// noArguments refuses all arguments.
+func noArguments(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usagef("%s takes no arguments: %s", c.CommandPath(), strings.Join(args, " "))
 	}
 	return nil
+}
+
+// exactly refuses anything but the arguments that the command's usage names.
+func exactly(names ...string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		switch {
+		case len(args) < len(names):
+			return usagef("%s is missing: %s %s", names[len(args)], c.CommandPath(), strings.Join(names, " "))
+		case len(args) > len(names):
+			return usagef("%s takes %s and nothing else: %s", c.CommandPath(), strings.Join(names, " and "),
+				strings.Join(args[len(names):], " "))
+		}
+		return nil
+	}
 }
 
 // usageError is a command line that cannot be run.

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -25,7 +26,14 @@ alone. While another host works on the same session, this one waits and gets the
 
   berth connect s1
   berth connect s1 --provider daytona --mode attach -o json
-  eval "$(berth connect s1 -o env)" && curl -H "X-Session-API-Key: $BERTH_HEADER_X_SESSION_API_KEY" "$BERTH_URL/alive"`,
+
+In a shell, send every header with every request; which there are depends on the provider. The first line stops when
+connect fails, and curl reads the headers from a pipe, so that nobody sees them among its arguments:
+
+` + shellExample + `
+-o env also has each header by itself (BERTH_HEADER_NAME), and for each extra port BERTH_URL_NAME and BERTH_HEADERS_NAME.
+BERTH_ENDPOINT_EXPIRES_AT is when URL and headers stop being valid, BERTH_SANDBOX_EXPIRES_AT when the sandbox ends; both
+are empty for never.`,
 	}
 	session := sessionFlag(c)
 	label := c.Flags().StringP("provider", "p", "", "the provider's label in the configuration (default: the session's, else the configured one)")
@@ -60,12 +68,12 @@ alone. While another host works on the same session, this one waits and gets the
 		if *timeout > 0 {
 			request.Limits.Total = *timeout
 		}
-		request.Deliver = func(ctx context.Context, result connect.Result) error {
+		request.HandOver = func(ctx context.Context, result connect.Result) error {
 			show.close()
 			if err := a.printConnection(result); err != nil {
 				return err
 			}
-			return a.deliver(ctx)
+			return a.handOver(ctx)
 		}
 		a.connecting.Store(true)
 		_, err = s.Connect(c.Context(), request, show.event)
@@ -73,6 +81,11 @@ alone. While another host works on the same session, this one waits and gets the
 	})
 	return c
 }
+
+// shellExample uses a connection from a shell.
+const shellExample = `  variables=$(berth connect s1 -o env) && eval "$variables" &&
+    printf '%s\n' "$BERTH_HEADERS" | curl -fsS -H @- "$BERTH_URL/alive"
+`
 
 func (a *app) printConnection(r connect.Result) error {
 	switch a.flags.output {
@@ -93,12 +106,33 @@ func (a *app) printConnectionEnv(r connect.Result) {
 	export("BERTH_PROVIDER", r.Provider)
 	export("BERTH_SANDBOX_ID", r.SandboxID)
 	export("BERTH_URL", r.Endpoint.URL)
+	export("BERTH_HEADERS", headerLines(r.Endpoint.Headers))
+	export("BERTH_ENDPOINT_EXPIRES_AT", timestamp(r.Endpoint.ExpiresAt))
+	export("BERTH_SANDBOX_EXPIRES_AT", timestamp(r.SandboxExpiresAt))
 	for _, name := range slices.Sorted(maps.Keys(r.Endpoint.Headers)) {
 		export("BERTH_HEADER_"+variable(name), r.Endpoint.Headers[name])
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Extra)) {
 		export("BERTH_URL_"+variable(name), r.Extra[name].URL)
+		export("BERTH_HEADERS_"+variable(name), headerLines(r.Extra[name].Headers))
 	}
+}
+
+// headerLines returns headers as curl reads them from a file, one a line.
+func headerLines(headers map[string]string) string {
+	var lines []string
+	for _, name := range slices.Sorted(maps.Keys(headers)) {
+		lines = append(lines, name+": "+headers[name])
+	}
+	return strings.Join(lines, "\n")
+}
+
+// timestamp returns a time as the JSON has it, empty for never.
+func timestamp(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Truncate(time.Second).Format(time.RFC3339)
 }
 
 // variable returns name as a part of the name of an environment variable.
@@ -113,7 +147,9 @@ func variable(name string) string {
 
 // printConnectionText is for people: it names the headers but not their values.
 func (a *app) printConnectionText(r connect.Result) {
-	line := func(name, format string, args ...any) { a.print("%-9s %s\n", own(name), own(a.words(format, args...))) }
+	line := func(name, format string, args ...any) {
+		a.print("%-12s  %s\n", own(name), own(a.words(format, args...)))
+	}
 	line("session", "%s", r.Session)
 	line("provider", "%s", r.Provider)
 	line("sandbox", "%s (%s)", r.SandboxID, r.Origin)
@@ -125,7 +161,10 @@ func (a *app) printConnectionText(r connect.Result) {
 		line(a.clean(name), "%s", r.Extra[name].URL)
 	}
 	if !r.Endpoint.ExpiresAt.IsZero() {
-		line("expires", "%s", ago(r.Endpoint.ExpiresAt))
+		line("url ends", "%s", ago(r.Endpoint.ExpiresAt))
+	}
+	if !r.SandboxExpiresAt.IsZero() {
+		line("sandbox ends", "%s", ago(r.SandboxExpiresAt))
 	}
 	line("ready in", "%s (acquire %s, start %s, health %s, %d probes)", short(r.Timings.Total),
 		short(r.Timings.Acquire), short(r.Timings.StartServer), short(r.Timings.Health), r.Pings)

@@ -41,10 +41,10 @@ func TestConnectPrintsOneLineOfJSONWithEveryFieldThatIsPromised(t *testing.T) {
 	must(t, json.Unmarshal([]byte(r.stdout), &got))
 	want := map[string]any{
 		"session": "s1", "provider": "local",
-		"sandbox":    map[string]any{"id": c.Sandbox.ID, "origin": "created"},
-		"url":        c.URL,
-		"headers":    map[string]any{"X-Session-API-Key": c.Headers["X-Session-API-Key"]},
-		"expires_at": nil, "urls": map[string]any{}, "pings": float64(c.Pings),
+		"sandbox":             map[string]any{"id": c.Sandbox.ID, "origin": "created"},
+		"url":                 c.URL,
+		"headers":             map[string]any{"X-Session-API-Key": c.Headers["X-Session-API-Key"]},
+		"endpoint_expires_at": nil, "sandbox_expires_at": got["sandbox_expires_at"], "urls": map[string]any{}, "pings": float64(c.Pings),
 		"timings_ms": map[string]any{
 			"acquire": c.Timings.Acquire, "start_server": c.Timings.StartServer,
 			"health": c.Timings.Health, "total": c.Timings.Total,
@@ -52,6 +52,9 @@ func TestConnectPrintsOneLineOfJSONWithEveryFieldThatIsPromised(t *testing.T) {
 	}
 	if difference := cmp.Diff(want, got); difference != "" {
 		t.Error(difference)
+	}
+	if c.SandboxExpiresAt == nil || time.Until(*c.SandboxExpiresAt) > time.Hour || time.Until(*c.SandboxExpiresAt) < 50*time.Minute {
+		t.Errorf("the sandbox ends at %v", c.SandboxExpiresAt)
 	}
 	if !regexp.MustCompile(`^http://127\.0\.0\.1:\d+$`).MatchString(c.URL) || c.Sandbox.ID == "" || c.Pings < 1 {
 		t.Errorf("%+v", c)

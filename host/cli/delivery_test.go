@@ -80,6 +80,33 @@ func TestAConnectThatNobodyIsToldOfIsUndone(t *testing.T) {
 	}
 }
 
+func TestAConnectWithoutStandardOutputIsUndone(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("this system does not tell a closed output from /dev/null")
+	}
+	m := newMachine(t)
+	m.configureMock()
+	c := m.prepare()
+	c.exec.Args = []string{"sh", "-c", `exec "$0" connect s1 -o json >&-`, c.exec.Path}
+	c.exec.Path = "/bin/sh"
+	must(t, c.exec.Start())
+	if r := c.wait(); r.code != 9 || !strings.Contains(r.stderr, "bad file descriptor") {
+		t.Errorf("exit code %d: %s", r.code, r.stderr)
+	}
+	m.leavesNothing()
+
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0) // as Python and Node discard an output
+	must(t, err)
+	defer null.Close()
+	c = m.prepare("connect", "s1")
+	c.exec.Stdout = null
+	must(t, c.exec.Start())
+	if r := c.wait(); r.code != 0 || len(m.living("mock")) != 1 {
+		t.Errorf("exit code %d: %s", r.code, r.stderr)
+	}
+}
+
 func TestWhatAnUndeliveredConnectFoundIsLeftAsItIsRecorded(t *testing.T) {
 	t.Parallel()
 	for _, suspended := range []bool{false, true} {
@@ -219,6 +246,23 @@ func TestAnInterruptedConnectWithoutReadersIsUndone(t *testing.T) {
 		t.Errorf("exit code %d", r.code)
 	}
 	m.leavesNothing()
+}
+
+func TestNoLibraryWritesToTheOutputs(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	m.configureMock()
+	m.env = append(m.env, "GRPC_GO_LOG_SEVERITY_LEVEL=info", "GRPC_GO_LOG_VERBOSITY_LEVEL=99", "GRPC_GO_LOG_FORMATTER=json", "GODEBUG=http2debug=2")
+	r := m.fine("connect", "s1", "--progress", "ndjson", "-o", "json")
+	decodeLine[connection](t, r.stdout)
+	for _, e := range r.events(t) {
+		if e.Phase == "" {
+			t.Errorf("%+v is no event of ours", e)
+		}
+	}
+	if r := m.fine("sessions"); r.stderr != "" {
+		t.Error(r.stderr)
+	}
 }
 
 func TestASlowReaderGetsTheWholeResult(t *testing.T) {

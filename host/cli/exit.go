@@ -31,48 +31,14 @@ const (
 	exitInterrupted = 130
 )
 
-var exitCodes = map[connect.Code]int{
-	connect.CodeInvalidConfig:   exitUsage,
-	connect.CodeDenied:          exitDenied,
-	connect.CodeNotFound:        exitNotFound,
-	connect.CodeAlreadyExists:   exitFailed,
-	connect.CodeQuota:           exitQuota,
-	connect.CodeRateLimited:     exitQuota,
-	connect.CodeUnreachable:     exitOther,
-	connect.CodeUnsupported:     exitOther,
-	connect.CodeAttachFailed:    exitFailed,
-	connect.CodeCreateFailed:    exitFailed,
-	connect.CodeStartFailed:     exitFailed,
-	connect.CodeServerExited:    exitUnhealthy,
-	connect.CodeHealthTimeout:   exitUnhealthy,
-	connect.CodeSandboxStopped:  exitUnhealthy,
-	connect.CodeSandboxGone:     exitUnhealthy,
-	connect.CodePluginFailed:    exitPlugin,
-	connect.CodeDeadline:        exitDeadline,
-	connect.CodeCancelled:       exitInterrupted,
-	connect.CodeBusy:            exitOther,
-	connect.CodeLeaseLost:       exitOther,
-	connect.CodeRecordsUnusable: exitOther,
-	connect.CodeUndelivered:     exitUndelivered,
-	connect.CodeInternal:        exitOther,
-}
-
-// exitCode returns the exit code for a failure with the code.
-func exitCode(code connect.Code) int {
-	if known, ok := exitCodes[code]; ok {
-		return known
-	}
-	return exitOther
-}
-
-// end waits until the result is delivered, shows why the command failed, and returns the exit code of the process. A
+// end hands the result over, shows why the command failed, and returns the exit code of the process. A
 // result waits for its reader until the command is interrupted; an explanation does not.
 func (a *app) end(ctx context.Context, command *cobra.Command, err error) int {
 	code := exitOK
 	var silent exitError
 	if err == nil || errors.As(err, &silent) {
 		code = int(silent)
-		err = a.delivered(ctx)
+		err = a.handOverLast(ctx)
 	}
 	if err != nil {
 		code = a.show(command, err)
@@ -82,9 +48,9 @@ func (a *app) end(ctx context.Context, command *cobra.Command, err error) int {
 	return code
 }
 
-// delivered is deliver for a command that is over: when nothing came of the result, that is its failure.
-func (a *app) delivered(ctx context.Context) error {
-	err := a.deliver(ctx)
+// handOverLast is handOver for a command that is over: when nobody took the result, that is its failure.
+func (a *app) handOverLast(ctx context.Context) error {
+	err := a.handOver(ctx)
 	switch {
 	case err == nil:
 		return nil
@@ -127,7 +93,7 @@ func (a *app) failure(err error) (wire.Failure, int) {
 	switch {
 	case errors.As(err, &diagnosis), fleet.Refusal(err) != nil:
 		f := wire.Failure{Code: string(connect.CodeInvalidConfig), Phase: "config", Message: a.secrets.String(err.Error()),
-			Hint: "berth config check shows every mistake"}
+			Hint: a.mistakesHint()}
 		if errors.As(err, &failed) {
 			f.Provider, f.Session, f.Cleanup = failed.Provider, failed.Session, string(failed.Cleanup)
 		}
@@ -142,8 +108,13 @@ func (a *app) failure(err error) (wire.Failure, int) {
 		return f, exitInterrupted
 	case errors.As(err, &failed):
 		f := wire.NewFailure(failed)
-		f.Hint = hintFor(failed)
-		return wire.Redacted(f, a.secrets.String), exitCode(failed.Code)
+		advice := adviceOn(failed.Code)
+		f.Hint, f.Retryable = hintFor(failed), advice.retryable(failed.Retryable)
+		f.LogTail = nil
+		for _, line := range failed.LogTail {
+			f.LogTail = append(f.LogTail, a.secrets.Cut(line))
+		}
+		return wire.Redacted(f, a.secrets.String), advice.exit
 	}
 	return wire.Failure{Code: string(connect.CodeInternal), Message: a.secrets.String(err.Error())}, exitOther
 }

@@ -22,24 +22,48 @@ func TestEveryCodeOfConnectHasAnExitCode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	codes := 0
+	found := 0
 	ast.Inspect(file, func(node ast.Node) bool {
 		spec, ok := node.(*ast.ValueSpec)
 		if !ok || fmt.Sprint(spec.Type) != "Code" {
 			return true
 		}
-		codes++
+		found++
 		word, _ := strconv.Unquote(spec.Values[0].(*ast.BasicLit).Value)
-		if code, known := exitCodes[connect.Code(word)]; !known || code == exitOK {
+		if advice, known := codes[connect.Code(word)]; !known || advice.exit == exitOK {
 			t.Errorf("%s has none", spec.Names[0])
 		}
 		return true
 	})
-	if codes != len(exitCodes) || codes == 0 {
-		t.Errorf("%d codes, %d exit codes", codes, len(exitCodes))
+	if found != len(codes) || found == 0 {
+		t.Errorf("%d codes, %d of them with advice", found, len(codes))
 	}
-	if exitCode("a code of tomorrow") != exitOther {
+	if adviceOn("a code of tomorrow").exit != exitOther {
 		t.Error("a failure of an unknown kind is no success")
+	}
+}
+
+func TestFlagHintAndExitCodeAgreeForEveryCode(t *testing.T) {
+	t.Parallel()
+	for code, advice := range codes {
+		for _, noticed := range []bool{false, true} {
+			failure, exit := newApp(&bytes.Buffer{}, &bytes.Buffer{}, os.LookupEnv).failure(
+				commandError{&connect.Error{Code: code, Message: "it failed", Retryable: noticed}})
+			if exit != advice.exit || failure.Retryable != (advice.again == always || advice.again == sometimes && noticed) {
+				t.Errorf("%s, noticed as retryable: %t: exit code %d, %+v", code, noticed, exit, failure)
+			}
+			tellsToTry := strings.Contains(failure.Hint, "try again")
+			if tellsToTry && !failure.Retryable || advice.again == always && !tellsToTry {
+				t.Errorf("%s: retryable is %t, and the hint is %q", code, failure.Retryable, failure.Hint)
+			}
+		}
+		final := map[int]bool{exitUsage: true, exitDenied: true, exitNotFound: true, exitInterrupted: true} // for scripts
+		if final[advice.exit] && advice.again != never {
+			t.Errorf("%s: the exit code %d is that of what stays as it is", code, advice.exit)
+		}
+	}
+	if codes[connect.CodeBusy].again != always {
+		t.Error("another host is at work for a while only")
 	}
 }
 
@@ -85,8 +109,8 @@ func TestTheExitCodesAreThoseOfTheREADME(t *testing.T) {
 		}
 	}
 	want := map[string]int{"usage": exitUsage}
-	for code, exit := range exitCodes {
-		want[string(code)] = exit
+	for code, advice := range codes {
+		want[string(code)] = advice.exit
 	}
 	if !maps.Equal(listed, want) {
 		t.Errorf("it lists\n%v, and there are\n%v", listed, want)

@@ -55,7 +55,7 @@ func TestAServerThatNeverListensIsGivenUpWhenTheHealthTimeoutIsOver(t *testing.T
 	if r.code != 7 || !want {
 		t.Errorf("exit code %d: %+v", r.code, f)
 	}
-	wants(t, f.Message, fmt.Sprintf("%d probes", f.Pings), "refused")
+	wants(t, f.Message, fmt.Sprintf("the limit of 3s (given up after 3s) and %d probes", f.Pings), "nothing listens on port")
 	wants(t, f.Hint, "health.timeout")
 	if f.Pings < 3 || !slices.Equal(f.LogTail, []string{"still thinking"}) {
 		t.Errorf("%d probes, log %q", f.Pings, f.LogTail)
@@ -105,7 +105,7 @@ func TestEveryKindOfFailureHasItsExitCode(t *testing.T) {
 		"server without url":      {faults("start=bad_url"), connect, 8, "plugin_failed"},
 		"health without meaning":  {faults("ping=bad_status"), connect, 8, "plugin_failed"},
 		"plugin does not start":   {"", []string{"plugin", "describe", "/bin/true", "-o", "json"}, 8, "plugin_failed"},
-		"plugin list":             {"", []string{"plugin", "describe", "nosuch", "-o", "json"}, 8, "plugin_failed"},
+		"plugin not there":        {"", []string{"plugin", "describe", "nosuch", "-o", "json"}, 2, "usage"},
 		"deadline":                {faults("start=hang"), append(connect, "--timeout", "1500ms"), 124, "deadline_exceeded"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -135,7 +135,8 @@ func TestABinaryWithAnotherChecksumIsNotRun(t *testing.T) {
 	if r.code != 8 || f.Code != "plugin_failed" || f.Cleanup != "none" {
 		t.Errorf("exit code %d: %+v", r.code, f)
 	}
-	wants(t, f.Message, "berth-provider-mock", sum, "sha256")
+	wants(t, f.Message, "berth-provider-mock", sum)
+	wants(t, f.Hint, "sha256")
 }
 
 func TestAMissingPluginIsAMistakeAtItsLine(t *testing.T) {
@@ -274,7 +275,7 @@ func TestSessionsShowsTheGoodProviderBesideABrokenOne(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 	s := answer.Sessions[0]
-	if s.Session != "s1" || s.Provider != "good" || s.State != "running" || s.CreatedAt == nil || s.ExpiresAt == nil {
+	if s.Session != "s1" || s.Provider != "good" || s.State != "running" || s.CreatedAt == nil || s.SandboxExpiresAt == nil {
 		t.Errorf("%+v", s)
 	}
 

@@ -33,7 +33,7 @@ It refuses to run when the records cannot be read. A provider that fails is name
 
   berth gc --dry-run           show what would be done, and why
   berth gc --provider daytona --grace 1h -o json`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 	}
 	label := c.Flags().StringP("provider", "p", "", "only this provider")
 	dryRun := c.Flags().Bool("dry-run", false, "only show what would be done")
@@ -67,7 +67,7 @@ func (a *app) recoverCommand() *cobra.Command {
 whose lease has ended: what their attempt made is destroyed, because nobody was ever told of it; a sandbox that was there
 before is recorded again; a disconnect is finished. berth gc does this first, and then looks for what no record knows.
 A session that is connected again is recovered by that, too.`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 	}
 	c.RunE = run(func(c *cobra.Command, _ []string) error {
 		if err := a.load(); err != nil {

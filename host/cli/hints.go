@@ -11,6 +11,8 @@ func hintFor(e *connect.Error) string {
 	switch {
 	case e.Cleanup == connect.CleanupFailed && e.Session != "":
 		return "berth disconnect " + e.Session + " tries once more to remove what is left"
+	case fleet.Untrusted(e.Cause) != nil:
+		return fleet.Untrusted(e.Cause).Remedy
 	case e.Remedy != "":
 		return e.Remedy
 	case limitHints[e.Limit.Name] != "":
@@ -20,13 +22,21 @@ func hintFor(e *connect.Error) string {
 	case reasonHints[e.Reason] != "":
 		return reasonHints[e.Reason]
 	case e.Code == connect.CodeDenied && e.Phase == connect.PhaseHealth:
-		return "the server's key or the provider's token does not fit; was the server started by another installation?"
+		return "does the server's key fit, was it started by this installation, and does it answer the health path without a redirect?"
 	case e.Code == connect.CodeNotFound && e.Phase == connect.PhaseAcquire:
 		return "connect with mode auto or create to make a sandbox"
 	case e.Code == connect.CodeNotFound && e.SandboxID != "":
 		return "berth connect makes a new one"
 	}
-	return codeHints[e.Code]
+	return adviceOn(e.Code).hint
+}
+
+// mistakesHint returns where to see all mistakes of a configuration.
+func (a *app) mistakesHint() string {
+	if a.checking {
+		return "" // here
+	}
+	return "berth config check shows every mistake"
 }
 
 var limitHints = map[connect.LimitName]string{
@@ -39,20 +49,11 @@ var limitHints = map[connect.LimitName]string{
 var reasonHints = map[connect.Reason]string{
 	connect.ReasonHasSandbox:  "connect with mode attach or auto, or disconnect the session first",
 	connect.ReasonInterrupted: "connect it again, or end what is left with berth recover",
-	fleet.ReasonNotConfigured: "bring its provider block back, at least until the session is disconnected",
+	fleet.ReasonNotConfigured: "use the configuration that has its provider block, at least until the session is disconnected",
+	fleet.ReasonNoRecord:      "berth sessions lists what there is; --provider names a provider to be asked nevertheless",
 	connect.ReasonOpenServer:  "give the server a key_header, or accept it with allow_public = true",
-}
 
-var codeHints = map[connect.Code]string{
-	connect.CodeDenied:       "check the provider's credentials: berth doctor",
-	connect.CodeNotFound:     "berth sessions lists what there is",
-	connect.CodeQuota:        "disconnect sessions you no longer need (berth sessions), or raise the account's quota",
-	connect.CodeRateLimited:  "try again later",
-	connect.CodeUnreachable:  "check the network and the provider's status, then try again",
-	connect.CodeServerExited: "look at the server's log and command",
-	connect.CodePluginFailed: "run the command again with --log-level debug to see the plugin's own log",
-	connect.CodeBusy:         "try again in a moment",
-	connect.CodeLeaseLost:    "connect again: whoever works on the session now is waited for",
+	connect.ReasonHeaderConflict: "give the server another key_header, and let it read its key from there",
 }
 
 // explained returns why a sweep gave its verdict, with what to do about one that it left to the user.

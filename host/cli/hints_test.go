@@ -16,14 +16,14 @@ func TestFailuresHaveHintsThatFollowFromTheirFacts(t *testing.T) {
 		want string
 	}{
 		{connect.Error{Code: connect.CodeDeadline, Limit: connect.Limit{Name: connect.LimitTotal}}, "--timeout"},
-		{connect.Error{Code: connect.CodeDeadline}, ""},
+		{connect.Error{Code: connect.CodeDeadline}, "try again"},
 		{connect.Error{Code: connect.CodeAttachFailed, Limit: connect.Limit{Name: connect.LimitCreate}}, "timeouts.create"},
 		{connect.Error{Code: connect.CodeHealthTimeout, Limit: connect.Limit{Name: connect.LimitHealth}}, "health.timeout"},
 		{connect.Error{Code: connect.CodeAlreadyExists, Reason: connect.ReasonHasSandbox}, "mode attach or auto"},
 		{connect.Error{Code: connect.CodeAlreadyExists, OtherProvider: "acme"}, "--provider acme"},
 		{connect.Error{Code: connect.CodeAlreadyExists}, ""},
-		{connect.Error{Code: connect.CodeDenied, Phase: connect.PhaseHealth}, "does not fit"},
-		{connect.Error{Code: connect.CodeDenied, Phase: connect.PhaseAcquire}, "berth doctor"},
+		{connect.Error{Code: connect.CodeDenied, Phase: connect.PhaseHealth}, "key fit"},
+		{connect.Error{Code: connect.CodeDenied, Phase: connect.PhaseAcquire}, "berth plugin describe"},
 		{connect.Error{Code: connect.CodeNotFound, Phase: connect.PhaseAcquire}, "mode auto or create"},
 		{connect.Error{Code: connect.CodeNotFound, SandboxID: "sb-1"}, "makes a new one"},
 		{connect.Error{Code: connect.CodeNotFound}, "berth sessions"},

@@ -1,16 +1,20 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"math"
+	"sync"
 	"time"
 
-	"github.com/sethvargo/go-retry"
 	"github.com/spf13/cobra"
 
 	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/fleet"
+	"github.com/berth-dev/berth/host/sessions"
 	"github.com/berth-dev/berth/host/wire"
+	"github.com/berth-dev/berth/shared/provider"
 )
 
 func (a *app) holdCommand() *cobra.Command {
@@ -19,7 +23,10 @@ func (a *app) holdCommand() *cobra.Command {
 		Short: "Keep a session's sandbox alive for as long as this command runs",
 		Long: `Move the end of the sandbox's life on, again and again, until the command is interrupted, --for is over, or the
 sandbox is gone. When it ends, or its machine does, the sandbox ends one lifetime later by itself. The lifetime is that of
-the configuration.
+the configuration. -o json writes a line for each renewal.
+
+With --check the server is asked every minute, as berth ping asks it, and you are told when its health changes: a sandbox
+is kept alive whether its server is or not.
 
   berth hold s1
   berth hold s1 --for 8h`,
@@ -27,6 +34,7 @@ the configuration.
 	session := sessionFlag(c)
 	label := c.Flags().StringP("provider", "p", "", "the provider's label in the configuration (default: the session's)")
 	limit := c.Flags().Duration("for", 0, "hold no longer than this (default: until interrupted)")
+	check := c.Flags().Bool("check", false, "also ask the server every minute whether it is healthy, and tell when that changes")
 	c.RunE = run(func(c *cobra.Command, args []string) error {
 		id, err := session(args)
 		if err != nil {
@@ -35,11 +43,11 @@ the configuration.
 		if c.Flags().Changed("for") && *limit <= 0 {
 			return usagef("--for %s: the time must lie ahead", *limit)
 		}
-		s, err := a.session(c.Context(), id, *label)
+		s, err := a.existing(c.Context(), id, *label)
 		if err != nil {
 			return err
 		}
-		return a.hold(c.Context(), s, id, *limit)
+		return a.hold(c.Context(), s, id, *limit, *check)
 	})
 	return c
 }
@@ -47,69 +55,97 @@ the configuration.
 // errHeld is the end of a hold that was to end then.
 var errHeld = errors.New("held for as long as asked")
 
-// hold renews until ctx ends or, unless limit is 0, the sandbox was held for that long. A renewal that fails is tried
-// again until the life it had won is nearly over: the network may come back.
-func (a *app) hold(ctx context.Context, s *fleet.Session, id string, limit time.Duration) error {
-	lifetime := s.Request().Lifetime
-	began := time.Now()
-	sandboxID, end, err := a.renew(ctx, s, id, lifetime, 0) // nothing is won yet: whoever called should know soon
-	if err != nil {
-		return err
-	}
-	if err := a.printHold(id, sandboxID, end); err != nil {
-		return err
-	}
-	if limit > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, limit, errHeld)
-		defer cancel()
-	}
-	for err == nil {
-		a.log.Info("renewed", "session", id, "sandbox", sandboxID, "until", end)
-		next := lifetime / 3
-		if !end.IsZero() { // the provider may grant less than was asked
-			next = min(next, end.Sub(began)/3)
+// hold keeps the session's sandbox alive until ctx ends or, unless limit is 0, it was kept alive for that long. If check,
+// it asks the server now and then, too.
+func (a *app) hold(ctx context.Context, s *fleet.Session, id string, limit time.Duration, check bool) error {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	var over *time.Timer // from the first renewal on
+	var watch sync.WaitGroup
+	var unprinted error
+	err := s.KeepAlive(ctx, a.waiting(id), func(r sessions.Renewal) {
+		if r.Err != nil {
+			a.note("berth: renewing session %s: %s; trying again until %s", id, r.Err.Message, r.GiveUp.Format(time.TimeOnly))
+			return
 		}
-		timer := time.NewTimer(max(next, time.Second))
-		select {
-		case <-timer.C:
-			began = time.Now()
-			sandboxID, end, err = a.renew(ctx, s, id, lifetime, lifetime/3)
-		case <-ctx.Done():
-			timer.Stop()
-			err = ctx.Err()
+		a.log.Info("renewed", "session", id, "sandbox", r.SandboxID, "until", r.End)
+		if a.flags.output == "json" {
+			if unprinted = a.printJSON(wire.NewRenewed(id, r.SandboxID, r.End)); unprinted != nil {
+				end(unprinted)
+			}
+		} else if over == nil {
+			a.printHold(id, r.SandboxID, r.End)
 		}
-	}
-	if errors.Is(context.Cause(ctx), errHeld) {
-		return nil
-	}
-	return err
-}
-
-func (a *app) renew(
-	ctx context.Context, s *fleet.Session, id string, lifetime, patience time.Duration,
-) (sandboxID string, end time.Time, err error) {
-	pauses := retry.WithMaxDuration(patience, retry.WithCappedDuration(10*time.Second, retry.NewExponential(500*time.Millisecond)))
-	err = retry.Do(ctx, pauses, func(ctx context.Context) error {
-		sandboxID, end, err = s.Renew(ctx, lifetime, a.waiting(id))
-		var e *connect.Error
-		if patience > 0 && errors.As(err, &e) && e.Retryable {
-			a.note("berth: renewing session %s: %s; trying again", id, e.Message)
-			return retry.RetryableError(err)
+		if over == nil {
+			over = time.AfterFunc(cmp.Or(limit, math.MaxInt64), func() { end(errHeld) })
+			if check {
+				watch.Go(func() { a.watchServer(ctx, s, id) })
+			}
 		}
-		return err
 	})
-	return sandboxID, end, err
+	if over != nil {
+		over.Stop()
+	}
+	cause := context.Cause(ctx)
+	end(nil)
+	watch.Wait()
+	if errors.Is(cause, errHeld) { // whoever has not read by now is not waited for
+		soon, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+		defer cancel()
+		return a.handOverLast(soon)
+	}
+	return cmp.Or(unprinted, err)
 }
 
-func (a *app) printHold(session, sandboxID string, end time.Time) error {
-	if a.flags.output == "json" {
-		return a.printJSON(wire.NewRenewed(session, sandboxID, end))
+// checkInterval is how often hold --check asks the server.
+const checkInterval = time.Minute
+
+// watchServer asks the server now and then, and tells of its health when that changes, until ctx ends.
+func (a *app) watchServer(ctx context.Context, s *fleet.Session, id string) {
+	last := provider.PingAlive
+	ticks := time.NewTicker(checkInterval)
+	defer ticks.Stop()
+	for {
+		probe, err := s.Ping(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			probe.Ping = provider.PingResult{Status: provider.PingNotYet, Reason: err.Error()}
+		case probe.Ping.Status == "":
+			probe.Ping = provider.PingResult{Status: provider.PingStopped, Reason: "the sandbox is " + string(probe.Sandbox.State)}
+		}
+		if probe.Ping.Status != last {
+			last = probe.Ping.Status
+			a.sayHealth(s.Provider(), id, probe)
+		}
+		select {
+		case <-ticks.C:
+		case <-ctx.Done():
+			return
+		}
 	}
+}
+
+func (a *app) sayHealth(providerName, id string, probe connect.Probe) {
+	if a.flags.output == "json" {
+		_ = a.printJSON(wire.NewPing(providerName, id, probe)) // the command's end tells of a failure
+		return
+	}
+	if probe.Ping.Status == provider.PingAlive {
+		a.note("berth: session %s: the server is healthy again", id)
+		return
+	}
+	a.note("berth: session %s: the server is not healthy: %s", id, probe.Ping.Reason)
+	for _, line := range probe.Ping.LogTail {
+		a.note("  | %s", line)
+	}
+}
+
+func (a *app) printHold(session, sandboxID string, end time.Time) {
 	otherwise := own("has no end of its own")
 	if !end.IsZero() {
 		otherwise = own("would end " + ago(end))
 	}
 	a.print("session %s: sandbox %s is held; without that it %s\n", session, sandboxID, otherwise)
-	return nil
 }

@@ -26,9 +26,9 @@ func (m *machine) expiry(id string) time.Time {
 
 // held is what berth hold prints.
 type held struct {
-	Session   string     `json:"session"`
-	SandboxID string     `json:"sandbox_id"`
-	ExpiresAt *time.Time `json:"expires_at"`
+	Session          string     `json:"session"`
+	SandboxID        string     `json:"sandbox_id"`
+	SandboxExpiresAt *time.Time `json:"sandbox_expires_at"`
 }
 
 func TestHoldMovesTheEndOnUntilItIsInterruptedAndThenTheSandboxEndsByItself(t *testing.T) {
@@ -37,7 +37,7 @@ func TestHoldMovesTheEndOnUntilItIsInterruptedAndThenTheSandboxEndsByItself(t *t
 	c := m.start("hold", "s1", "-o", "json")
 	m.eventually("it says that it holds", func() bool { return strings.Contains(c.stdout.String(), "\n") })
 	first := m.expiry(id)
-	if h := decodeLine[held](t, c.stdout.String()); h.Session != "s1" || h.SandboxID != id || !h.ExpiresAt.Equal(first.UTC().Truncate(time.Second)) {
+	if h := decodeLine[held](t, c.stdout.String()); h.Session != "s1" || h.SandboxID != id || !h.SandboxExpiresAt.Equal(first.UTC().Truncate(time.Second)) {
 		t.Errorf("%+v, and the end is %s", h, first)
 	}
 	if first.Before(time.Now()) || first.After(time.Now().Add(15*time.Second)) {
@@ -50,14 +50,23 @@ func TestHoldMovesTheEndOnUntilItIsInterruptedAndThenTheSandboxEndsByItself(t *t
 	m.eventually("the end was moved", func() bool { return m.expiry(id).After(first) })
 	second := m.expiry(id)
 	m.eventually("and once more", func() bool { return m.expiry(id).After(second) })
+	m.eventually("there is a line for each renewal", func() bool { return strings.Count(c.stdout.String(), "\n") >= 3 })
+	last := first.Add(-time.Second)
+	for line := range strings.Lines(c.stdout.String()) {
+		if h := decodeLine[held](t, line); h.SandboxID != id || !h.SandboxExpiresAt.After(last) {
+			t.Errorf("%+v after %s", h, last)
+		} else {
+			last = *h.SandboxExpiresAt
+		}
+	}
 
 	c.interrupt(syscall.SIGINT)
 	began := time.Now()
 	if r := c.wait(); r.code != 130 || time.Since(began) > 10*time.Second {
 		t.Errorf("exit code %d after %s\n%s", r.code, time.Since(began), r.stderr)
 	}
-	last := m.expiry(id)
-	m.eventually("the sandbox has ended", func() bool { return time.Now().After(last) })
+	end := m.expiry(id)
+	m.eventually("the sandbox has ended", func() bool { return time.Now().After(end) })
 	if r := m.berth("ping", "s1", "-o", "json"); r.code != 4 || r.failure(t).SandboxID != id {
 		t.Errorf("exit code %d: %s", r.code, r.stdout)
 	}

@@ -277,15 +277,16 @@ func (m *machine) eventually(what string, condition func() bool) {
 
 // connection is the result of berth connect -o json.
 type connection struct {
-	Session   string            `json:"session"`
-	Provider  string            `json:"provider"`
-	Sandbox   sandbox           `json:"sandbox"`
-	URL       string            `json:"url"`
-	Headers   map[string]string `json:"headers"`
-	ExpiresAt *time.Time        `json:"expires_at"`
-	URLs      map[string]port   `json:"urls"`
-	Pings     int               `json:"pings"`
-	Timings   struct {
+	Session           string            `json:"session"`
+	Provider          string            `json:"provider"`
+	Sandbox           sandbox           `json:"sandbox"`
+	URL               string            `json:"url"`
+	Headers           map[string]string `json:"headers"`
+	EndpointExpiresAt *time.Time        `json:"endpoint_expires_at"`
+	SandboxExpiresAt  *time.Time        `json:"sandbox_expires_at"`
+	URLs              map[string]port   `json:"urls"`
+	Pings             int               `json:"pings"`
+	Timings           struct {
 		Acquire     float64 `json:"acquire"`
 		StartServer float64 `json:"start_server"`
 		Health      float64 `json:"health"`
@@ -299,9 +300,9 @@ type sandbox struct {
 }
 
 type port struct {
-	URL       string            `json:"url"`
-	Headers   map[string]string `json:"headers"`
-	ExpiresAt *time.Time        `json:"expires_at"`
+	URL               string            `json:"url"`
+	Headers           map[string]string `json:"headers"`
+	EndpointExpiresAt *time.Time        `json:"endpoint_expires_at"`
 }
 
 // failure is an error as programs get it.
@@ -323,15 +324,15 @@ type failure struct {
 }
 
 type session struct {
-	Session   string     `json:"session"`
-	Provider  string     `json:"provider"`
-	SandboxID string     `json:"sandbox_id"`
-	State     string     `json:"state"`
-	CreatedAt *time.Time `json:"created_at"`
-	ExpiresAt *time.Time `json:"expires_at"`
-	Recorded  bool       `json:"recorded"`
-	HeldUntil *time.Time `json:"held_until"`
-	Note      string     `json:"note"`
+	Session          string     `json:"session"`
+	Provider         string     `json:"provider"`
+	SandboxID        string     `json:"sandbox_id"`
+	State            string     `json:"state"`
+	CreatedAt        *time.Time `json:"created_at"`
+	SandboxExpiresAt *time.Time `json:"sandbox_expires_at"`
+	Recorded         bool       `json:"recorded"`
+	HeldUntil        *time.Time `json:"held_until"`
+	Note             string     `json:"note"`
 }
 
 // event is a line of --progress ndjson.

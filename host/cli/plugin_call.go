@@ -6,8 +6,6 @@ import (
 	"errors"
 	"io"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +16,7 @@ import (
 	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/fleet"
+	"github.com/berth-dev/berth/host/regular"
 	"github.com/berth-dev/berth/host/wire"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -40,7 +39,7 @@ environment alone.
   berth plugin call ./berth-provider-acme Configure -d @settings.json
   echo '{"session": "s1"}' | berth plugin call acme Attach -d -
 
-The methods are ` + methodNames() + `.
+The methods are ` + strings.Join(methodNames(), ", ") + `.
 Requests and answers are the messages of docs/plugin-protocol.md as Protocol Buffers writes them in JSON: durations are in
 seconds, such as "90s", and times look like "2026-01-31T12:00:00Z". berth fills in what a request leaves out as a connect
 would: owner, attempt, lifetime, the configured server without a session key, its health check. Configure takes the
@@ -48,7 +47,7 @@ settings themselves, in place of those of the file.
 
 Nothing is undone: a sandbox that Create makes stays until Destroy, or until its lifetime ends. An answer may hold secrets:
 the headers of an endpoint.`,
-		Args: cobra.ExactArgs(2),
+		Args: exactly("NAME|PATH", "METHOD"),
 		RunE: run(func(c *cobra.Command, args []string) error {
 			m, err := methodNamed(args[1])
 			if err != nil {
@@ -66,7 +65,7 @@ the headers of an endpoint.`,
 			if err := a.call(ctx, args[0], m, request); err != nil {
 				return err
 			}
-			return a.delivered(ctx)
+			return a.handOverLast(ctx)
 		}),
 	}
 	c.Flags().StringVarP(&data, "data", "d", "{}", "the request as `JSON`, @FILE for a file's text, - for standard input")
@@ -97,12 +96,12 @@ var methods = []method{
 	{"Logs", []string{"owner", "lines"}, connect.CodeInternal},
 }
 
-func methodNames() string {
+func methodNames() []string {
 	var names []string
 	for _, m := range methods {
 		names = append(names, m.name)
 	}
-	return strings.Join(names, ", ")
+	return names
 }
 
 func methodNamed(name string) (method, error) {
@@ -111,7 +110,7 @@ func methodNamed(name string) (method, error) {
 			return m, nil
 		}
 	}
-	return method{}, usagef("there is no method %q. The methods are %s", name, methodNames())
+	return method{}, usagef("there is no method %q. The methods are %s", name, strings.Join(methodNames(), ", "))
 }
 
 // callData reads the request, a JSON object, from where -d says it is.
@@ -119,10 +118,10 @@ func callData(data string, stdin io.Reader) (map[string]any, error) {
 	text, from := []byte(data), "-d"
 	var err error
 	if data == "-" {
-		text, err = io.ReadAll(stdin)
+		text, err = io.ReadAll(io.LimitReader(stdin, provider.MaxMessageBytes+1))
 		from = "standard input"
 	} else if path, isFile := strings.CutPrefix(data, "@"); isFile {
-		text, err = os.ReadFile(path)
+		text, err = regular.Read(path, provider.MaxMessageBytes)
 		from = path
 	}
 	if err != nil {
@@ -137,7 +136,7 @@ func callData(data string, stdin io.Reader) (map[string]any, error) {
 
 // call makes one call and prints the answer.
 func (a *app) call(ctx context.Context, nameOrPath string, m method, request map[string]any) error {
-	p, err := a.called(nameOrPath)
+	p, err := a.pluginNamed(nameOrPath)
 	if err != nil {
 		return err
 	}
@@ -179,23 +178,6 @@ func (a *app) call(ctx context.Context, nameOrPath string, m method, request map
 		return err
 	}
 	return a.printAnswer(a.redacted(answer))
-}
-
-// called returns the provider to call: the one with that label or, without a block, one for the plugin alone.
-func (a *app) called(nameOrPath string) (*config.Provider, error) {
-	p, err := a.conf.Provider(nameOrPath)
-	if err != nil {
-		name := strings.TrimPrefix(filepath.Base(nameOrPath), config.PluginPrefix)
-		p = a.conf.Unlisted(name, a.bareSpec(nameOrPath).Path)
-		if p.CheckPlugin().HasErrors() {
-			return nil, usagef("%s: no provider block has this label, and there is no executable %s", nameOrPath, p.Path)
-		}
-		return p, nil
-	}
-	if diagnostics := p.CheckPlugin(); diagnostics.HasErrors() {
-		return nil, &fleet.ConfigError{Diagnostics: diagnostics}
-	}
-	return p, nil
 }
 
 func callFailure(p *config.Provider, m method, err error) error {
@@ -264,7 +246,7 @@ func fieldOf(request map[string]any, name string) (value any, found bool) {
 func (a *app) redacted(value any) any {
 	switch v := value.(type) {
 	case string:
-		return a.secrets.String(v)
+		return a.secrets.Cut(v)
 	case []any:
 		for i := range v {
 			v[i] = a.redacted(v[i])

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -24,16 +23,16 @@ func (a *app) pluginCheckCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "check NAME|PATH",
 		Short: "Hold a plugin to the contract",
-		Long: `Run the conformance suite against a plugin: any executable, in any language. The plugin is named as in the plugin
-directory, or by the path of its executable.
+		Long: `Run the conformance suite against a plugin: any executable, in any language. Name the plugin by its provider
+block, by its name in the plugin directories, or by the path of its executable.
 
-The suite makes sandboxes, about twenty, and destroys them again. It configures the plugin as the provider block does
+The suite makes sandboxes, about fifty, and destroys them again. It configures the plugin as the provider block does
 that names it, with that block's server in the sandboxes; a plugin that no block names gets what its environment
 variables say, and a small server in Python.
 
 Progress goes to standard error, the report to standard output. Exit codes: 0 every check passed or was skipped with a
 reason, 8 a check failed.`,
-		Args: cobra.ExactArgs(1),
+		Args: exactly("NAME|PATH"),
 		RunE: run(func(c *cobra.Command, args []string) error {
 			if err := providertest.CheckOnly(only); err != nil {
 				return usageError{err}
@@ -54,25 +53,28 @@ reason, 8 a check failed.`,
 		}),
 	}
 	c.Flags().StringVar(&label, "provider", "", "the provider block to configure the plugin by (default: the one that names it)")
-	c.Flags().StringVar(&only, "only", "", "run only the checks whose GROUP/NAME matches, such as create/* or ping/redirect,ping/slow")
+	c.Flags().StringVar(&only, "only", "", "run only the checks whose GROUP/NAME matches, and what they need, such as create/* or ping/redirect,ping/slow")
 	c.Flags().BoolVar(&noMTLS, "no-mtls", false, "connect without mTLS, for plugins whose gRPC library cannot")
 	return c
 }
 
 // underTest finds out what the suite needs to test a plugin.
 func (a *app) underTest(ctx context.Context, nameOrPath, label string) (providertest.Plugin, error) {
-	spec := a.bareSpec(nameOrPath)
-	if info, err := os.Stat(spec.Path); err != nil || info.IsDir() {
-		return providertest.Plugin{}, usagef("there is no plugin %s: is it built? berth plugin list shows those in %s",
-			spec.Path, a.conf.Host.PluginDir)
-	}
-	block, err := a.blockOf(nameOrPath, spec.Path, label)
+	named, err := a.pluginNamed(nameOrPath)
 	if err != nil {
 		return providertest.Plugin{}, err
 	}
-	under := providertest.Plugin{Path: spec.Path}
+	spec := a.fleet.Spec(named)
+	if label == "" && a.conf.Has(nameOrPath) {
+		label = nameOrPath
+	}
+	block, err := a.blockOf(named, label)
+	if err != nil {
+		return providertest.Plugin{}, err
+	}
+	under := providertest.Plugin{Path: named.Path}
 	if block == nil {
-		block = a.conf.Unlisted(nameOrPath, spec.Path)
+		block = named
 	} else {
 		a.takeServer(block, &under)
 		spec.Env, spec.MTLS, under.NoMTLS = block.Env, block.MTLS, !block.MTLS
@@ -81,6 +83,9 @@ func (a *app) underTest(ctx context.Context, nameOrPath, label string) (provider
 		}
 	}
 	description, err := fleet.Describe(ctx, spec)
+	if fleet.Untrusted(err) != nil {
+		return under, err
+	}
 	if err != nil {
 		return under, nil //nolint:nilerr // the suite finds that too, and says what to do
 	}
@@ -93,8 +98,8 @@ func (a *app) underTest(ctx context.Context, nameOrPath, label string) (provider
 	return under, decoder.Decode(&under.Config)
 }
 
-// blockOf finds the provider block that names a plugin, nil when there is none.
-func (a *app) blockOf(nameOrPath, path, label string) (*config.Provider, error) {
+// blockOf finds the provider block with the label or, without one, the block that names the plugin; nil when there is none.
+func (a *app) blockOf(named *config.Provider, label string) (*config.Provider, error) {
 	if label != "" {
 		p, err := a.conf.Provider(label)
 		if err != nil {
@@ -102,11 +107,10 @@ func (a *app) blockOf(nameOrPath, path, label string) (*config.Provider, error) 
 		}
 		return p, nil
 	}
-	name := strings.TrimPrefix(filepath.Base(nameOrPath), config.PluginPrefix)
 	var found []*config.Provider
 	var labels []string
 	for _, p := range a.conf.Providers {
-		if p.Plugin == name || sameFile(p.Path, path) {
+		if p.Plugin == named.Plugin || sameFile(p.Path, named.Path) {
 			found, labels = append(found, p), append(labels, p.Label)
 		}
 	}
@@ -157,13 +161,17 @@ func (a *app) checkEnded(r providertest.Result) {
 }
 
 func (a *app) printConformance(report providertest.Report) error {
+	for i := range report.Results {
+		detail := a.secrets.String(report.Results[i].Detail)
+		if a.flags.output != "json" {
+			detail = strings.ReplaceAll(detail, "\n", "\n            ") // no line of a plugin looks like one of the report
+		}
+		report.Results[i].Detail = detail
+	}
 	var text bytes.Buffer
 	var err error
 	switch a.flags.output {
 	case "json":
-		for i := range report.Results {
-			report.Results[i].Detail = a.secrets.String(report.Results[i].Detail)
-		}
 		err = a.printJSON(report)
 	case "junit":
 		err = report.WriteJUnit(&text)

@@ -12,8 +12,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/fleet"
 	"github.com/berth-dev/berth/host/printable"
+	"github.com/berth-dev/berth/host/regular"
 	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/host/wire"
 	"github.com/berth-dev/berth/shared/provider"
@@ -23,7 +25,7 @@ func (a *app) providersCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "providers",
 		Short: "List the configured providers and what their plugins can do",
-		Args:  cobra.NoArgs,
+		Args:  noArguments,
 		RunE: run(func(c *cobra.Command, _ []string) error {
 			if err := a.load(); err != nil {
 				return err
@@ -50,15 +52,16 @@ func (a *app) pluginCommand() *cobra.Command {
 			Short: "List the plugins in the plugin directories",
 			Long: `List the plugins in the plugin directory and in those of BERTH_PLUGIN_PATH. Of two with the same name the first one
 counts. With a lock file beside the configuration, what is not locked is listed but not run.`,
-			Args: cobra.NoArgs,
+			Args: noArguments,
 			RunE: run(func(c *cobra.Command, _ []string) error {
 				if err := a.load(); err != nil {
 					return err
 				}
 				var files []pluginFile
 				for _, plugin := range a.conf.InstalledPlugins() {
-					file := pluginFile{name: plugin.Name, spec: a.bareSpec(plugin.Name), shadowedBy: plugin.ShadowedBy}
-					file.spec.Path = plugin.Path
+					file := pluginFile{
+						name: plugin.Name, spec: a.fleet.Spec(a.conf.Unlisted(plugin.Name, plugin.Path)), shadowedBy: plugin.ShadowedBy,
+					}
 					file.unknown = a.conf.Lock != nil && file.spec.SHA256 == ""
 					files = append(files, file)
 				}
@@ -68,15 +71,19 @@ counts. With a lock file beside the configuration, what is not locked is listed 
 		&cobra.Command{
 			Use:   "describe NAME|PATH",
 			Short: "Show what a plugin is, can do, and can be told",
-			Long: `Start the plugin, ask what it is, and stop it. It needs neither credentials nor configuration. The plugin is named
-as in the plugin directories, or by the path of its executable. -o markdown gives the table of settings for its
-documentation.`,
-			Args: cobra.ExactArgs(1),
+			Long: `Start the plugin, ask what it is, and stop it. It needs neither credentials nor configuration. Name the plugin by its
+provider block, by its name in the plugin directories, or by the path of its executable. -o markdown gives the table of
+settings for its documentation.`,
+			Args: exactly("NAME|PATH"),
 			RunE: run(func(c *cobra.Command, args []string) error {
 				if err := a.load(); err != nil {
 					return err
 				}
-				d, err := fleet.Describe(c.Context(), a.bareSpec(args[0]))
+				p, err := a.pluginNamed(args[0])
+				if err != nil {
+					return err
+				}
+				d, err := fleet.Describe(c.Context(), a.fleet.Spec(p))
 				if err != nil {
 					return err
 				}
@@ -98,15 +105,54 @@ type pluginFile struct {
 	unknown    bool
 }
 
-// bareSpec runs a plugin that need not be configured: by path, or by name from the plugin directories. By name it must be
-// the one in the lock file, if it is there.
-func (a *app) bareSpec(nameOrPath string) supervise.Spec {
-	spec := supervise.Spec{Name: nameOrPath, Path: nameOrPath, MTLS: true, Log: a.log}
-	if !strings.ContainsRune(nameOrPath, filepath.Separator) {
-		trust := a.conf.Trust(nameOrPath)
-		spec.Path, spec.SHA256, spec.Remedy = a.conf.FindPlugin(nameOrPath), trust.SHA256, trust.Remedy
+// pluginNamed returns the provider block with the label or, without one, a provider for the plugin of that name in the plugin
+// directories, or for the executable at that path, alone.
+func (a *app) pluginNamed(nameOrPath string) (*config.Provider, error) {
+	if a.conf.Has(nameOrPath) {
+		p, err := a.conf.Provider(nameOrPath)
+		if err != nil {
+			return nil, err
+		}
+		if diagnostics := p.CheckPlugin(); diagnostics.HasErrors() {
+			return nil, &fleet.ConfigError{Diagnostics: diagnostics}
+		}
+		return p, nil
 	}
-	return spec
+	name, path := strings.TrimPrefix(filepath.Base(nameOrPath), config.PluginPrefix), nameOrPath
+	isName := !strings.ContainsRune(nameOrPath, filepath.Separator)
+	if isName {
+		path = a.conf.FindPlugin(nameOrPath)
+	}
+	p := a.conf.Unlisted(name, path)
+	if !p.CheckPlugin().HasErrors() {
+		return p, nil
+	}
+	if isName {
+		return nil, a.noPlugin(nameOrPath)
+	}
+	if _, err := os.Stat(path); err != nil {
+		return nil, usagef("there is no plugin %s: there is no such file", path)
+	}
+	return nil, usagef("there is no plugin %s: it is not an executable file", path)
+}
+
+// noPlugin returns the error of a name that neither a provider block nor a plugin has.
+func (a *app) noPlugin(name string) error {
+	var labels, installed []string
+	for _, p := range a.conf.Providers {
+		labels = append(labels, p.Label)
+	}
+	for _, plugin := range a.conf.InstalledPlugins() {
+		if plugin.ShadowedBy == "" {
+			installed = append(installed, plugin.Name)
+		}
+	}
+	there := "No plugins are there."
+	if len(installed) > 0 {
+		there = "Plugins there: " + strings.Join(installed, ", ") + "."
+	}
+	return usagef("there is no plugin %q: no provider block has this label, and there is no %s%s in %s.%s %s", name, config.PluginPrefix, name,
+		strings.Join(a.conf.PluginDirs(), ", "), config.DidYouMean(name, append(labels, installed...)), there)
 }
 
 func (a *app) printPlugins(ctx context.Context, headings [2]string, files []pluginFile) error {
@@ -152,7 +198,7 @@ func (a *app) printPlugins(ctx context.Context, headings [2]string, files []plug
 			case e.Plugin == "":
 				row[4] = own("not run")
 			default:
-				row[3], row[4] = e.Protocol, own(words(e.Capabilities))
+				row[3], row[4] = e.Protocol, own(listed(e.Capabilities))
 			}
 			rows = append(rows, row)
 		}
@@ -166,7 +212,7 @@ func (a *app) printPlugins(ctx context.Context, headings [2]string, files []plug
 	return nil
 }
 
-func words(capabilities []provider.Capability) string {
+func listed(capabilities []provider.Capability) string {
 	var list []string
 	for _, c := range capabilities {
 		list = append(list, string(c))
@@ -177,7 +223,7 @@ func words(capabilities []provider.Capability) string {
 func prefix(sum string) string { return sum[:min(12, len(sum))] }
 
 func checksum(path string) (string, error) {
-	file, err := os.Open(path)
+	file, err := regular.Open(path)
 	if err != nil {
 		return "", err
 	}
@@ -196,10 +242,10 @@ func (a *app) printDescription(d provider.Description) error {
 	case "markdown":
 		table := printable.Text(a.secrets.String(provider.MarkdownTable(d.Attributes)))
 		a.print("%s %s: %s Protocol %d. Can: %s.\n\n%s", d.Name, d.Version, d.Summary, provider.ProtocolVersion,
-			own(strings.ReplaceAll(words(d.Capabilities), ",", ", ")), own(table))
+			own(strings.ReplaceAll(listed(d.Capabilities), ",", ", ")), own(table))
 		return nil
 	}
-	a.print("%s %s (protocol %d)\n%s\n\ncan: %s\n\n", d.Name, d.Version, provider.ProtocolVersion, d.Summary, own(words(d.Capabilities)))
+	a.print("%s %s (protocol %d)\n%s\n\ncan: %s\n\n", d.Name, d.Version, provider.ProtocolVersion, d.Summary, own(listed(d.Capabilities)))
 	rows := [][]any{{"ATTRIBUTE", "TYPE", "DEFAULT", "ENVIRONMENT", "WHAT IT IS"}}
 	for _, attribute := range d.Attributes {
 		doc := attribute.Doc

@@ -26,7 +26,7 @@ do on a toy cloud, a simulator of that cloud, tests, a Makefile. It builds and p
 
 Until the SDK's module is published, the plugin's go.mod points at a checkout of it: the one named with --sdk, else the
 one this berth was built from, else the one that the working directory is in.`,
-		Args: cobra.ExactArgs(1),
+		Args: exactly("NAME"),
 		RunE: run(func(c *cobra.Command, args []string) error {
 			name := args[0]
 			switch short, prefixed := strings.CutPrefix(name, config.PluginPrefix); {

@@ -37,7 +37,7 @@ func TestPluginNewRefusesWhatCannotBe(t *testing.T) {
 		"upper case":     {[]string{"Acme"}, "1 to 63 of a-z"},
 		"a path":         {[]string{"./acme"}, "1 to 63 of a-z"},
 		"the file's":     {[]string{"berth-provider-acme"}, "berth plugin new acme"},
-		"no name":        {nil, "received 0"},
+		"no name":        {nil, "NAME is missing"},
 		"no checkout":    {[]string{"acme", "--sdk", "."}, "is no checkout of"},
 		"no module path": {[]string{"acme", "--module", "a b"}, "module path"},
 	} {

@@ -48,7 +48,9 @@ func (a *app) plainEvent(e connect.Event) {
 	switch {
 	case e.Status == connect.StatusDone, e.Status == connect.StatusFailed:
 		a.say("%s", a.phaseLine(e))
-	case e.Status == connect.StatusProgress && e.Phase == connect.PhaseAcquire:
+	case e.Phase == connect.PhaseUndo && e.Status == connect.StatusStarted:
+		a.say("%s what was made", phaseNames[e.Phase])
+	case e.Status == connect.StatusProgress && (e.Phase == connect.PhaseAcquire || e.Phase == connect.PhaseUndo):
 		a.say("%s: %s", phaseNames[e.Phase], e.Message)
 	}
 }

@@ -124,7 +124,7 @@ func TestATimeThatJSONCannotCarryHidesNothingElse(t *testing.T) {
 	m.fine("connect", "s1")
 	year12000 := time.Date(12000, 1, 1, 0, 0, 0, 0, time.UTC)
 	m.rewrite(`UPDATE sessions SET created_at = $1`, year12000.UnixMilli())
-	if s := m.sessions(); len(s) != 1 || s[0].Session != "s1" || s[0].State != "running" || s[0].CreatedAt != nil || s[0].ExpiresAt == nil {
+	if s := m.sessions(); len(s) != 1 || s[0].Session != "s1" || s[0].State != "running" || s[0].CreatedAt != nil || s[0].SandboxExpiresAt == nil {
 		t.Errorf("%+v", s)
 	}
 	wants(t, m.fine("sessions").stdout, "s1", "running")
@@ -204,7 +204,7 @@ func TestAHostThatLostItsLeaseSaysSoAndTouchesNothingAnyMore(t *testing.T) {
 	if r.code != 1 || f.Code != "lease_lost" || !f.Retryable || f.Cleanup != "pending" || f.SandboxID == "" {
 		t.Errorf("exit code %d: %+v", r.code, f)
 	}
-	wants(t, f.Hint, "connect again")
+	wants(t, f.Hint, "try again")
 	wants(t, r.stderr, "cleanup", "pending", "berth recover")
 	if again := m.connect("s1"); again.Sandbox != (sandbox{f.SandboxID, "attached"}) {
 		t.Errorf("%+v", again.Sandbox)
@@ -282,7 +282,7 @@ func TestAHostKilledInAnyPhaseIsReplacedAtOnce(t *testing.T) {
 			for _, s := range list {
 				want := session{
 					Session: s.Session, Provider: "mock", SandboxID: s.SandboxID, State: phase.state, Recorded: true,
-					CreatedAt: s.CreatedAt, ExpiresAt: s.ExpiresAt, Note: "interrupted; the next connect or berth recover finishes it",
+					CreatedAt: s.CreatedAt, SandboxExpiresAt: s.SandboxExpiresAt, Note: "interrupted; the next connect or berth recover finishes it",
 				}
 				if s != want || (s.SandboxID != "") != phase.made || s.CreatedAt == nil {
 					t.Errorf("in between: %+v", s)
@@ -415,7 +415,7 @@ func TestSessionsAndPingTellRunningSuspendedGoneUnreachableAndSickApart(t *testi
 		"gone":        {4, []string{"the sandbox " + gone, "is gone from provider good", "berth connect makes a new one"}},
 		"unreachable": {1, []string{"told to fail with unreachable"}},
 		"sick":        {7, []string{"is running, the server is not healthy", "told to answer not_yet"}},
-		"nobody":      {2, []string{"several providers are configured"}},
+		"nobody":      {4, []string{`session "nobody" has no sandbox`, "--provider"}},
 	} {
 		if r := m.berth("ping", session); r.code != test.exit {
 			t.Errorf("ping %s: exit code %d: %s%s", session, r.code, r.stdout, r.stderr)

@@ -1,9 +1,14 @@
 package cli_test
 
 import (
+	"encoding/base64"
+	"encoding/json"
 	"fmt"
+	"html"
+	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"syscall"
@@ -36,7 +41,10 @@ func secretive(t *testing.T, fault ...string) *machine {
 // keepsSecrets checks what a command printed, and what is on disk.
 func keepsSecrets(t *testing.T, what, text string) {
 	t.Helper()
-	for _, canary := range []string{"canary-literal", "<written>", envKey, nativeKey, hostSecret, serverEnv} {
+	for _, canary := range []string{
+		"canary-literal", "<written>", envKey, nativeKey, hostSecret, serverEnv, envKey[:12], nativeKey[:15],
+		"Y2FuYXJ5", "NhbmFyeS", "jYW5hcn", // canary in base64
+	} {
 		if i := strings.Index(text, canary); i >= 0 {
 			t.Errorf("%s tells %s: ...%s", what, canary, text[max(0, i-200):i+len(canary)])
 		}
@@ -151,7 +159,7 @@ func TestTheSessionKeyIsInTheResultsHeadersAndNowhereElse(t *testing.T) {
 	m := newMachine(t)
 	m.configure(localBlock)
 	key := m.connect("s1").Headers["X-Session-API-Key"]
-	for output, times := range map[string]int{"json": 1, "env": 1, "text": 0} {
+	for output, times := range map[string]int{"json": 1, "env": 2, "text": 0} {
 		r := m.fine("connect", "s1", "-o", output, "--log-level", "trace")
 		if n := strings.Count(r.stdout, key); n != times || strings.Contains(r.stderr, key) {
 			t.Errorf("-o %s: %d times in\n%s%s", output, n, r.stdout, r.stderr)
@@ -204,6 +212,92 @@ func TestAServerThatPrintsItsEnvironmentTellsNoSecret(t *testing.T) {
 	if strings.Contains(r.stdout+r.stderr, key) {
 		t.Errorf("it tells the key:\n%s%s", r.stdout, r.stderr)
 	}
+}
+
+// encodedSecrets are lines in which a server tells a secret in every way but as it is.
+func encodedSecrets(secret string) []string {
+	text, _ := json.Marshal(secret) // a text can always be encoded
+	quoted := string(text)
+	escaped := url.QueryEscape(secret)
+	basic := base64.StdEncoding.EncodeToString([]byte("user:" + secret))
+	return []string{
+		quoted, strings.ReplaceAll(quoted, "/", `\/`), escaped, strings.ToLower(escaped), url.PathEscape(secret),
+		html.EscapeString(secret), fmt.Sprintf("%+q", secret), fmt.Sprintf("%x %X", secret, secret), basic, strings.TrimRight(basic, "="),
+		base64.URLEncoding.EncodeToString([]byte(secret)), fmt.Sprintf("%q", quoted), secret[:len(secret)*2/3] + "...",
+		"..." + secret[len(secret)/3:],
+	}
+}
+
+func TestNeitherAnEncodedNorACutSecretIsTold(t *testing.T) {
+	t.Parallel()
+	const (
+		special = `Quokka/w"om<b>at&Kiwi+é\Emu`
+		lines   = "-----BEGIN KEY-----\nNumbatNumbatNumbat+/\nPossumPossumPossum==\n-----END KEY-----"
+	)
+	long := "Wallaby" // longer than what is kept of a log
+	for i := range 1000 {
+		long += fmt.Sprintf("%x/", i*i*i+i)
+	}
+	canaries := []string{"Quokka", "Kiwi", "Numbat", "Possum", "Wallaby"}
+	for i := 0; i < len(long)-24; i += 16 {
+		canaries = append(canaries, long[i:i+24])
+	}
+	for _, word := range []string{"Quokka", "Numbat", "Possum", "Wallaby"} {
+		canaries = append(canaries, fmt.Sprintf("%x", word), fmt.Sprintf("%X", word))
+		for before := range 3 { // what is the same wherever the word stands
+			encoded := base64.RawStdEncoding.EncodeToString([]byte("xxx"[:before] + word))
+			canaries = append(canaries, encoded[(8*before+5)/6:8*(before+len(word))/6])
+		}
+	}
+	m := newMachine(t)
+	words := append(encodedSecrets(special), encodedSecrets(lines)...)
+	words = append(words, strings.Split(lines, "\n")...)
+	check := func(what string, r result) {
+		t.Helper()
+		for _, canary := range canaries {
+			if i := strings.Index(r.stdout+r.stderr, canary); i >= 0 {
+				t.Errorf("%s tells %s: ...%s", what, canary, (r.stdout + r.stderr)[max(0, i-100):i+len(canary)])
+				return
+			}
+		}
+		if !strings.Contains(r.stdout+r.stderr, "[redacted]") {
+			t.Errorf("%s had nothing to tell:\n%s%s", what, r.stdout, r.stderr)
+		}
+	}
+	// The log's end holds 20 lines, and 4 KiB.
+	for first := 0; first < len(words)+1; first += 10 {
+		told := words[first:min(len(words), first+10)]
+		if first+10 > len(words) {
+			told = append(told, long)
+		}
+		must(t, os.WriteFile(filepath.Join(m.dir, "work", "words"), []byte(strings.Join(told, "\n")+"\n"), 0o600))
+		m.configure(fmt.Sprintf(`
+			server {
+				preset  = "custom"
+				port    = 8000
+				command = ["sh", "-c", "cat %s/work/words; exit 3"]
+				env     = { SPECIAL = %s, LINES = %s, LONG = %q }
+			}
+		`, m.dir, hclQuote(special), hclQuote(lines), long) + localBlock)
+		for _, line := range []string{"connect s1 -o json --progress ndjson --log-level trace", "connect s1 --progress plain"} {
+			check(fmt.Sprintf("%s from %d", line, first), m.berth(strings.Fields(line)...))
+		}
+	}
+	created := m.fine("plugin", "call", "local", "Create", "-o", "json", "-d", `{"session": "s2"}`).stdout
+	id := regexp.MustCompile(`berth-s2-[0-9a-f-]+`).FindString(created)
+	m.berth("plugin", "call", "local", "StartServer", "-d", fmt.Sprintf(`{"session": "s2", "sandbox_id": %q}`, id))
+	m.eventually("the server has said something", func() bool {
+		return strings.Contains(m.berth("plugin", "call", "local", "Logs", "-d", fmt.Sprintf(`{"sandbox_id": %q}`, id)).stdout, "lines")
+	})
+	for _, form := range []string{"text", "json"} {
+		check("plugin call Logs", m.berth("plugin", "call", "local", "Logs", "-o", form, "-d", fmt.Sprintf(`{"sandbox_id": %q}`, id)))
+	}
+	m.fine("plugin", "call", "local", "Destroy", "-d", fmt.Sprintf(`{"sandbox_id": %q}`, id))
+}
+
+// hclQuote writes a text as HCL does.
+func hclQuote(text string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`).Replace(text) + `"`
 }
 
 func TestTheHostsSecretIsForItsOwnerOnly(t *testing.T) {

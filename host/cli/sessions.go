@@ -29,7 +29,7 @@ Exit code 0 means healthy, 7 not healthy, 4 no sandbox.`,
 		if err != nil {
 			return err
 		}
-		s, err := a.session(c.Context(), id, *label)
+		s, err := a.existing(c.Context(), id, *label)
 		if err != nil {
 			return err
 		}
@@ -61,6 +61,9 @@ func (a *app) printProbe(label, session string, probe connect.Probe) error {
 	default:
 		a.print(", the server is not healthy: %s\n", probe.Ping.Reason)
 	}
+	for _, line := range probe.Ping.LogTail {
+		a.print("  | %s\n", line)
+	}
 	return nil
 }
 
@@ -82,7 +85,7 @@ Without a sandbox the exit code is 4.`,
 		if *action != string(sessions.ActionDestroy) && *action != string(sessions.ActionSuspend) {
 			return usagef("--action %s: the actions are destroy and suspend", *action)
 		}
-		s, err := a.session(c.Context(), id, *label)
+		s, err := a.existing(c.Context(), id, *label)
 		if err != nil {
 			return err
 		}
@@ -112,10 +115,14 @@ func (a *app) sessionsCommand() *cobra.Command {
   unreachable           the provider did not answer
 
 and the sandboxes of this installation that no record names. A provider that does not answer is named, and the exit code
-is that of the failure.`,
-		Args: cobra.NoArgs,
+is that of the failure.
+
+That a sandbox runs does not mean that its server does. With --check the server of each is asked once, as berth ping asks
+it, and the note tells of those that are not healthy.`,
+		Args: noArguments,
 	}
 	label := c.Flags().StringP("provider", "p", "", "only this provider")
+	check := c.Flags().Bool("check", false, "also ask the servers of the sandboxes that run whether they are healthy")
 	c.RunE = run(func(c *cobra.Command, _ []string) error {
 		if err := a.load(); err != nil {
 			return err
@@ -123,6 +130,9 @@ is that of the failure.`,
 		states, failures, err := a.fleet.Sessions(c.Context(), *label)
 		if err != nil {
 			return err
+		}
+		if *check {
+			a.fleet.LookAtServers(c.Context(), states)
 		}
 		return a.printSessions(states, failures)
 	})
@@ -141,13 +151,13 @@ func (a *app) printSessions(states []fleet.SessionState, problems map[string]err
 		a.say("berth: provider %s: %s", name, f.Message)
 	}
 	list := []wire.Session{}
-	rows := [][]any{{"SESSION", "PROVIDER", "SANDBOX", "STATE", "CREATED", "EXPIRES", "NOTE"}}
+	rows := [][]any{{"SESSION", "PROVIDER", "SANDBOX", "STATE", "CREATED", "SANDBOX ENDS", "NOTE"}}
 	for _, state := range states {
 		s := wire.NewSession(state)
 		s.Note = noteOn(state)
 		list = append(list, s)
 		rows = append(rows, []any{
-			orDash(s.Session), s.Provider, orDash(s.SandboxID), state.State, own(agoOrDash(s.CreatedAt)), own(agoOrDash(s.ExpiresAt)),
+			orDash(s.Session), s.Provider, orDash(s.SandboxID), state.State, own(agoOrDash(s.CreatedAt)), own(agoOrDash(s.SandboxExpiresAt)),
 			orDash(s.Note),
 		})
 	}
@@ -165,6 +175,8 @@ func (a *app) printSessions(states []fleet.SessionState, problems map[string]err
 // noteOn returns what people should know of a session besides its state.
 func noteOn(s fleet.SessionState) string {
 	switch {
+	case s.Server != nil && s.Server.Status != provider.PingAlive:
+		return "the server is not healthy: " + s.Server.Reason
 	case !s.Recorded:
 		return "no record names it; see berth gc --dry-run"
 	case s.NotConfigured:

@@ -44,13 +44,16 @@ type Config struct {
 
 	mutex sync.Mutex
 	files map[string]*file
+	// literalSecret is whether a secret stands in the file itself, rather than in a variable or another file.
+	literalSecret bool
 }
 
 // Host has the settings of this installation of berth.
 type Host struct {
 	// PluginDir is the first of Config.PluginDirs. It is absolute.
 	PluginDir string
-	// StateDir is where berth keeps its state. It is absolute and need not exist.
+	// StateDir is where berth keeps its state. It is absolute and need not exist. It is empty if neither the file nor the
+	// environment names one: see Config.CheckStateDir.
 	StateDir string
 	// Owner names this installation. No owner touches another owner's sandboxes. If empty, the caller derives an owner
 	// from the secret.
@@ -100,7 +103,8 @@ type Provider struct {
 
 const builtinName = "(built-in configuration)"
 
-const builtinSource = "provider \"local\" {}\n"
+// BuiltIn is the text of the built-in configuration.
+const BuiltIn = "provider \"local\" {}\n"
 
 // Load reads the configuration file at path. pluginDir is the directory of plugins if the file does not set one, getenv
 // looks up environment variables as os.LookupEnv does, and secrets becomes Config.Secrets. Config blocks are not
@@ -125,13 +129,12 @@ func Load(
 	return c, c.finish(append(diagnostics, c.readLock()...))
 }
 
-// Default returns the configuration without a file: a single provider, local. It reports errors only if the environment
-// names no directory for state.
+// Default returns the configuration without a file: a single provider, local. It reports no errors.
 func Default(
 	pluginDir string, getenv func(string) (string, bool), secrets *redact.Set,
 ) (*Config, hcl.Diagnostics) {
 	c := newConfig(pluginDir, getenv, secrets)
-	return c, c.finish(c.read(builtinName, []byte(builtinSource)))
+	return c, c.finish(c.read(builtinName, []byte(BuiltIn)))
 }
 
 // Provider returns the provider with the label, or the default one if label is empty.
@@ -149,8 +152,21 @@ func (c *Config) Provider(label string) (*Provider, error) {
 		return nil, fmt.Errorf("several providers are configured (%s): choose one with --provider, or name one in the "+
 			"configuration with host { provider = ... }", strings.Join(labels, ", "))
 	}
+	if c.Path == "" {
+		return nil, fmt.Errorf("there is no provider %q: no configuration file was found, so the built-in one counts. Configured: %s",
+			label, strings.Join(labels, ", "))
+	}
 	return nil, fmt.Errorf("there is no provider %q in the configuration.%s Configured: %s",
 		label, DidYouMean(label, labels), strings.Join(labels, ", "))
+}
+
+// CheckStateDir reports that no directory for state is known. Commands that keep no state need none.
+func (c *Config) CheckStateDir() hcl.Diagnostics {
+	if c.Host.StateDir != "" {
+		return nil
+	}
+	return hcl.Diagnostics{mistake("No place for state", c.fallback,
+		"Neither XDG_STATE_HOME nor HOME is set to an absolute path. Set one of them, or state_dir in the host block.")}
 }
 
 // Request returns a request to connect a session on this provider.
@@ -163,6 +179,30 @@ func (p *Provider) Request(session string) connect.Request {
 // Has reports whether there is a provider with the label.
 func (c *Config) Has(label string) bool {
 	return slices.Contains(c.labels(), label)
+}
+
+// HoldsSecrets reports whether a secret stands in the configuration file itself, as far as it was evaluated.
+func (c *Config) HoldsSecrets() bool {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	return c.literalSecret
+}
+
+// noteSecret is called with every attribute that holds a secret.
+func (c *Config) noteSecret(attribute *hcl.Attribute) {
+	computed := false
+	if expression, ok := attribute.Expr.(hclsyntax.Node); ok {
+		_ = hclsyntax.VisitAll(expression, func(node hclsyntax.Node) hcl.Diagnostics {
+			_, isCall := node.(*hclsyntax.FunctionCallExpr)
+			computed = computed || isCall
+			return nil
+		})
+	}
+	if !computed {
+		c.mutex.Lock()
+		c.literalSecret = true
+		c.mutex.Unlock()
+	}
 }
 
 // Write prints diagnostics with their source lines. Comments, and literals that are or may be secret, are masked in
@@ -195,8 +235,16 @@ func defaultStateDir(getenv func(string) (string, bool)) string {
 	if dir, _ := getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
 		return filepath.Join(dir, "berth")
 	}
-	if home, _ := getenv("HOME"); filepath.IsAbs(home) {
+	if home := homeOf(getenv); home != "" {
 		return filepath.Join(home, ".local", "state", "berth")
+	}
+	return ""
+}
+
+// homeOf returns the home directory, or "" if the environment names none.
+func homeOf(getenv func(string) (string, bool)) string {
+	if home, _ := getenv("HOME"); filepath.IsAbs(home) {
+		return home
 	}
 	return ""
 }

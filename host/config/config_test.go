@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -338,9 +339,74 @@ func TestStateGoesWhereTheEnvironmentSays(t *testing.T) {
 	if c.Host.StateDir != "/home/ann/.local/state/berth" {
 		t.Errorf("with a relative XDG_STATE_HOME, state_dir is %s", c.Host.StateDir)
 	}
-	c, diagnostics = Default("", func(string) (string, bool) { return "", false }, &redact.Set{})
-	if text := write(t, c, diagnostics); !diagnostics.HasErrors() || !strings.Contains(text, "state_dir") {
-		t.Errorf("without HOME:\n%s", text)
+}
+
+func TestAPlaceForStateIsDemandedOnlyByWhatKeepsState(t *testing.T) {
+	t.Parallel()
+	none := func(string) (string, bool) { return "", false }
+	c, diagnostics := Default("", none, &redact.Set{})
+	mustSucceed(t, c, diagnostics)
+	if problem := c.CheckStateDir(); !problem.HasErrors() || !strings.Contains(write(t, c, problem), "state_dir") {
+		t.Errorf("without HOME and XDG_STATE_HOME: %v", problem)
+	}
+	for name, value := range map[string]string{"HOME": "/home/ann", "XDG_STATE_HOME": "/var/ann"} {
+		c, diagnostics = Default("", func(asked string) (string, bool) { return value, asked == name }, &redact.Set{})
+		mustSucceed(t, c, diagnostics)
+		if problem := c.CheckStateDir(); problem.HasErrors() {
+			t.Errorf("with %s: %v", name, problem)
+		}
+	}
+	file := filepath.Join(t.TempDir(), "config.hcl")
+	if err := os.WriteFile(file, []byte(`host { state_dir = "state" }`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, diagnostics = Load(file, "", none, &redact.Set{})
+	mustSucceed(t, c, diagnostics)
+	if problem := c.CheckStateDir(); problem.HasErrors() {
+		t.Errorf("with state_dir: %v", problem)
+	}
+}
+
+func TestAPathInTheHomeDirectoryNeedsOne(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "config.hcl")
+	text := "host {\n  state_dir = \"~/state\"\n  secret = file(\"~/secret\")\n}"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, home := range []string{"", "relative"} {
+		c, diagnostics := Load(file, "", func(name string) (string, bool) { return home, name == "HOME" && home != "" }, &redact.Set{})
+		if shown := write(t, c, diagnostics); len(diagnostics) != 2 || strings.Count(shown, "HOME is not set") != 2 {
+			t.Errorf("with the home directory %q:\n%s", home, shown)
+		}
+	}
+}
+
+func TestWhatIsNoRegularFileIsRefusedAtOnce(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	pipe, file := filepath.Join(dir, "pipe"), filepath.Join(dir, "config.hcl")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte(`host { secret = file("pipe") }`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{pipe, file, dir, "/dev/zero"} {
+		c, diagnostics := Load(path, "", environment(nil), &redact.Set{})
+		if shown := write(t, c, diagnostics); !diagnostics.HasErrors() || !strings.Contains(shown, "not a regular file") {
+			t.Errorf("%s:\n%s", path, shown)
+		}
+	}
+	if err := syscall.Mkfifo(filepath.Join(dir, LockName), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte(`provider "local" {}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, diagnostics := Load(file, "", environment(nil), &redact.Set{})
+	if shown := write(t, c, diagnostics); !diagnostics.HasErrors() || !strings.Contains(shown, LockName+": it is a pipe") {
+		t.Errorf("a pipe for the lock file:\n%s", shown)
 	}
 }
 

@@ -38,7 +38,7 @@ func (c *Config) read(name string, source []byte) hcl.Diagnostics {
 
 	providers := blocks["provider"]
 	if len(providers) == 0 {
-		builtin, _ := c.parse(builtinName, []byte(builtinSource))
+		builtin, _ := c.parse(builtinName, []byte(BuiltIn))
 		providers = hcl.Blocks{builtin.Blocks[0].AsHCLBlock()}
 	}
 	seen := map[string]hcl.Range{}
@@ -62,7 +62,7 @@ func (c *Config) parse(name string, source []byte) (*hclsyntax.Body, hcl.Diagnos
 	c.files[name] = f
 	parsed, diagnostics := hclsyntax.ParseConfig(source, name, hcl.InitialPos)
 	if diagnostics.HasErrors() {
-		return nil, diagnostics
+		return nil, c.syntaxMistakes(f, name, diagnostics)
 	}
 	f.body = parsed.Body.(*hclsyntax.Body)
 	return f.body, diagnostics
@@ -79,10 +79,6 @@ func (c *Config) finishHost(blocks hcl.Blocks) hcl.Diagnostics {
 		return c.fallback
 	}
 	var diagnostics hcl.Diagnostics
-	if c.Host.StateDir == "" {
-		diagnostics = append(diagnostics, mistake("No place for state", at("state_dir"),
-			"Neither XDG_STATE_HOME nor HOME is set. Set one of them, or state_dir in the host block."))
-	}
 	labels := c.labels()
 	switch {
 	case c.Host.DefaultProvider == "" && len(labels) == 1:
@@ -237,6 +233,9 @@ func (c *Config) decode(body hcl.Body, arguments []argument, blocks ...string) (
 		}
 		if a.secret {
 			c.Secrets.Add(allText(value)...)
+			if a.kind.cty == cty.String && !isOpenURL(value.AsString()) { // credentials do not belong into maps of variables
+				c.noteSecret(attribute)
+			}
 		}
 		if problem := a.set(value); problem != "" {
 			diagnostics = append(diagnostics, unacceptable(attribute, problem))
@@ -344,8 +343,9 @@ func (c *Config) path(name string, to *string) argument {
 		if s == "" {
 			return "must not be empty"
 		}
-		return ""
-	}).then(func() { *to = c.resolve(*to) })
+		_, problem := c.resolve(s)
+		return problem
+	}).then(func() { *to, _ = c.resolve(*to) })
 }
 
 func (a argument) then(done func()) argument {
@@ -360,16 +360,19 @@ func (a argument) then(done func()) argument {
 	return a
 }
 
-func (c *Config) resolve(path string) string {
+// resolve returns the absolute path that a path in the file stands for, or what is wrong with it.
+func (c *Config) resolve(path string) (absolute, problem string) {
 	if rest, ok := strings.CutPrefix(path, "~/"); ok {
-		if home, _ := c.getenv("HOME"); home != "" {
-			return filepath.Join(home, rest)
+		home := homeOf(c.getenv)
+		if home == "" {
+			return "", "begins with ~/, and there is no home directory: HOME is not set to an absolute path"
 		}
+		return filepath.Join(home, rest), ""
 	}
 	if filepath.IsAbs(path) {
-		return filepath.Clean(path)
+		return filepath.Clean(path), ""
 	}
-	return filepath.Join(c.dir, path)
+	return filepath.Join(c.dir, path), ""
 }
 
 func boolean(name string, to *bool) argument {

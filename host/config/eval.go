@@ -3,9 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"os"
 	"regexp"
 	"strings"
 	"unicode/utf8"
@@ -14,6 +12,8 @@ import (
 	"github.com/zclconf/go-cty/cty"
 	"github.com/zclconf/go-cty/cty/convert"
 	"github.com/zclconf/go-cty/cty/function"
+
+	"github.com/berth-dev/berth/host/regular"
 )
 
 // sensitive marks the results of env() and file(), and everything computed from them.
@@ -123,7 +123,10 @@ func (c *Config) readEnv(args []cty.Value) (string, error) {
 }
 
 func (c *Config) readFile(args []cty.Value) (string, error) {
-	path := c.resolve(args[0].AsString())
+	path, problem := c.resolve(args[0].AsString())
+	if problem != "" {
+		return "", errors.New("the path " + problem)
+	}
 	content, err := readText(path)
 	if err != nil {
 		return "", fmt.Errorf("cannot read %s: %s", path, reason(err))
@@ -136,17 +139,10 @@ func (c *Config) readFile(args []cty.Value) (string, error) {
 const textLimit = 1 << 20
 
 func readText(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	content, err := io.ReadAll(io.LimitReader(f, textLimit+1))
+	content, err := regular.Read(path, textLimit)
 	switch {
 	case err != nil:
 		return nil, err
-	case len(content) > textLimit:
-		return nil, errors.New("it is longer than 1 MiB")
 	case !utf8.Valid(content):
 		return nil, errors.New("it is not UTF-8 text")
 	}

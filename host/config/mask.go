@@ -20,7 +20,7 @@ type file struct {
 	body   *hclsyntax.Body // nil if it has syntax errors
 	// shown are the places whose literals may be printed: values of attributes that are known not to be secret. All
 	// other literals are masked. Until a plugin has described its config block, or where something is misspelt or
-	// broken, anything may be a key.
+	// broken, anything may be a key. See also Config.revealValue.
 	shown map[hcl.Range]bool
 }
 
@@ -153,9 +153,6 @@ func mayBeSecret(t hclsyntax.TokenType) bool {
 }
 
 func (f *file) isShown(place hcl.Range) bool {
-	if f.body == nil {
-		return false
-	}
 	for shown, visible := range f.shown {
 		if visible && shown.Start.Byte <= place.Start.Byte && place.End.Byte <= shown.End.Byte {
 			return true

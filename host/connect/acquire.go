@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/berth-dev/berth/host/lease"
@@ -16,7 +17,8 @@ import (
 )
 
 // createGrace is how long a Create under way may still answer after its context ended. A gRPC call that is cancelled
-// returns at once and does not say what it made; waiting a little turns most lost answers into known ones.
+// returns at once and does not say what it made; waiting a little turns most lost answers into known ones. It is the undo
+// that waits: the connect itself has ended.
 const createGrace = 2 * time.Second
 
 // takeLease waits for its turn at the session.
@@ -46,6 +48,9 @@ func (a *attempt) acquire(ctx context.Context) (provider.Sandbox, error) {
 }
 
 func (a *attempt) attachOrCreate(ctx context.Context) (provider.Sandbox, error) {
+	if err := a.checkKeyHeader(ctx); err != nil {
+		return provider.Sandbox{}, err
+	}
 	if err := a.account.PutAside(ctx, a.lease); err != nil {
 		return provider.Sandbox{}, err
 	}
@@ -67,6 +72,28 @@ func (a *attempt) attachOrCreate(ctx context.Context) (provider.Sandbox, error) 
 	}
 	a.progress("no sandbox yet, creating one")
 	return a.create(ctx)
+}
+
+// checkKeyHeader refuses a server whose key header the provider says it needs for itself. A provider that does not say so
+// is found out by its endpoints.
+func (a *attempt) checkKeyHeader(ctx context.Context) error {
+	p, tells := a.account.Provider.(interface {
+		Describe(ctx context.Context) (provider.Description, error)
+	})
+	header := a.req.Server.KeyHeader
+	if !tells || header == "" {
+		return nil
+	}
+	description, err := p.Describe(ctx)
+	if err != nil {
+		return err
+	}
+	for _, name := range description.EndpointHeaders {
+		if strings.EqualFold(name, header) {
+			return headerConflict(a.account.Name, header, name)
+		}
+	}
+	return nil
 }
 
 // commandOf names the command that left the record unfinished.
@@ -127,12 +154,6 @@ func (a *attempt) attach(ctx context.Context) (provider.Sandbox, error) {
 	return onceMoreAfterCrash(func() (provider.Sandbox, error) {
 		return a.account.Provider.Attach(ctx, a.attachRequest(id))
 	})
-}
-
-func (a *attempt) attachRequest(sandboxID string) provider.AttachRequest {
-	return provider.AttachRequest{
-		Session: a.req.Session, Owner: a.account.Owner, SandboxID: sandboxID, Server: a.server, Lifetime: a.req.Lifetime,
-	}
 }
 
 // createOnly creates a sandbox, and fails if the session has one. It looks before, because a Create that adopts may wake
@@ -221,7 +242,8 @@ const LabelRecords = "berth-records"
 func RecordsLabel(began time.Time) string { return strconv.FormatInt(began.UnixMilli(), 10) }
 
 // callCreate calls Create in a context that outlives ctx by createGrace. That context does not end with the lease: a
-// plugin that is cancelled may remove what it has made, which another host may have found by then.
+// plugin that is cancelled may remove what it has made, which another host may have found by then. When ctx ends, it returns
+// at once and leaves the answer to lateAnswer.
 func (a *attempt) callCreate(ctx context.Context, began time.Time) (provider.Sandbox, error) {
 	labels := maps.Clone(a.req.Labels)
 	if labels == nil {
@@ -231,22 +253,27 @@ func (a *attempt) callCreate(ctx context.Context, began time.Time) (provider.San
 	// The deadline the plugin sees is the real one, plus the grace.
 	deadline, _ := ctx.Deadline()
 	patient, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline.Add(createGrace))
-	defer cancel()
-	stop := context.AfterFunc(ctx, func() {
-		time.AfterFunc(createGrace, cancel)
-	})
-	defer stop()
-
-	sandbox, err := a.account.Provider.Create(patient, provider.CreateRequest{
+	request := provider.CreateRequest{
 		Session: a.req.Session, Owner: a.account.Owner, Attempt: a.id, Server: a.server,
 		Labels: labels, Lifetime: a.req.Lifetime,
-	})
-	if err == nil && ctx.Err() != nil {
-		a.sandboxID = sandbox.ID
-		a.mayHaveMade = sandbox.Origin == provider.OriginCreated
-		return sandbox, &provider.Error{Code: provider.CodeCanceled, SandboxID: sandbox.ID, Message: "given up while the sandbox was being created"}
 	}
-	return sandbox, err
+	answer := make(chan created, 1)
+	go func() {
+		defer cancel()
+		sandbox, err := a.account.Provider.Create(patient, request)
+		answer <- created{sandbox, err}
+	}()
+	select {
+	case c := <-answer:
+		if ctx.Err() == nil || c.err != nil {
+			return c.sandbox, c.err
+		}
+		answer <- c
+	case <-ctx.Done():
+		time.AfterFunc(createGrace, cancel)
+	}
+	a.late = answer
+	return provider.Sandbox{}, &provider.Error{Code: provider.CodeCanceled, Message: "given up while the sandbox was being created"}
 }
 
 // createFailed finds out what a Create made that failed. After a crash of the plugin it looks for the sandbox, because
@@ -262,20 +289,6 @@ func (a *attempt) createFailed(ctx context.Context, err error) (provider.Sandbox
 			return sandbox, nil
 		}
 	}
-	if failure := provider.AsError(err); failure.SandboxID != "" {
-		a.sandboxID = failure.SandboxID
-	} else if rulesOutSandbox(failure.Code) {
-		a.mayHaveMade = false
-		a.lease.SetGone()
-	}
+	a.noteCreateError(err)
 	return provider.Sandbox{}, err
-}
-
-// rulesOutSandbox reports whether a Create that failed with the code cannot have made anything.
-func rulesOutSandbox(code provider.Code) bool {
-	switch code {
-	case provider.CodeInvalid, provider.CodeDenied, provider.CodeConflict, provider.CodeExhausted, provider.CodeUnsupported:
-		return true
-	}
-	return false
 }

@@ -4,7 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/berth-dev/berth/host/lease"
@@ -31,11 +34,20 @@ type attempt struct {
 	waitsFor   string
 	phase      Phase
 	phaseBegan time.Time
-	sandboxID  string
+	// sandboxID is of a sandbox whose provider's reply named this session, and named, of one that an error of Create named.
+	sandboxID, named string
 	// mayHaveMade reports whether this attempt created a sandbox, or may have: then a failure undoes it.
 	mayHaveMade bool
-	pings       int
-	timings     Timings
+	// late is where the answer to a Create comes that was given up. It is nil otherwise.
+	late    <-chan created
+	pings   int
+	timings Timings
+}
+
+// created is the answer to a Create.
+type created struct {
+	sandbox provider.Sandbox
+	err     error
 }
 
 func newAttempt(account recovery.Account, keys keys, req Request, events func(Event)) *attempt {
@@ -54,6 +66,12 @@ func (a *attempt) setKey(generation string) {
 	}
 	for _, name := range a.req.Server.KeyEnv {
 		a.server.Env[name] = a.key
+	}
+}
+
+func (a *attempt) attachRequest(sandboxID string) provider.AttachRequest {
+	return provider.AttachRequest{
+		Session: a.req.Session, Owner: a.account.Owner, SandboxID: sandboxID, Server: a.server, Lifetime: a.req.Lifetime,
 	}
 }
 
@@ -93,20 +111,20 @@ func (a *attempt) ready(sandbox provider.Sandbox, endpoints provider.Endpoints) 
 	a.emit(Event{Phase: PhaseReady, Status: StatusDone, Elapsed: a.timings.Total})
 	return Result{
 		Session: a.req.Session, Provider: a.account.Name, SandboxID: sandbox.ID, Origin: sandbox.Origin,
-		Endpoint: endpoints.Server, Extra: endpoints.Extra, Pings: a.pings, Timings: a.timings,
+		Endpoint: endpoints.Server, SandboxExpiresAt: sandbox.ExpiresAt, Extra: endpoints.Extra, Pings: a.pings, Timings: a.timings,
 	}
 }
 
-// deliver hands the result over while the record still says that the sandbox is being made: if this host dies before
+// handOver gives the result to whoever asked for it, while the record still says that the sandbox is being made: if this host dies before
 // anybody was told, the sandbox is found and ended.
-func (a *attempt) deliver(ctx context.Context, result Result) error {
-	if a.req.Deliver == nil {
+func (a *attempt) handOver(ctx context.Context, result Result) error {
+	if a.req.HandOver == nil {
 		return nil
 	}
 	if err := a.lease.Check(ctx); err != nil {
 		return err
 	}
-	if err := a.req.Deliver(ctx, result); err != nil {
+	if err := a.req.HandOver(ctx, result); err != nil {
 		return &Error{Code: CodeUndelivered, Message: err.Error(), Cause: err}
 	}
 	return nil
@@ -119,11 +137,14 @@ func (a *attempt) emit(e Event) {
 }
 
 // withKey returns the endpoints with the session key's header, those of extra ports too: they are served by the same
-// server.
-func (a *attempt) withKey(endpoints provider.Endpoints) provider.Endpoints {
+// server. It fails if the provider needs that header for itself.
+func (a *attempt) withKey(endpoints provider.Endpoints) (provider.Endpoints, error) {
 	header := a.req.Server.KeyHeader
 	if header == "" {
-		return endpoints
+		return endpoints, nil
+	}
+	if taken := headerTaken(endpoints, header); taken != "" {
+		return endpoints, headerConflict(a.account.Name, header, taken)
 	}
 	add := func(e provider.Endpoint) provider.Endpoint {
 		e.Headers = maps.Clone(e.Headers)
@@ -137,7 +158,28 @@ func (a *attempt) withKey(endpoints provider.Endpoints) provider.Endpoints {
 	for name, extra := range keyed.Extra {
 		keyed.Extra[name] = add(extra)
 	}
-	return keyed
+	return keyed, nil
+}
+
+// headerTaken returns the name of the header, as the endpoints have it, or "". Case makes no difference.
+func headerTaken(endpoints provider.Endpoints, header string) string {
+	for _, e := range append(slices.Collect(maps.Values(endpoints.Extra)), endpoints.Server) {
+		for name := range e.Headers {
+			if strings.EqualFold(name, header) {
+				return name
+			}
+		}
+	}
+	return ""
+}
+
+// headerConflict returns the error of a server whose key header the provider needs for its own key.
+func headerConflict(providerName, header, taken string) *Error {
+	return &Error{
+		Code: CodeInvalidConfig, Reason: ReasonHeaderConflict,
+		Message: fmt.Sprintf("the server expects its key in the header %s (key_header), and provider %s needs %s for its own key: "+
+			"one request cannot carry both", header, providerName, taken),
+	}
 }
 
 // onceMoreAfterCrash repeats a call that is safe to repeat when the plugin crashed under it.
@@ -152,12 +194,4 @@ func onceMoreAfterCrash[T any](call func() (T, error)) (T, error) {
 func isReason(err error, reason string) bool {
 	var e *provider.Error
 	return errors.As(err, &e) && e.Reason == reason
-}
-
-// round makes a duration readable.
-func round(d time.Duration) time.Duration {
-	if d > time.Second {
-		return d.Round(100 * time.Millisecond)
-	}
-	return d.Round(time.Millisecond)
 }

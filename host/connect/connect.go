@@ -100,7 +100,10 @@ func (a *attempt) lifecycle(ctx context.Context) (Result, error) {
 	}
 	a.timings.Acquire = a.leave(string(sandbox.Origin))
 
-	endpoints, healthy := a.findServer(ctx, sandbox)
+	endpoints, healthy, err := a.findServer(ctx, sandbox)
+	if err != nil {
+		return Result{}, err
+	}
 	if !healthy {
 		a.enter(PhaseStartServer)
 		if endpoints, err = a.startServer(ctx); err != nil {
@@ -118,7 +121,7 @@ func (a *attempt) lifecycle(ctx context.Context) (Result, error) {
 	// A connection that cannot be recorded is none: nobody would know of its sandbox. Nor is one that nobody is told of.
 	a.lease.SetSandbox(a.account.Name, sandbox)
 	result := a.ready(sandbox, endpoints)
-	if err := a.deliver(ctx, result); err != nil {
+	if err := a.handOver(ctx, result); err != nil {
 		return Result{}, err
 	}
 	if err := a.lease.Release(ctx); err != nil {
@@ -143,7 +146,11 @@ func (c *Connector) Probe(ctx context.Context, req Request, record records.Recor
 	}
 	a.sandboxID = sandbox.ID
 	a.setKey(lease.GenerationOf(record, sandbox))
+	endpoints, err := a.withKey(*sandbox.Endpoints)
+	if err != nil {
+		return Probe{Sandbox: sandbox}, err
+	}
 	began := time.Now()
-	result, err := a.ping(ctx, a.withKey(*sandbox.Endpoints).Server)
+	result, err := a.ping(ctx, endpoints.Server, lookSlack)
 	return Probe{Sandbox: sandbox, Ping: result, Elapsed: time.Since(began)}, err
 }

@@ -548,21 +548,6 @@ func TestTheCallersDeadlineIsADeadlineNotACancel(t *testing.T) {
 	})
 }
 
-func TestAServerOpenToAnyoneIsRefusedUnlessAskedFor(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c, req := fakecloud.New(), request()
-		c.Endpoint.Headers = nil
-		req.Server.KeyHeader, req.Server.KeyEnv = "", nil
-		_, err := connector(c).Connect(t.Context(), req, nil)
-		failure(t, err, CodeStartFailed)
-		nothingLeft(t, c)
-		req.Server.AllowPublic = true
-		_, err = connector(c).Connect(t.Context(), req, nil)
-		ok(t, err)
-	})
-}
-
 func TestRequestsThatNoProviderCouldServeAreRefusedBeforeAnyCall(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(*Request){

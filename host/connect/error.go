@@ -3,6 +3,7 @@ package connect
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/berth-dev/berth/host/lease"
@@ -69,6 +70,8 @@ const (
 	ReasonInterrupted Reason = "interrupted"
 	// ReasonOpenServer: anyone could use the server.
 	ReasonOpenServer Reason = "open_server"
+	// ReasonHeaderConflict: the server and the provider need the same header.
+	ReasonHeaderConflict Reason = "header_conflict"
 )
 
 // Error is every failure of a connect, and of the other work on sessions. It holds facts; advice on them is for whoever
@@ -122,6 +125,23 @@ type Limit struct {
 	Set time.Duration
 	// Took is the time after which the limit was noticed.
 	Took time.Duration
+}
+
+// String returns the limit as the end of a sentence: what was allowed, and what was taken.
+func (l Limit) String() string {
+	name := "the limit"
+	if l.Name == LimitTotal {
+		name = "the overall deadline"
+	}
+	return fmt.Sprintf("%s of %s (given up after %s)", name, l.Set, round(l.Took))
+}
+
+// round makes a duration readable.
+func round(d time.Duration) time.Duration {
+	if d > time.Second {
+		return d.Round(100 * time.Millisecond)
+	}
+	return d.Round(time.Millisecond)
 }
 
 // NewError returns err as the *Error of work on a session outside of a connect. err is that of a single provider call,
@@ -195,7 +215,8 @@ func classify(err error) *Error {
 func codeOf(p *provider.Error) Code {
 	switch {
 	case p.Reason == provider.ReasonPluginCrashed, p.Reason == provider.ReasonPluginFailed,
-		p.Reason == provider.ReasonInvalidReply, p.Reason == provider.ReasonPanic:
+		p.Reason == provider.ReasonInvalidReply, p.Reason == provider.ReasonPanic, p.Reason == provider.ReasonTransport,
+		p.Reason == provider.ReasonListCut:
 		return CodePluginFailed
 	case p.Reason == provider.ReasonServerExited:
 		return CodeServerExited

@@ -54,10 +54,11 @@ func (a *attempt) describe(ctx context.Context, err error) *Error {
 		took := time.Since(a.began)
 		e = &Error{
 			Code: CodeDeadline, Retryable: true,
-			Message: fmt.Sprintf("not connected within the overall deadline (%s)", round(took)),
+			Message: fmt.Sprintf("not connected within the caller's deadline: given up after %s", round(took)),
 		}
-		if errors.Is(cause, errTotal) { // otherwise the deadline was the caller's
+		if errors.Is(cause, errTotal) {
 			e.Limit = Limit{LimitTotal, a.req.Limits.Total, took}
+			e.Message = "not connected within " + e.Limit.String()
 		}
 	case cause != nil:
 		e = &Error{Code: CodeCancelled, Message: "cancelled"}
@@ -77,15 +78,11 @@ func (a *attempt) describeStep(err error) *Error {
 	took := time.Since(a.phaseBegan)
 	switch limits := a.req.Limits; {
 	case errors.Is(err, errCreate):
-		return &Error{
-			Code: a.acquireCode(), Retryable: true, Limit: Limit{LimitCreate, limits.Create, took},
-			Message: fmt.Sprintf("no running sandbox after %s", limits.Create),
-		}
+		limit := Limit{LimitCreate, limits.Create, took}
+		return &Error{Code: a.acquireCode(), Retryable: true, Limit: limit, Message: "no running sandbox within " + limit.String()}
 	case errors.Is(err, errStart):
-		return &Error{
-			Code: CodeStartFailed, Retryable: true, Limit: Limit{LimitStart, limits.Start, took},
-			Message: fmt.Sprintf("the server was not started after %s", limits.Start),
-		}
+		limit := Limit{LimitStart, limits.Start, took}
+		return &Error{Code: CodeStartFailed, Retryable: true, Limit: limit, Message: "the server was not started within " + limit.String()}
 	}
 	e := classify(err)
 	if e.Code == "" {

@@ -23,6 +23,8 @@ const (
 	deniedGrace = 3 * time.Second
 	// answerSlack is what the way through the plugin may add to a probe's own timeout.
 	answerSlack = 500 * time.Millisecond
+	// lookSlack is what a plugin may add to find out why a server does not answer that is asked only once.
+	lookSlack = 15 * time.Second
 )
 
 // awaitHealthy probes until the server is alive, a verdict says it will not be, or the time is up. The first probe goes
@@ -36,7 +38,7 @@ func (a *attempt) awaitHealthy(ctx context.Context, endpoint provider.Endpoint) 
 	var deniedSince time.Time
 	crashed := false
 	err := retry.Do(ctx, probePauses(a.req.Health, began), func(ctx context.Context) error {
-		result, err := a.ping(ctx, endpoint)
+		result, err := a.ping(ctx, endpoint, answerSlack)
 		crashedBefore := crashed
 		crashed = err != nil && isReason(err, provider.ReasonPluginCrashed)
 		if err != nil {
@@ -69,10 +71,10 @@ func (a *attempt) awaitHealthy(ctx context.Context, endpoint provider.Endpoint) 
 		return retry.RetryableError(errors.New(result.Reason))
 	})
 	if errors.Is(err, errHealth) {
-		took := time.Since(began)
+		limit := Limit{LimitHealth, a.req.Health.Timeout, time.Since(began)}
 		return &Error{
-			Code: CodeHealthTimeout, Retryable: true, Limit: Limit{LimitHealth, a.req.Health.Timeout, took},
-			Message: fmt.Sprintf("the server was not healthy after %s and %d probes: %s", round(took), a.pings, last),
+			Code: CodeHealthTimeout, Retryable: true, Limit: limit,
+			Message: fmt.Sprintf("the server was not healthy within %s and %d probes: %s", limit, a.pings, last),
 		}
 	}
 	return err
@@ -89,9 +91,9 @@ func probePauses(h Health, began time.Time) retry.Backoff {
 	})
 }
 
-// ping puts the health question once.
-func (a *attempt) ping(ctx context.Context, endpoint provider.Endpoint) (provider.PingResult, error) {
-	ctx, cancel := context.WithTimeout(ctx, a.req.Health.ProbeTimeout+answerSlack)
+// ping puts the health question once. The plugin may take slack longer than the question itself.
+func (a *attempt) ping(ctx context.Context, endpoint provider.Endpoint, slack time.Duration) (provider.PingResult, error) {
+	ctx, cancel := context.WithTimeout(ctx, a.req.Health.ProbeTimeout+slack)
 	defer cancel()
 	a.pings++
 	return a.account.Provider.Ping(ctx, provider.PingRequest{
@@ -110,7 +112,7 @@ func readPingError(err error) (provider.PingResult, error) {
 		status = provider.PingGone
 	case e.Code == provider.CodeDenied:
 		status = provider.PingDenied
-	case e.Code == provider.CodeInvalid, e.Code == provider.CodeUnsupported, e.Code == provider.CodeInternal:
+	case e.Code == provider.CodeInvalid, e.Code == provider.CodeUnsupported, e.Code == provider.CodeInternal && !e.Retryable:
 		return provider.PingResult{}, err
 	}
 	return provider.PingResult{Status: status, Reason: e.Message}, nil

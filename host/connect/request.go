@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"maps"
 	"regexp"
+	"slices"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -22,10 +25,10 @@ type Request struct {
 	Labels map[string]string
 	// Lifetime is after how long the provider ends the sandbox by itself.
 	Lifetime time.Duration
-	// Deliver hands the result over to whoever asked for it, where that can fail: then the connect has failed, too, and
-	// what it made is undone. It must return when its context ends. May be nil. Requests with a Deliver do not share an
+	// HandOver gives the result to whoever asked for it, where that can fail: then the connect has failed, too, and what
+	// it made is undone. It must return when its context ends. May be nil. Requests with a HandOver do not share an
 	// attempt.
-	Deliver func(context.Context, Result) error
+	HandOver func(context.Context, Result) error
 }
 
 // Mode is what may be done to get a sandbox.
@@ -86,20 +89,100 @@ type Limits struct {
 
 var sessionID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:@/+=-]{0,127}$`)
 
+// CheckSession returns an error if no session can have the id.
+func CheckSession(id string) *Error {
+	if sessionID.MatchString(id) {
+		return nil
+	}
+	return &Error{
+		Code: CodeInvalidConfig, Session: id, Cleanup: CleanupNone, Message: fmt.Sprintf(
+			"the session id %.140q is not allowed: 1 to 128 of A-Z a-z 0-9 . _ : @ / + = -, beginning with a letter or digit", id),
+	}
+}
+
 // Validate returns an *Error if no provider could serve the request.
 func (r Request) Validate(providerName string) error {
+	if err := CheckSession(r.Session); err != nil {
+		err.Provider = providerName
+		return err
+	}
 	var message string
 	switch {
-	case !sessionID.MatchString(r.Session):
-		message = fmt.Sprintf("the session id %.140q is not allowed: 1 to 128 of A-Z a-z 0-9 . _ : @ / + = -, beginning with a letter or digit", r.Session)
 	case r.Mode != "" && r.Mode != ModeAuto && r.Mode != ModeAttach && r.Mode != ModeCreate:
 		message = fmt.Sprintf("the mode %q is not one of auto, attach, create", r.Mode)
 	case len(r.Server.Command) == 0:
 		message = "the server has no command"
 	default:
+		message = r.Server.startProblem()
+	}
+	if message == "" {
 		return nil
 	}
 	return &Error{Code: CodeInvalidConfig, Message: message, Session: r.Session, Provider: providerName, Cleanup: CleanupNone}
+}
+
+const (
+	// longestString is what Linux allows one argument or variable to have, with the zero byte at its end.
+	longestString = 128 << 10
+	// longestStart is what Linux allows all of them together, each with a pointer, less room for the variables that
+	// providers add.
+	longestStart = 2<<20 - 128<<10
+	pointer      = 8
+	// keyLength is that of a session key.
+	keyLength = 64
+)
+
+// startProblem returns why no Linux program can be started with the server's command and environment, whatever the
+// provider, or "". Values are not quoted: they may be secrets.
+func (s Server) startProblem() string {
+	total := 0
+	for i, word := range s.Command {
+		if problem := stringProblem(word); problem != "" {
+			return fmt.Sprintf("word %d of the server's command %s", i+1, problem)
+		}
+		total += len(word) + 1 + pointer
+	}
+	env := maps.Clone(s.Env)
+	if env == nil {
+		env = map[string]string{}
+	}
+	for _, name := range s.KeyEnv {
+		env[name] = strings.Repeat("k", keyLength)
+	}
+	largest := ""
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		if name == "" || strings.ContainsAny(name, "=\x00") || !utf8.ValidString(name) {
+			return fmt.Sprintf("the server's environment has a variable with the name %.80q, which no program can be given", name)
+		}
+		if problem := stringProblem(name + "=" + env[name]); problem != "" {
+			return fmt.Sprintf("the variable %.80s of the server's environment %s", name, problem)
+		}
+		total += len(name) + 1 + len(env[name]) + 1 + pointer
+		if largest == "" || len(env[name]) > len(env[largest]) {
+			largest = name
+		}
+	}
+	switch {
+	case strings.Contains(s.Workdir, "\x00") || !utf8.ValidString(s.Workdir):
+		return "the server's workdir is not text"
+	case total > longestStart:
+		return fmt.Sprintf("the server's command and environment have %d bytes together, and no program can be started with more than %d; "+
+			"the largest variable is %.80s: put it into a file", total, longestStart, largest)
+	}
+	return ""
+}
+
+// stringProblem returns what is wrong with an argument, or with a variable as NAME=VALUE, or "".
+func stringProblem(s string) string {
+	switch {
+	case len(s)+1 > longestString:
+		return fmt.Sprintf("has %d bytes, and no program can be started with one of more than %d: put it into a file", len(s), longestString-1)
+	case strings.Contains(s, "\x00"):
+		return "has a zero byte, with which no program can be started"
+	case !utf8.ValidString(s):
+		return "is not valid UTF-8"
+	}
+	return ""
 }
 
 // Result is a connected session. The caller may change the maps.
@@ -108,8 +191,10 @@ type Result struct {
 	Provider  string
 	SandboxID string
 	Origin    provider.Origin
-	// Endpoint is the action server: its URL, every header a caller must send, and when it stops being valid.
+	// Endpoint is the action server: its URL, every header a caller must send, and when these stop being valid.
 	Endpoint provider.Endpoint
+	// SandboxExpiresAt is when the provider ends the sandbox by itself, zero if it does not.
+	SandboxExpiresAt time.Time
 	// Extra are the extra ports, by name.
 	Extra map[string]provider.Endpoint
 	// Pings is how many health questions were asked.

@@ -3,28 +3,33 @@ package connect
 import (
 	"cmp"
 	"context"
+	"fmt"
+	"maps"
 	"net/netip"
 	"net/url"
+	"slices"
 
 	"github.com/berth-dev/berth/shared/provider"
 )
 
 // findServer returns the endpoints of a sandbox that was found running, and reports whether its server is healthy: then
 // it need not be started. It asks once.
-func (a *attempt) findServer(ctx context.Context, sandbox provider.Sandbox) (provider.Endpoints, bool) {
+func (a *attempt) findServer(ctx context.Context, sandbox provider.Sandbox) (endpoints provider.Endpoints, healthy bool, err error) {
 	if sandbox.Origin != provider.OriginAttached || sandbox.Endpoints == nil {
-		return provider.Endpoints{}, false
+		return provider.Endpoints{}, false, nil
 	}
 	a.enter(PhaseHealth)
-	endpoints := a.withKey(*sandbox.Endpoints)
-	result, err := a.ping(ctx, endpoints.Server)
-	healthy := err == nil && result.Status == provider.PingAlive
+	if endpoints, err = a.admit(*sandbox.Endpoints); err != nil {
+		return endpoints, false, err
+	}
+	result, err := a.ping(ctx, endpoints.Server, answerSlack)
+	healthy = err == nil && result.Status == provider.PingAlive
 	message := "server is up"
 	if !healthy {
 		message = "server is not up"
 	}
 	a.timings.Health = a.leave(message)
-	return endpoints, healthy
+	return endpoints, healthy, nil
 }
 
 // startServer starts the server in the sandbox and returns its endpoints, with the session key.
@@ -43,16 +48,29 @@ func (a *attempt) startServer(ctx context.Context) (provider.Endpoints, error) {
 	if err != nil {
 		return endpoints, cmp.Or(context.Cause(ctx), err)
 	}
-	if a.openToAnyone(endpoints.Server) {
-		return endpoints, &Error{
-			Code: CodeStartFailed, Reason: ReasonOpenServer,
-			Message: "the server would be open to anyone: neither the provider nor the server asks for a key",
-		}
-	}
-	return a.withKey(endpoints), nil
+	return a.admit(endpoints)
 }
 
-// openToAnyone reports whether the server can be reached without any key, and that was not asked for.
+// admit returns a provider's endpoints, of whichever call, as callers are to use them: with the session key. It refuses
+// those that anyone could use, and those whose provider needs the header in which the server expects its key.
+func (a *attempt) admit(endpoints provider.Endpoints) (provider.Endpoints, error) {
+	open := &Error{
+		Code: CodeStartFailed, Reason: ReasonOpenServer,
+		Message: "the server would be open to anyone: neither the provider nor the server asks for a key",
+	}
+	if a.openToAnyone(endpoints.Server) {
+		return endpoints, open
+	}
+	for _, name := range slices.Sorted(maps.Keys(endpoints.Extra)) {
+		if a.openToAnyone(endpoints.Extra[name]) {
+			open.Message = fmt.Sprintf("the extra port %q would be open to anyone: neither the provider nor the server asks for a key", name)
+			return endpoints, open
+		}
+	}
+	return a.withKey(endpoints)
+}
+
+// openToAnyone reports whether a port can be reached without any key, and that was not asked for.
 func (a *attempt) openToAnyone(endpoint provider.Endpoint) bool {
 	server := a.req.Server
 	return server.KeyHeader == "" && len(endpoint.Headers) == 0 && !server.AllowPublic && !isLoopback(endpoint.URL)

@@ -7,6 +7,7 @@ import (
 	"github.com/berth-dev/berth/host/lease"
 	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/host/recovery"
+	"github.com/berth-dev/berth/shared/provider"
 )
 
 // undo destroys what this attempt made, and nothing else.
@@ -15,6 +16,11 @@ func (a *attempt) undo(ctx context.Context) (Cleanup, error) {
 		return CleanupNone, nil
 	}
 	a.enter(PhaseUndo)
+	a.takeLateAnswer()
+	if !a.mayHaveMade { // nothing was made after all
+		a.leave("")
+		return CleanupDone, nil
+	}
 	err := a.destroyMade(ctx)
 	if err == nil {
 		a.lease.SetGone()
@@ -29,9 +35,45 @@ func (a *attempt) undo(ctx context.Context) (Cleanup, error) {
 	return CleanupFailed, err
 }
 
+// takeLateAnswer waits for the answer to a Create that was given up, if there is one. It takes createGrace at most.
+func (a *attempt) takeLateAnswer() {
+	if a.late == nil {
+		return
+	}
+	a.progress("waiting for what the provider answers to the create that was given up")
+	c := <-a.late
+	a.late = nil
+	if c.err != nil {
+		a.noteCreateError(c.err)
+		return
+	}
+	a.sandboxID = c.sandbox.ID
+	a.mayHaveMade = c.sandbox.Origin == provider.OriginCreated
+}
+
+// noteCreateError notes what the error of a Create tells of what it made.
+func (a *attempt) noteCreateError(err error) {
+	if failure := provider.AsError(err); failure.SandboxID != "" {
+		a.named = failure.SandboxID
+	} else if rulesOutSandbox(failure.Code) {
+		a.mayHaveMade = false
+		a.lease.SetGone()
+	}
+}
+
+// rulesOutSandbox reports whether a Create that failed with the code cannot have made anything.
+func rulesOutSandbox(code provider.Code) bool {
+	switch code {
+	case provider.CodeInvalid, provider.CodeDenied, provider.CodeConflict, provider.CodeExhausted, provider.CodeUnsupported:
+		return true
+	}
+	return false
+}
+
 func (a *attempt) destroyMade(ctx context.Context) error {
 	if a.sandboxID == "" {
-		id, err := a.account.FindMade(ctx, a.lease.Record.OwnAttempt(), recovery.SearchTime)
+		a.progress("looking for what attempt " + a.id + " may have made")
+		id, err := a.findMade(ctx)
 		if err != nil {
 			return fmt.Errorf("a sandbox may have been made for attempt %s, and looking for it failed: %w", a.id, err)
 		}
@@ -41,4 +83,25 @@ func (a *attempt) destroyMade(ctx context.Context) error {
 		a.sandboxID = id
 	}
 	return a.account.Destroy(ctx, a.lease, a.sandboxID)
+}
+
+// findMade returns the id of the sandbox that this attempt made, or "" if it made none. Only the attempt's label proves
+// that a sandbox is its own: what an error of Create named may be another session's. Where the listing does not tell,
+// the sandbox itself does.
+func (a *attempt) findMade(ctx context.Context) (string, error) {
+	id, err := a.account.FindMade(ctx, a.lease.Record.OwnAttempt(), recovery.SearchTime)
+	unlisted := provider.CodeOf(err) == provider.CodeUnsupported
+	if id != "" || err != nil && !unlisted || a.named == "" && !unlisted {
+		return id, err
+	}
+	sandbox, err := a.account.Provider.Attach(ctx, a.attachRequest(a.named))
+	switch code := provider.CodeOf(err); {
+	case code == provider.CodeNotFound, code == provider.CodeConflict:
+		return "", nil
+	case err != nil:
+		return "", err
+	case sandbox.Attempt == a.id:
+		return sandbox.ID, nil
+	}
+	return "", nil
 }

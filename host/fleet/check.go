@@ -3,7 +3,10 @@ package fleet
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"github.com/hashicorp/hcl/v2"
@@ -35,6 +38,7 @@ func (f *Fleet) CheckConfig(ctx context.Context, found hcl.Diagnostics) error {
 		})
 	}
 	checks.Wait()
+	found = append(found, f.conf.CheckStateDir()...)
 	for _, diagnostics := range mistakes {
 		found = append(found, diagnostics...)
 	}
@@ -91,6 +95,9 @@ func Describe(ctx context.Context, spec supervise.Spec) (provider.Description, e
 
 // CheckState reads or makes the host's secret, and finds out whether the state directory can be written.
 func (f *Fleet) CheckState() error {
+	if diagnostics := f.conf.CheckStateDir(); diagnostics.HasErrors() {
+		return &ConfigError{diagnostics}
+	}
 	if _, err := identify(f.conf); err != nil {
 		return err
 	}
@@ -102,6 +109,39 @@ func (f *Fleet) CheckState() error {
 		return err
 	}
 	return errors.Join(probe.Close(), os.Remove(probe.Name()))
+}
+
+// Exposures returns, in words, which files other users of this machine may read or change although they belong to this user
+// alone. Permissions of a group count only for what berth makes itself: many systems give every user a group of its own.
+func (f *Fleet) Exposures() []string {
+	const group, others = 0o070, 0o007
+	var found []string
+	seen := map[string]bool{} // providers share plugins
+	writable := func(what, path string, bits fs.FileMode) {
+		if path != "" && permits(path, bits&0o022) && !seen[path] {
+			seen[path] = true
+			found = append(found, fmt.Sprintf("other users may change %s, %s: chmod go-w it", path, what))
+		}
+	}
+	if exposed := f.exposedSecret(); exposed != "" {
+		found = append(found, exposed)
+	}
+	state := f.conf.Host.StateDir
+	writable("the directory of the records and the secret", state, group|others)
+	writable("the records", filepath.Join(state, "records.db"), group|others)
+	if f.conf.Path != "" {
+		if f.conf.HoldsSecrets() && permits(f.conf.Path, 0o004) {
+			found = append(found, fmt.Sprintf("other users may read %s, which holds secrets: chmod 600 it, or take them from "+
+				"env() or file()", f.conf.Path))
+		}
+		writable("the configuration, which names what is run", f.conf.Path, others)
+		writable("the lock file", f.conf.LockPath(), others)
+	}
+	for _, p := range f.conf.Providers {
+		writable("the plugin of provider "+p.Label, p.Path, others)
+		writable("the directory of that plugin", filepath.Dir(p.Path), others)
+	}
+	return found
 }
 
 // CheckRecords reads the records. It returns how many sessions have a sandbox, and how many connects and disconnects were

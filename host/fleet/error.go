@@ -7,11 +7,15 @@ import (
 	"github.com/hashicorp/hcl/v2"
 
 	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
 // ReasonNotConfigured: the session has a sandbox on a provider that is not in the configuration.
 const ReasonNotConfigured connect.Reason = "not_configured"
+
+// ReasonNoRecord: no record names a sandbox of the session, and no provider was chosen to be asked for one.
+const ReasonNoRecord connect.Reason = "no_record"
 
 // closedError returns the error of a call after Close.
 func closedError() error {
@@ -58,6 +62,15 @@ func (e *ChoiceError) Unwrap() error { return e.error }
 func Refusal(err error) *provider.Error {
 	var e *provider.Error
 	if errors.As(err, &e) && e.Code == provider.CodeInvalid && len(e.Fields) > 0 {
+		return e
+	}
+	return nil
+}
+
+// Untrusted returns why a plugin's binary may not be run, nil if err is of something else.
+func Untrusted(err error) *supervise.UntrustedError {
+	var e *supervise.UntrustedError
+	if errors.As(err, &e) {
 		return e
 	}
 	return nil

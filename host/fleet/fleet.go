@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -13,6 +15,7 @@ import (
 	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/records"
+	"github.com/berth-dev/berth/host/replies"
 	"github.com/berth-dev/berth/host/sessions"
 	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/shared/provider"
@@ -175,6 +178,9 @@ func (f *Fleet) records(ctx context.Context) (records.Store, error) {
 	if f.store != nil {
 		return f.store, nil
 	}
+	if diagnostics := f.conf.CheckStateDir(); diagnostics.HasErrors() {
+		return nil, &ConfigError{diagnostics}
+	}
 	id, err := identify(f.conf)
 	if err != nil {
 		return nil, err
@@ -189,8 +195,27 @@ func (f *Fleet) records(ctx context.Context) (records.Store, error) {
 	if f.options.Records != nil {
 		store = f.options.Records(store)
 	}
+	if exposed := f.exposedSecret(); exposed != "" {
+		f.log.Warn(exposed)
+	}
 	f.store, f.identity = store, id
 	return store, nil
+}
+
+// exposedSecret returns what is wrong with the permissions of the host's secret, "" if nothing is.
+func (f *Fleet) exposedSecret() string {
+	path := secretPath(f.conf.Host.StateDir)
+	if f.conf.Host.Secret != "" || !permits(path, 0o077) {
+		return ""
+	}
+	return fmt.Sprintf("other users may read or change %s, which session keys are derived from: chmod 600 it; "+
+		"if somebody may have read it, remove it and connect the sessions anew", path)
+}
+
+// permits reports whether there is a file at the path whose mode has one of the bits.
+func permits(path string, bits fs.FileMode) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().Perm()&bits != 0
 }
 
 // block returns the provider block with the label, or for "" the default one.
@@ -225,7 +250,7 @@ func (f *Fleet) connector(ctx context.Context, p *config.Provider) (*connect.Con
 	if f.options.Provider != nil {
 		on = f.options.Provider(p.Label, plugin)
 	}
-	connector := connect.New(on, p.Label, f.identity.owner, []byte(f.identity.secret), store)
+	connector := connect.New(replies.Check(on, p.Label, store), p.Label, f.identity.owner, []byte(f.identity.secret), store)
 	connector.TellKeys(f.options.TellKey)
 	f.connectors[p] = connector
 	return connector, nil

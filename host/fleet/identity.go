@@ -12,10 +12,17 @@ import (
 
 	"github.com/berth-dev/berth/host/config"
 	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/regular"
 )
 
-// secretLength is how many characters a host's secret has at least.
-const secretLength = 32
+const (
+	// secretLength is how many characters a host's secret has at least.
+	secretLength = 32
+	// secretLimit is far larger than any secret, in bytes.
+	secretLimit = 64 << 10
+)
+
+func secretPath(dir string) string { return filepath.Join(dir, "secret") }
 
 // identity is who this installation is.
 type identity struct {
@@ -26,10 +33,13 @@ type identity struct {
 	secret string
 }
 
-// identify reads the identity, and makes the secret if there is none. Errors are *connect.Error.
+// identify reads the identity, and makes the secret if there is none. Errors are *connect.Error or *ConfigError.
 func identify(conf *config.Config) (identity, error) {
 	id := identity{conf.Host.Owner, conf.Host.Secret}
 	if id.secret == "" {
+		if diagnostics := conf.CheckStateDir(); diagnostics.HasErrors() {
+			return identity{}, &ConfigError{diagnostics}
+		}
 		var err error
 		if id.secret, err = keptSecret(conf.Host.StateDir); err != nil {
 			return identity{}, err
@@ -44,11 +54,17 @@ func identify(conf *config.Config) (identity, error) {
 }
 
 func keptSecret(dir string) (string, error) {
-	path := filepath.Join(dir, "secret")
-	kept, err := os.ReadFile(path)
+	path := secretPath(dir)
+	kept, err := regular.Read(path, secretLimit)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err = makeSecret(dir, path); err == nil || errors.Is(err, fs.ErrExist) {
-			kept, err = os.ReadFile(path)
+			kept, err = regular.Read(path, secretLimit)
+		}
+	}
+	if errors.Is(err, regular.ErrIrregular) {
+		return "", &connect.Error{
+			Code: connect.CodeInvalidConfig, Message: "the host's secret cannot be read: " + err.Error(), Cause: err,
+			Remedy: "remove what is in its place, or set state_dir in the host block to another directory",
 		}
 	}
 	if err != nil {

@@ -25,12 +25,40 @@ type Session struct {
 // Session returns a session on the provider with the label. Without a label that is the provider that has the session's
 // sandbox, else the default one. The session need not exist yet.
 func (f *Fleet) Session(ctx context.Context, id, label string) (*Session, error) {
+	if err := connect.CheckSession(id); err != nil {
+		return nil, err
+	}
 	if label == "" {
 		var err error
 		if label, err = f.recordedProvider(ctx, id); err != nil {
 			return nil, err
 		}
 	}
+	return f.sessionOn(ctx, id, label)
+}
+
+// ExistingSession is Session for a session that is there already. Where several providers are configured, none of them is
+// the default and no record names the session's, the error's code is CodeNotFound.
+func (f *Fleet) ExistingSession(ctx context.Context, id, label string) (*Session, error) {
+	if err := connect.CheckSession(id); err != nil {
+		return nil, err
+	}
+	if label == "" {
+		var err error
+		if label, err = f.recordedProvider(ctx, id); err != nil {
+			return nil, err
+		}
+		if label == "" && f.conf.Host.DefaultProvider == "" {
+			return nil, &connect.Error{
+				Code: connect.CodeNotFound, Reason: ReasonNoRecord, Session: id, Cleanup: connect.CleanupNone,
+				Message: fmt.Sprintf("session %q has no sandbox: no record names one", id),
+			}
+		}
+	}
+	return f.sessionOn(ctx, id, label)
+}
+
+func (f *Fleet) sessionOn(ctx context.Context, id, label string) (*Session, error) {
 	block, err := f.block(label)
 	if err != nil {
 		return nil, err
@@ -83,6 +111,11 @@ func (s *Session) Renew(ctx context.Context, lifetime time.Duration, waiting fun
 	sandboxID string, end time.Time, err error,
 ) {
 	return s.sessions.Renew(ctx, s.id, lifetime, waiting)
+}
+
+// KeepAlive renews the session's sandbox by its configured lifetime again and again, as sessions.Sessions.KeepAlive does.
+func (s *Session) KeepAlive(ctx context.Context, waiting func(holder string), tried func(sessions.Renewal)) error {
+	return s.sessions.KeepAlive(ctx, s.id, s.Request().Lifetime, waiting, tried)
 }
 
 // Disconnect destroys or suspends the session's sandbox as sessions.Sessions.Disconnect does. It also destroys what

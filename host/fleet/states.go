@@ -3,6 +3,7 @@ package fleet
 import (
 	"cmp"
 	"context"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -48,6 +49,8 @@ type SessionState struct {
 	Interrupted bool
 	// NotConfigured is whether the state is StateUnreachable because the provider is not in the configuration.
 	NotConfigured bool
+	// Server is what a look at the server has shown, nil if nobody looked or the sandbox does not run.
+	Server *provider.PingResult
 }
 
 // Sessions returns the sessions of this installation on every provider, or only on the one with the label, sorted by
@@ -95,7 +98,74 @@ func (f *Fleet) Sessions(ctx context.Context, only string) (states []SessionStat
 	return describeSessions(recorded, listings, only), failures, nil
 }
 
-// listing is what one provider lists, or why that is not known.
+// mostLooks is how many servers are looked at, at the same time.
+const mostLooks = 16
+
+// LookAtServers asks the server of every session that runs once whether it is healthy, as Session.Ping does, and sets Server.
+// One that cannot be asked is not healthy, with the reason.
+func (f *Fleet) LookAtServers(ctx context.Context, states []SessionState) {
+	slots := make(chan struct{}, mostLooks)
+	var looks sync.WaitGroup
+	for i := range states {
+		s := &states[i]
+		if s.State != StateRunning || !s.Recorded {
+			continue
+		}
+		slots <- struct{}{}
+		looks.Go(func() {
+			defer func() { <-slots }()
+			result := f.lookAtServer(ctx, *s)
+			s.Server = &result
+		})
+	}
+	looks.Wait()
+}
+
+func (f *Fleet) lookAtServer(ctx context.Context, s SessionState) provider.PingResult {
+	session, err := f.Session(ctx, s.Session, s.Provider)
+	if err != nil {
+		return provider.PingResult{Status: provider.PingNotYet, Reason: err.Error()}
+	}
+	probe, err := session.Ping(ctx)
+	switch {
+	case err != nil:
+		return provider.PingResult{Status: provider.PingNotYet, Reason: err.Error()}
+	case probe.Ping.Status == "":
+		return provider.PingResult{Status: provider.PingStopped, Reason: "the sandbox is " + string(probe.Sandbox.State)}
+	}
+	return probe.Ping
+}
+
+// RecordedSessions returns the sessions that the records name a sandbox of, sorted by session, with the states that are
+// recorded. No provider is asked, and no records are made.
+func (f *Fleet) RecordedSessions(ctx context.Context) ([]SessionState, error) {
+	if f.conf.State.URL == "" {
+		if _, err := os.Stat(f.conf.Host.StateDir); err != nil {
+			return nil, nil //nolint:nilerr // there are none yet
+		}
+	}
+	store, err := f.records(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all, err := store.List(ctx)
+	if err != nil {
+		return nil, connect.RecordsError(err)
+	}
+	var states []SessionState
+	for _, r := range all {
+		if r.HasSandbox() {
+			states = append(states, SessionState{
+				Session: r.Session, Provider: r.Provider, SandboxID: r.SandboxID, State: State(r.State), Recorded: true,
+				CreatedAt: r.CreatedAt, ExpiresAt: r.ExpiresAt, HeldUntil: r.HeldUntil, Interrupted: r.Interrupted(),
+			})
+		}
+	}
+	slices.SortFunc(states, func(x, y SessionState) int { return strings.Compare(x.Session, y.Session) })
+	return states, nil
+}
+
+// listing is what one provider lists. With an error that may be a part of it, or nothing.
 type listing struct {
 	sandboxes []provider.Sandbox
 	err       error
@@ -162,14 +232,16 @@ func describeRecord(r records.Record, l *listing) SessionState {
 		s.State = State(r.State)
 	case l == nil:
 		s.State, s.NotConfigured = StateUnreachable, true
-	case l.err != nil:
-		s.State = StateUnreachable
 	default:
-		if listed := l.find(r.SandboxID); listed != nil {
+		listed := l.find(r.SandboxID)
+		switch {
+		case listed != nil:
 			s.State, s.ExpiresAt = State(listed.State), listed.ExpiresAt
-		} else if recovery.Fresh(r, recovery.ListingLag) {
+		case l.err != nil:
+			s.State = StateUnreachable
+		case recovery.Fresh(r, recovery.ListingLag):
 			s.State = State(r.State)
-		} else {
+		default:
 			s.State = StateGone
 		}
 	}

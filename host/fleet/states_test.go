@@ -55,6 +55,11 @@ func TestASessionsStateFollowsFromItsRecordAndItsProvider(t *testing.T) {
 		"recorded in the future": { // the clock was put back: the record does not tell how old it is
 			record: with(func(r *records.Record) { r.UpdatedAt = now.Add(time.Hour) }), listings: lists(), want: as(StateGone),
 		},
+		"in a part of a listing": {
+			record:   running,
+			listings: map[string]*listing{label: {sandboxes: []provider.Sandbox{{ID: "b1", State: provider.StateRunning, ExpiresAt: now}}, err: errors.New("too long")}},
+			want:     as(StateRunning),
+		},
 		"the provider does not answer": {
 			record: running, listings: map[string]*listing{label: {err: errors.New("502")}}, want: as(StateUnreachable),
 		},

@@ -4,12 +4,16 @@ import (
 	"context"
 	"maps"
 
+	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/host/sweep"
 )
 
 // Sweep compares what the providers have with the records, and ends what nobody owns any more, as sweep.Sweep does. A
 // provider whose plugin is missing is among the report's failures.
 func (f *Fleet) Sweep(ctx context.Context, options sweep.Options, found func(sweep.Finding)) (sweep.Report, error) {
+	if !options.DryRun {
+		supervise.RemoveAbandoned()
+	}
 	providers, failures, err := f.sessionsOn(ctx, options.Provider)
 	if err != nil {
 		return sweep.Report{}, err
@@ -29,6 +33,7 @@ func (f *Fleet) Sweep(ctx context.Context, options sweep.Options, found func(swe
 // Recover finishes what interrupted hosts left, as sweep.Recover does. A provider whose plugin is missing is among the
 // report's failures if something of it was to be finished.
 func (f *Fleet) Recover(ctx context.Context, found func(sweep.Finding)) (sweep.Report, error) {
+	supervise.RemoveAbandoned()
 	providers, failures, err := f.sessionsOn(ctx, "")
 	if err != nil {
 		return sweep.Report{}, err

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/berth-dev/berth/host/regular"
 )
 
 // young is the age up to which a holder's file is not looked at without need.
@@ -249,7 +251,7 @@ func (s *SQL) processDead(id string) bool {
 // lockIfDead locks and returns the file of a holder whose process has died. It returns nil if the process is alive or
 // never ran on this machine.
 func (s *SQL) lockIfDead(id string) *os.File {
-	file, err := os.OpenFile(filepath.Join(s.dir, id), os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe there must not stop it
+	file, err := regular.Open(filepath.Join(s.dir, id))
 	if err != nil {
 		return nil
 	}
@@ -304,7 +306,7 @@ func (s *SQL) removeDeadHolders(ctx context.Context) error {
 // process and remove it; createLocked then starts over.
 func createLocked(path string) (*os.File, error) {
 	for {
-		file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+		file, err := regular.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 		if err != nil {
 			return nil, err
 		}

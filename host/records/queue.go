@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"github.com/berth-dev/berth/host/regular"
 )
 
 // queue has the processes that write to one database go one after another, in the order in which they came. SQLite's own
@@ -162,7 +164,7 @@ func (q *queue) waiting() int {
 
 // tryLock takes the lock, or returns nil if another has it.
 func (q *queue) tryLock(own *ticket) (*turn, error) {
-	file, err := os.OpenFile(q.lockPath, os.O_CREATE|os.O_RDWR, 0o600)
+	file, err := regular.OpenFile(q.lockPath, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -346,7 +348,7 @@ func (s *sleeper) is(number int, free bool) bool {
 
 // free reports whether nobody has the lock.
 func (q *queue) free() bool {
-	file, err := os.Open(q.lockPath)
+	file, err := regular.Open(q.lockPath)
 	if err != nil {
 		return false
 	}

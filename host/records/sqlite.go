@@ -16,6 +16,8 @@ import (
 	"github.com/sethvargo/go-retry"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/berth-dev/berth/host/regular"
 )
 
 // sqliteFile is a database file that the processes of one machine share. SQLite's locks on it belong to the process, and
@@ -50,6 +52,9 @@ func (f *sqliteFile) open(ctx context.Context) (*sql.DB, error) {
 	info, err := os.Stat(f.path)
 	if err != nil {
 		return nil, err
+	}
+	if !info.Mode().IsRegular() { // SQLite would wait for the other end of a pipe
+		return nil, &UnusableError{Where: f.path, Problem: "the file cannot be opened: it is " + regular.ErrIrregular.Error(), Hint: "remove what is in its place"}
 	}
 	f.opened = info
 	db, err := openSQLite(f.path)

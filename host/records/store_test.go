@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -58,6 +59,7 @@ func testStore(t *testing.T, begin func(*testing.T) records) {
 		{"AHostThatLapsedBeginsAnew", beginsAnew},
 		{"TheHolderIsShownOnlyWhileTheLeaseHolds", showsHolder},
 		{"AllRecordsAreListedBySession", lists},
+		{"TheSessionOfASandboxIsFound", namesSandbox},
 		{"WhatIsGoneForLongIsForgotten", forgets},
 		{"OfManyHostsOneGetsTheSession", oneWins},
 		{"CloseGivesUpAllLeases", closes},
@@ -335,6 +337,32 @@ func lists(t *testing.T, r records) {
 		sessions = append(sessions, record.Session)
 	}
 	if diff := cmp.Diff([]string{"Z", "a", "b", "ä"}, sessions); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func namesSandbox(t *testing.T, r records) {
+	s := r.open()
+	ctx := testContext(t)
+	for session, change := range map[string]func(*Record){
+		"has it":                 func(r *Record) { r.SandboxID = "sb" },
+		"may have it":            func(r *Record) { r.SandboxID, r.State = "sb", StateDestroying },
+		"has another":            func(r *Record) { r.SandboxID = "sb2" },
+		"had it":                 func(r *Record) { r.SandboxID, r.State = "sb", StateGone },
+		"has that of a namesake": func(r *Record) { r.SandboxID, r.Provider = "sb", "other" },
+	} {
+		lease, _ := take(t, s, session)
+		record := sample(session)
+		record.Provider = "acme"
+		change(&record)
+		wantNil(t, "Release", s.Release(ctx, lease, record))
+	}
+	var sessions []string
+	for _, record := range must(s.Naming(ctx, "acme", "sb"))(t) {
+		sessions = append(sessions, record.Session)
+	}
+	slices.Sort(sessions)
+	if diff := cmp.Diff([]string{"has it", "may have it"}, sessions); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -44,8 +44,9 @@ func (a Account) CheckProvider(record records.Record) error {
 	return &ElsewhereError{Session: record.Session, Provider: record.Provider, SandboxID: record.SandboxID}
 }
 
-// List returns the session's sandboxes, or with an empty session all of this owner, without those that are gone. The
-// error of a provider that cannot list has the code provider.CodeUnsupported.
+// List returns the session's sandboxes, or with an empty session all of this owner, without those that are gone. Beside an
+// error there may be sandboxes: those are right, but they are not all. The error of a provider that cannot list has the
+// code provider.CodeUnsupported.
 func (a Account) List(ctx context.Context, session string) ([]provider.Sandbox, error) {
 	return a.list(ctx, provider.ListRequest{Owner: a.Owner, Session: session})
 }

@@ -166,16 +166,22 @@ func (a Account) FindMade(ctx context.Context, attempt records.Attempt, patience
 		last = err
 		for _, sandbox := range sandboxes {
 			if sandbox.Attempt == attempt.ID {
-				id = sandbox.ID
+				id, last = sandbox.ID, nil // whatever else the listing lacks
 				return nil
 			}
 		}
-		if provider.CodeOf(err) == provider.CodeUnsupported {
-			return err
+		if provider.CodeOf(err) == provider.CodeUnsupported || isCut(err) {
+			return err // another look would see no more
 		}
 		return retry.RetryableError(errNotListed)
 	})
 	return id, last
+}
+
+// isCut reports whether a part of a listing was left out, because it was too long.
+func isCut(err error) bool {
+	e := provider.AsError(err)
+	return e != nil && e.Reason == provider.ReasonListCut
 }
 
 var errNotListed = errors.New("not listed")

@@ -2,14 +2,11 @@
 package redact
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/base64"
-	"encoding/json"
-	"io"
-	"net/url"
+	"encoding/hex"
+	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 )
@@ -17,105 +14,233 @@ import (
 // Mask replaces a secret.
 const Mask = "[redacted]"
 
-// shortest is the length, in bytes, of the shortest secret that is replaced. Replacing shorter ones would garble every
-// text.
-const shortest = 6
+// shortest is the length, in bytes, of the shortest secret that is replaced, and of the shortest piece of one. Replacing
+// shorter ones would garble every text. A piece that lacks both ends must be longer, as it may be any word.
+const (
+	shortest      = 6
+	shortestInner = 24
+)
+
+// cutLength is the length, in bytes, from which on a text is taken for one that may have been cut at its ends.
+const cutLength = 1 << 10
 
 // Set is a set of secrets. The zero value is an empty set. It is safe for concurrent use and must not be copied.
 type Set struct {
-	mutex    sync.RWMutex
-	forms    map[string]bool
-	longest  int
-	replacer *strings.Replacer // built on demand; nil after a change
+	mutex sync.RWMutex
+	forms []form // never changed in place
 }
 
-// Add adds secrets, and the forms in which they are likely to appear: in JSON and quoted text, in URLs, in base64, and
-// line by line. Values shorter than 6 bytes are ignored.
+// form is one form of a secret: as it is, and as it is in a text with all encodings undone.
+// What stands beside a secret may complete an escape that its ends begin: the plain form lacks these.
+type form struct{ raw, plain string }
+
+// Add adds secrets: the whole of each, its lines, and it all in base64 and in hexadecimal digits. Each is found in every
+// text that escapes it, such as JSON or a URL. Values shorter than 6 bytes are ignored.
 func (s *Set) Add(secrets ...string) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
+	all := slices.Clone(s.forms)
 	for _, secret := range secrets {
-		for _, form := range forms(secret) {
-			if len(form) < shortest || s.forms[form] {
-				continue
+		for _, raw := range forms(secret) {
+			f := form{raw, strings.TrimLeft(strings.TrimRight(string(plainOf(raw).text), escapes), `\`)}
+			if len(f.plain) < shortest {
+				f.plain = raw
 			}
-			if s.forms == nil {
-				s.forms = map[string]bool{}
+			if len(raw) >= shortest && !slices.Contains(all, f) {
+				all = append(all, f)
 			}
-			s.forms[form] = true
-			s.longest = max(s.longest, len(form))
-			s.replacer = nil
 		}
 	}
+	s.forms = all
 }
 
-// String returns text with every secret replaced by Mask, the longest first.
-func (s *Set) String(text string) string {
-	replacer, _ := s.current()
-	if replacer == nil {
+// String returns text with every secret replaced by Mask. Where text says that it was cut, by an ellipsis, or is so long
+// that it may have been, what is left of a secret there is replaced as well.
+func (s *Set) String(text string) string { return s.redact(text, len(text) >= cutLength) }
+
+// Cut is String for a text whose ends may have been cut off, such as a line of a log.
+func (s *Set) Cut(text string) string { return s.redact(text, true) }
+
+func (s *Set) redact(text string, ends bool) string {
+	s.mutex.RLock()
+	forms := s.forms
+	s.mutex.RUnlock()
+	if len(forms) == 0 || len(text) < shortest {
 		return text
 	}
-	return replacer.Replace(text)
+	var found []span
+	for _, f := range forms {
+		found = findAll(found, plain{text: []byte(text)}, f.raw)
+	}
+	if p := plainOf(text); p.spans != nil {
+		for _, f := range forms {
+			found = findAll(found, p, f.plain)
+		}
+	}
+	for _, c := range cuts(text, ends) {
+		p := plainOf(text[c.from:c.to])
+		for _, f := range forms {
+			found = findPieces(found, p, c, f.plain)
+		}
+	}
+	return masked(text, found)
 }
 
-// current returns the replacer and the length of the longest form. The replacer is nil while the set is empty.
-func (s *Set) current() (*strings.Replacer, int) {
-	s.mutex.RLock()
-	replacer, longest, empty := s.replacer, s.longest, len(s.forms) == 0
-	s.mutex.RUnlock()
-	if replacer != nil || empty {
-		return replacer, longest
+// masked returns text with Mask in place of the parts found. Those that overlap are one.
+func masked(text string, found []span) string {
+	if len(found) == 0 {
+		return text
 	}
-	s.mutex.Lock()
-	defer s.mutex.Unlock()
-	if s.replacer == nil {
-		s.replacer = s.newReplacer()
+	slices.SortFunc(found, func(a, b span) int { return cmp.Or(cmp.Compare(a.from, b.from), cmp.Compare(b.to, a.to)) })
+	var b strings.Builder
+	end := 0
+	for _, f := range found {
+		if f.from >= end {
+			b.WriteString(text[end:f.from])
+			b.WriteString(Mask)
+		}
+		end = max(end, f.to)
 	}
-	return s.replacer, s.longest
+	b.WriteString(text[end:])
+	return b.String()
 }
 
-func (s *Set) newReplacer() *strings.Replacer {
-	all := make([]string, 0, len(s.forms))
-	for form := range s.forms {
-		all = append(all, form)
+// findAll adds the places where p has the secret.
+func findAll(found []span, p plain, secret string) []span {
+	text := string(p.text)
+	for at := 0; ; {
+		next := strings.Index(text[at:], secret)
+		if next < 0 {
+			return found
+		}
+		from := at + next
+		at = from + len(secret)
+		for at < len(text) && strings.IndexByte(`\%&`, text[at]) >= 0 { // what the plain form lacks
+			at++
+		}
+		found = append(found, p.span(from, at))
 	}
-	slices.SortFunc(all, func(a, b string) int { return cmp.Or(cmp.Compare(len(b), len(a)), cmp.Compare(a, b)) })
-	pairs := make([]string, 0, 2*len(all))
-	for _, form := range all {
-		pairs = append(pairs, form, Mask)
+}
+
+// cut is a part of a text of which the head or the tail, or both, may be missing.
+type cut struct {
+	span
+	head, tail bool
+}
+
+// ellipses mark where somebody has cut a text.
+var ellipses = []string{"…", "..."}
+
+// cuts returns the parts of a text between places where it may have been cut: ellipses and, with ends, the ends of its
+// lines.
+func cuts(text string, ends bool) []cut {
+	var all []cut
+	from, head := 0, ends
+	add := func(to int, tail bool) {
+		if to-from >= shortest && (head || tail) {
+			all = append(all, cut{span{from, to}, head, tail})
+		}
 	}
-	return strings.NewReplacer(pairs...)
+	for at := 0; at < len(text); {
+		size := 0
+		for _, mark := range ellipses {
+			if strings.HasPrefix(text[at:], mark) {
+				size = len(mark)
+			}
+		}
+		if size == 0 && ends && text[at] == '\n' {
+			size = 1
+		}
+		if size > 0 {
+			add(at, true)
+			from, head = at+size, true
+		}
+		at += max(size, 1)
+	}
+	add(len(text), ends)
+	return all
+}
+
+// longestEscape is how many bytes of an escape may be left at a cut, and escapeEnd what they look like after it.
+const longestEscape = 9
+
+var escapeEnd = regexp.MustCompile(`^([uUx]?[0-9A-Fa-f]*|[#0-9A-Za-z;{]*[;}])$`)
+
+// findPieces adds what is left of the secret at the ends of a part: its beginning at the tail, its end at the head, or a
+// piece from within it that is all of the part. p is the part's text.
+func findPieces(found []span, p plain, c cut, secret string) []span {
+	text := string(p.text)
+	add := func(from, to int) {
+		piece := p.span(from, to)
+		found = append(found, span{c.from + piece.from, c.from + piece.to})
+	}
+	if c.tail {
+		for spare := range min(longestEscape, len(text)-shortest+1) {
+			end := len(text) - spare
+			if spare > 0 && strings.IndexByte(escapes, text[end]) < 0 {
+				continue
+			}
+			if n := beginningAt(text[:end], secret); n > 0 {
+				add(end-n, len(text))
+				break
+			}
+		}
+	}
+	if c.head {
+		for spare := range min(longestEscape, len(text)-shortest+1) {
+			if n := endAt(text[spare:], secret); n > 0 && escapeEnd.MatchString(text[:spare]) {
+				add(0, spare+n)
+				break
+			}
+		}
+	}
+	if c.head && c.tail && len(text) >= shortestInner && strings.Contains(secret, text) {
+		add(0, len(text))
+	}
+	return found
+}
+
+// beginningAt returns the length of the longest beginning of secret, short of all of it, that text ends with, or 0.
+func beginningAt(text, secret string) int {
+	last := text[len(text)-shortest:]
+	for end := min(len(secret)-1, len(text)); end >= shortest; end-- {
+		at := strings.LastIndex(secret[:end], last)
+		if at < 0 {
+			return 0
+		}
+		if end = at + shortest; strings.HasSuffix(text, secret[:end]) {
+			return end
+		}
+	}
+	return 0
+}
+
+// endAt returns the length of the longest end of secret, short of all of it, that text begins with, or 0.
+func endAt(text, secret string) int {
+	first := text[:shortest]
+	for from := max(1, len(secret)-len(text)); from <= len(secret)-shortest; from++ {
+		at := strings.Index(secret[from:], first)
+		if at < 0 {
+			return 0
+		}
+		if from += at; strings.HasPrefix(text, secret[from:]) {
+			return len(secret) - from
+		}
+	}
+	return 0
 }
 
 // forms returns the forms of one secret. Some may occur more than once.
 func forms(secret string) []string {
-	if len(secret) < shortest {
+	whole := strings.TrimSpace(secret)
+	if len(whole) < shortest {
 		return nil
 	}
-	all := strings.FieldsFunc(secret, func(r rune) bool { return r == '\n' || r == '\r' })
-	for _, s := range []string{secret, strings.TrimSpace(secret)} {
-		if len(s) < shortest {
-			continue
-		}
-		all = append(all, s, url.QueryEscape(s), url.PathEscape(s), inner(strconv.Quote(s)))
-		all = append(all, strings.ReplaceAll(s, `"`, `\"`)) // as hclog quotes it
-		all = append(all, jsonForms(s)...)
-		all = append(all, base64Forms(s)...)
-	}
-	return all
-}
-
-func inner(quoted string) string { return quoted[1 : len(quoted)-1] }
-
-// jsonForms returns the two forms of Go's encoder. The one without HTML escapes is also that of other encoders.
-func jsonForms(secret string) []string {
-	var all []string
-	for _, escapeHTML := range []bool{false, true} {
-		var b bytes.Buffer
-		encoder := json.NewEncoder(&b)
-		encoder.SetEscapeHTML(escapeHTML)
-		if encoder.Encode(secret) == nil {
-			all = append(all, inner(strings.TrimSuffix(b.String(), "\n")))
+	all := []string{secret, whole, latin1(whole), hex.EncodeToString([]byte(whole)), strings.ToUpper(hex.EncodeToString([]byte(whole)))}
+	all = append(all, base64Forms(whole)...)
+	for _, line := range strings.FieldsFunc(secret, func(r rune) bool { return r == '\n' || r == '\r' }) {
+		if line = strings.TrimSpace(line); len(line) >= shortest && line != whole {
+			all = append(all, line)
 		}
 	}
 	return all
@@ -137,63 +262,14 @@ func base64Forms(secret string) []string {
 	return all
 }
 
-// Writer returns a writer that removes secrets before it writes to w, even those that arrive in pieces: it buffers each
-// line until it is complete. Flush and Close write the rest; Close does not close w. The writer is safe for concurrent
-// use.
-func (s *Set) Writer(w io.Writer) *Writer { return &Writer{set: s, to: w} }
-
-// Writer is returned by [Set.Writer].
-type Writer struct {
-	set   *Set
-	mutex sync.Mutex
-	to    io.Writer
-	held  []byte
-}
-
-// lineLimit is how many bytes of an incomplete line are buffered.
-const lineLimit = 64 << 10
-
-// Write takes all of p. It fails if the underlying writer does.
-func (w *Writer) Write(p []byte) (int, error) {
-	w.mutex.Lock()
-	defer w.mutex.Unlock()
-	before := len(w.held)
-	w.held = append(w.held, p...)
-	if i := bytes.LastIndexAny(p, "\n\r"); i >= 0 { // the buffered text has no line end
-		end := before + i + 1
-		line := w.set.String(string(w.held[:end]))
-		w.held = append(w.held[:0], w.held[end:]...)
-		if _, err := io.WriteString(w.to, line); err != nil {
-			return 0, err
+// latin1 returns text with one byte a character, as some escape it, or "" if that cannot be.
+func latin1(text string) string {
+	var b strings.Builder
+	for _, r := range text {
+		if r > 0xff {
+			return ""
 		}
+		b.WriteByte(byte(r))
 	}
-	if len(w.held) > lineLimit {
-		if err := w.passMost(); err != nil {
-			return 0, err
-		}
-	}
-	return len(p), nil
+	return b.String()
 }
-
-// passMost writes a long incomplete line, except for its end, which may be the beginning of a secret.
-func (w *Writer) passMost() error {
-	clean := w.set.String(string(w.held))
-	_, longest := w.set.current()
-	end := max(0, len(clean)-max(0, longest-1))
-	w.held = append(w.held[:0], clean[end:]...)
-	_, err := io.WriteString(w.to, clean[:end])
-	return err
-}
-
-// Flush writes what is buffered.
-func (w *Writer) Flush() error {
-	w.mutex.Lock()
-	defer w.mutex.Unlock()
-	rest := w.set.String(string(w.held))
-	w.held = w.held[:0]
-	_, err := io.WriteString(w.to, rest)
-	return err
-}
-
-// Close is Flush.
-func (w *Writer) Close() error { return w.Flush() }

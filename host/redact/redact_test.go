@@ -4,10 +4,15 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"html"
 	"net/url"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
+	"time"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -104,80 +109,15 @@ func TestAnEmptySetChangesNothing(t *testing.T) {
 	}
 }
 
-func TestASecretInPiecesDoesNotGetThroughTheWriter(t *testing.T) {
+func TestSecretsMayComeWhileOthersAreReplaced(t *testing.T) {
 	t.Parallel()
 	var set redact.Set
-	set.Add("sk-live-0123456789")
-	text := "one sk-live-0123456789\ntwo sk-live-0123456789\r\nthree sk-live-0123456789"
-	for size := 1; size < len(text); size++ {
-		var out strings.Builder
-		w := set.Writer(&out)
-		for rest := text; rest != ""; {
-			n := min(size, len(rest))
-			if written, err := w.Write([]byte(rest[:n])); err != nil || written != n {
-				t.Fatalf("wrote %d of %d: %v", written, n, err)
-			}
-			rest = rest[n:]
-		}
-		if err := w.Close(); err != nil {
-			t.Fatal(err)
-		}
-		if got := out.String(); got != "one [redacted]\ntwo [redacted]\r\nthree [redacted]" {
-			t.Fatalf("in pieces of %d: %q", size, got)
-		}
-	}
-}
-
-func TestTheWriterPassesWholeLinesAtOnce(t *testing.T) {
-	t.Parallel()
-	var set redact.Set
-	var out strings.Builder
-	w := set.Writer(&out)
-	fmt.Fprint(w, "done\nunder way")
-	if out.String() != "done\n" {
-		t.Errorf("before the flush there is %q", out.String())
-	}
-	if err := w.Flush(); err != nil || out.String() != "done\nunder way" {
-		t.Errorf("after the flush there is %q, %v", out.String(), err)
-	}
-}
-
-func TestALineWithoutEndIsNotHeldForEver(t *testing.T) {
-	t.Parallel()
-	const key = "sk-live-0123456789"
-	var set redact.Set
-	set.Add(key)
-	var out strings.Builder
-	w := set.Writer(&out)
-	const times = 20_000
-	for range times { // 7 bytes at a time, so that every cut falls into a key sooner or later
-		for rest := key + ","; rest != ""; rest = rest[min(7, len(rest)):] {
-			fmt.Fprint(w, rest[:min(7, len(rest))])
-		}
-	}
-	if out.Len() == 0 {
-		t.Error("nothing was passed on")
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if want := strings.Repeat(redact.Mask+",", times); out.String() != want {
-		t.Errorf("%d bytes instead of %d, key shown: %v", out.Len(), len(want), strings.Contains(out.String(), key))
-	}
-}
-
-func TestSecretsMayComeWhileOthersAreWritten(t *testing.T) {
-	t.Parallel()
-	var set redact.Set
-	var out strings.Builder
-	w := set.Writer(&out)
 	var group sync.WaitGroup
 	for i := range 8 {
 		group.Go(func() {
-			for j := range 50 {
+			for j := range 20 {
 				mine := fmt.Sprintf("secret-%d-%d-end", i, j)
 				set.Add(mine)
-				fmt.Fprintf(w, "%s\n", mine)
 				if got := set.String(mine); got != redact.Mask {
 					t.Errorf("%s became %s", mine, got)
 				}
@@ -185,42 +125,194 @@ func TestSecretsMayComeWhileOthersAreWritten(t *testing.T) {
 		})
 	}
 	group.Wait()
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
+}
+
+// encodings are how others write a text down.
+var encodings = map[string]func(string) string{
+	"Python's json.dumps": func(s string) string { return ascii(goJSON(s), `\u%04x`) },
+	".NET's JSON": func(s string) string {
+		return strings.NewReplacer(`"`, `\u0022`, "&", `\u0026`, "<", `\u003C`, ">", `\u003E`, "+", `\u002B`, "'", `\u0027`).Replace(
+			ascii(strings.ReplaceAll(s, `\`, `\\`), `\u%04X`))
+	},
+	"PHP's JSON":           func(s string) string { return strings.ReplaceAll(goJSON(s), "/", `\/`) },
+	"JSON in JSON":         func(s string) string { return goJSON(goJSON(s)) },
+	"JSON in JSON in JSON": func(s string) string { return goJSON(goJSON(goJSON(s))) },
+	"lower-case percent":   func(s string) string { return percent(s, "%%%02x") },
+	"upper-case percent":   func(s string) string { return percent(s, "%%%02X") },
+	"percent twice":        func(s string) string { return url.QueryEscape(url.QueryEscape(s)) },
+	"HTML":                 html.EscapeString,
+	"HTML twice":           func(s string) string { return html.EscapeString(html.EscapeString(s)) },
+	"numeric entities":     func(s string) string { return special(s, func(r rune) string { return fmt.Sprintf("&#%d;", r) }) },
+	"hexadecimal entities": func(s string) string { return special(s, func(r rune) string { return fmt.Sprintf("&#x%x;", r) }) },
+	"Go's %+q":             func(s string) string { return quoted("%+q", s) },
+	"Go's %q":              func(s string) string { return quoted("%q", s) },
+	"Python's bytes":       func(s string) string { return byBytes(s, `\x%02x`) },
+	"C's octal":            func(s string) string { return byBytes(s, `\%03o`) },
+	"JavaScript":           func(s string) string { return special(s, func(r rune) string { return fmt.Sprintf(`\u{%x}`, r) }) },
+	"a shell":              func(s string) string { return regexp.MustCompile(`([^A-Za-z0-9é😀])`).ReplaceAllString(s, `\$1`) },
+	"hexadecimal":          func(s string) string { return fmt.Sprintf("%x", s) },
+	"HEXADECIMAL":          func(s string) string { return fmt.Sprintf("%X", s) },
+	"base64 in JSON": func(s string) string {
+		return strings.ReplaceAll(base64.StdEncoding.EncodeToString([]byte(s)), "/", `\/`)
+	},
+	"base64 in a URL": func(s string) string { return url.QueryEscape(base64.StdEncoding.EncodeToString([]byte(s))) },
+	"as it is":        func(s string) string { return s },
+}
+
+func goJSON(s string) string {
+	text, _ := json.Marshal(s)
+	return string(text[1 : len(text)-1])
+}
+
+func quoted(format, s string) string {
+	text := fmt.Sprintf(format, s)
+	return text[1 : len(text)-1]
+}
+
+func special(s string, escape func(rune) string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if r < 0x80 && strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_", r) {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(escape(r))
+		}
 	}
-	if out.String() != strings.Repeat(redact.Mask+"\n", 400) {
-		t.Error("a secret got through")
+	return b.String()
+}
+
+func ascii(s, format string) string {
+	var b strings.Builder
+	for _, unit := range utf16.Encode([]rune(s)) {
+		if unit < 0x80 {
+			b.WriteByte(byte(unit))
+		} else {
+			fmt.Fprintf(&b, format, unit)
+		}
+	}
+	return b.String()
+}
+
+func byBytes(s, format string) string {
+	return special(s, func(r rune) string {
+		var b strings.Builder
+		for _, c := range []byte(string(r)) {
+			fmt.Fprintf(&b, format, c)
+		}
+		return b.String()
+	})
+}
+
+func percent(s, format string) string { return byBytes(s, format) }
+
+func TestASecretIsFoundInEveryEncoding(t *testing.T) {
+	t.Parallel()
+	for _, secret := range []string{
+		secret, "sk-live-0123456789", `a/b+c=d é "quoted" & <tag> \ 'single' 😀!`, "back\\slash\\\\twice", `C:\new\table\x41\"q"`,
+		"100%25%2Fsure%", "a&amp;b&lt;c&d", "-----BEGIN KEY-----\nabcdefgh+/=\n-----END KEY-----",
+	} {
+		var set redact.Set
+		set.Add(secret)
+		for name, encode := range encodings {
+			if got := set.String("before " + encode(secret) + " after"); got != "before "+redact.Mask+" after" {
+				t.Errorf("%s of %q: %q became %q", name, secret, encode(secret), got)
+			}
+		}
+	}
+}
+
+func TestWhatIsLeftOfASecretThatWasCutIsReplaced(t *testing.T) {
+	t.Parallel()
+	const secret = `sk-live/0123456789+abcdefghijklmnopqrstuvwxyz"0123456789`
+	var set redact.Set
+	set.Add(secret)
+	for name, encode := range encodings {
+		encoded := encode(secret)
+		for at := 1; at < len(encoded); at++ {
+			head, tail := encoded[:at], encoded[at:]
+			for _, text := range []string{head, tail, "x " + head + "…", "…" + tail + " x", "x " + head + "...", head + "…\nnext", "first\n" + tail} {
+				got := set.Cut(text)
+				for _, piece := range pieces(secret, 8) {
+					if strings.Contains(got, piece) {
+						t.Fatalf("%s: %q became %q", name, text, got)
+					}
+				}
+			}
+		}
+	}
+	for text, want := range map[string]string{
+		"KEY=" + secret:                               "KEY=[redacted]",
+		"KEY=sk-live/0123…":                           "KEY=[redacted]…",
+		"…klmnopqrstuvwxyz\"0123456789 and more":      "…[redacted] and more",
+		"…56789+abcdefghijklmnopqrstuvw…":             "…[redacted]…",
+		"KEY=sk-live/0123 is not at an end":           "KEY=sk-live/0123 is not at an end",
+		"KEY=sk-live/0123":                            "KEY=sk-live/0123",
+		strings.Repeat("long ", 400) + "sk-live/0123": strings.Repeat("long ", 400) + "[redacted]",
+		"short piece sk-li…":                          "short piece sk-li…",
+	} {
+		if got := set.String(text); got != want {
+			t.Errorf("%q became %q", text, got)
+		}
+	}
+}
+
+// pieces are all parts of a text with this length.
+func pieces(text string, length int) []string {
+	var all []string
+	for i := range len(text) - length + 1 {
+		all = append(all, text[i:i+length])
+	}
+	return all
+}
+
+func TestAWholeSecretAtTheEndOfALineIsNoPiece(t *testing.T) {
+	t.Parallel()
+	var set redact.Set
+	set.Add("canary-for-the-server")
+	for text, want := range map[string]string{
+		"TOKEN=canary-for-the-server":         "TOKEN=[redacted]",
+		"canary-for-the-server is the token":  "[redacted] is the token",
+		"nary-for-the-server\nTOKEN=canary-f": "[redacted]\nTOKEN=[redacted]",
+		"the server":                          "the server",
+	} {
+		if got := set.Cut(text); got != want {
+			t.Errorf("%q became %q", text, got)
+		}
+	}
+}
+
+func TestAHostileTextDoesNotTakeLong(t *testing.T) {
+	t.Parallel()
+	var set redact.Set
+	set.Add(strings.Repeat(`\`, 40)+"end", strings.Repeat("%25", 40)+"end", strings.Repeat("&amp;", 40)+"end", strings.Repeat(`\"`, 40)+"end")
+	began := time.Now()
+	for _, unit := range []string{`\`, "%", "%25", "&amp;", "&", `\"`, `\\\"`} {
+		set.Cut(strings.Repeat(unit, 4000))
+	}
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("it took %s", took)
 	}
 }
 
 func FuzzNoShapeOfASecretStays(f *testing.F) {
-	f.Add("sk-live-0123456789", "before ", " after", 3)
-	f.Add(secret, "", "\n", 1)
-	f.Add("aaaaaa", "aaa", "aa", 2)
-	f.Fuzz(func(t *testing.T, secret, before, after string, size int) {
-		mask := redact.Mask
-		if len(secret) < 6 || strings.ContainsAny(secret, "[]\n\r") || strings.Contains(mask, secret) || size < 1 {
+	f.Add("sk-live-0123456789", "before ", " after")
+	f.Add(secret, "", "\n")
+	f.Add("aaaaaa", "aaa", "aa")
+	f.Add(`\\"%25&amp;`, `\`, "%")
+	f.Fuzz(func(t *testing.T, secret, before, after string) {
+		words := regexp.MustCompile("[^0-9A-Za-z]").ReplaceAllString(secret, "")
+		if len(words) < 6 || !utf8.ValidString(secret) || strings.ContainsAny(secret, "[]\n\r") || strings.Contains(redact.Mask, secret) {
 			t.Skip("a secret that is too short, or could be part of the mask, says nothing about redaction")
 		}
 		var set redact.Set
 		set.Add(secret)
-		for _, shape := range []string{
-			secret, url.QueryEscape(secret), url.PathEscape(secret), base64.StdEncoding.EncodeToString([]byte(secret)),
-			base64.RawURLEncoding.EncodeToString([]byte(secret)),
-		} {
-			text := before + shape + after
-			if got := set.String(text); strings.Contains(got, shape) || !strings.Contains(got, redact.Mask) {
-				t.Errorf("%q stayed in %q", shape, got)
+		for name, encode := range encodings {
+			shape := encode(secret)
+			if got := set.String(before + shape + after); strings.Contains(got, shape) || !strings.Contains(got, redact.Mask) {
+				t.Errorf("%s: %q stayed in %q", name, shape, got)
 			}
-			var out strings.Builder
-			w := set.Writer(&out)
-			for rest := text; rest != ""; rest = rest[min(size, len(rest)):] {
-				fmt.Fprint(w, rest[:min(size, len(rest))])
-			}
-			w.Close()
-			if strings.Contains(out.String(), shape) {
-				t.Errorf("%q got through the writer: %q", shape, out.String())
-			}
+			set.Cut(shape[:len(shape)/2])
+			set.Cut(shape[len(shape)/2:])
 		}
 	})
 }

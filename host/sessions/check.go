@@ -11,7 +11,8 @@ import (
 )
 
 // Check looks at the session's sandbox and, if it runs, puts the health question once. It wakes and starts nothing, and
-// takes no lease. Errors are *connect.Error: CodeNotFound when the session has no sandbox.
+// takes no lease. Errors are *connect.Error: CodeNotFound when the session has no sandbox, CodeAlreadyExists when it has
+// one on another provider.
 func (s *Sessions) Check(ctx context.Context, req connect.Request) (connect.Probe, error) {
 	if err := req.Validate(s.account.Name); err != nil {
 		return connect.Probe{}, err
@@ -21,6 +22,9 @@ func (s *Sessions) Check(ctx context.Context, req connect.Request) (connect.Prob
 		return connect.Probe{}, s.failure(req.Session, "", connect.RecordsError(err))
 	}
 	record.Session = req.Session
+	if err := s.account.CheckProvider(record); err != nil {
+		return connect.Probe{}, s.failure(req.Session, "", err)
+	}
 	sandboxes, err := s.present(ctx, record)
 	if err != nil {
 		return connect.Probe{}, s.failure(req.Session, "", err)

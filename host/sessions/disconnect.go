@@ -97,5 +97,9 @@ func (s *Sessions) end(ctx context.Context, l *lease.Lease, sandboxID string, ac
 
 // mayHaveWorked reports whether a call that failed with the code may have had its effect.
 func mayHaveWorked(code provider.Code) bool {
-	return code == provider.CodeUnreachable || code == provider.CodeTimeout || code == provider.CodeCanceled
+	switch code {
+	case provider.CodeUnreachable, provider.CodeTimeout, provider.CodeCanceled, provider.CodeInternal:
+		return true
+	}
+	return false
 }

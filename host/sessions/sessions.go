@@ -39,23 +39,24 @@ func New(connector *connect.Connector) *Sessions {
 // Owner returns the label value of this installation's sandboxes.
 func (s *Sessions) Owner() string { return s.account.Owner }
 
-// List returns this installation's sandboxes on the provider, without those that are gone. Errors are *connect.Error.
+// List returns this installation's sandboxes on the provider, without those that are gone. If there is an error, which is a
+// *connect.Error, they are not all.
 func (s *Sessions) List(ctx context.Context) ([]provider.Sandbox, error) {
 	sandboxes, err := s.list(ctx, "")
 	if err != nil {
-		return nil, s.failure("", "", err)
+		return sandboxes, s.failure("", "", err)
 	}
 	return sandboxes, nil
 }
 
 // Survey returns every sandbox in the provider's account that carries an owner's label, without those that are gone. A
-// plugin that knows only its own owner's returns those. Errors are *connect.Error.
+// plugin that knows only its own owner's returns those. If there is an error, which is a *connect.Error, they are not all.
 func (s *Sessions) Survey(ctx context.Context) ([]provider.Sandbox, error) {
 	ctx, cancel := context.WithTimeout(ctx, surveyLimit)
 	defer cancel()
 	sandboxes, err := s.account.ListAllOwners(ctx)
 	if err != nil {
-		return nil, s.failure("", "", err)
+		return sandboxes, s.failure("", "", err)
 	}
 	return sandboxes, nil
 }

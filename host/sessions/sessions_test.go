@@ -2,8 +2,10 @@ package sessions
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -448,4 +450,151 @@ func TestARepaymentThatFailsStaysOwed(t *testing.T) {
 			t.Errorf("owed: %+v", owed)
 		}
 	})
+}
+
+// prolonging is a cloud whose sandboxes can be renewed.
+type prolonging struct {
+	*fakecloud.Cloud
+	onRenew func(context.Context) error
+}
+
+func (c *prolonging) Renew(ctx context.Context, r provider.RenewRequest) (time.Time, error) {
+	if c.onRenew != nil {
+		if err := c.onRenew(ctx); err != nil {
+			return time.Time{}, err
+		}
+	}
+	return time.Now().Add(r.Lifetime), nil
+}
+
+// spoilt is a store that is out of reach for as long as err is set.
+type spoilt struct {
+	records.Store
+	err atomic.Pointer[error]
+}
+
+func (s *spoilt) Take(ctx context.Context, session string) (records.Lease, records.Record, error) {
+	if err := s.err.Load(); err != nil {
+		return records.Lease{}, records.Record{}, *err
+	}
+	return s.Store.Take(ctx, session)
+}
+
+func TestKeepAliveOutlastsWhatPassesWithinAThirdOfTheLifetime(t *testing.T) {
+	t.Parallel()
+	const lifetime = 30 * time.Minute
+	var recordsOut error = &records.UnusableError{Where: "records.db", Problem: "the server does not answer", Hint: "wait"}
+	for name, test := range map[string]struct {
+		spoil func(*prolonging, *spoilt)
+		mend  func(*prolonging, *spoilt)
+		code  connect.Code
+	}{
+		"records out of reach": {
+			func(_ *prolonging, s *spoilt) { s.err.Store(&recordsOut) }, func(_ *prolonging, s *spoilt) { s.err.Store(nil) },
+			connect.CodeRecordsUnusable,
+		},
+		"a provider out of reach": {
+			func(c *prolonging, _ *spoilt) {
+				c.onRenew = func(context.Context) error { return provider.Errorf(provider.CodeUnreachable, "502") }
+			},
+			func(c *prolonging, _ *spoilt) { c.onRenew = nil }, connect.CodeUnreachable,
+		},
+		"a provider that fails": {
+			func(c *prolonging, _ *spoilt) {
+				c.onRenew = func(context.Context) error { return provider.Errorf(provider.CodeInternal, "500") }
+			},
+			func(c *prolonging, _ *spoilt) { c.onRenew = nil }, connect.CodeInternal,
+		},
+		"a provider that hangs": {
+			func(c *prolonging, _ *spoilt) {
+				c.onRenew = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+			},
+			func(c *prolonging, _ *spoilt) { c.onRenew = nil }, connect.CodeDeadline,
+		},
+	} {
+		for _, passes := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, passes: %v", name, passes), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					c := &prolonging{Cloud: fakecloud.New()}
+					store := &spoilt{Store: records.NewMemory().Store("one")}
+					connector := connect.New(c, "acme", testOwner, []byte("host secret"), store)
+					_, err := connector.Connect(t.Context(), request(), nil)
+					ok(t, err)
+					ctx, stop := context.WithCancel(t.Context())
+					began := time.Now()
+					var failures []Renewal
+					var renewed []time.Duration
+					err = New(connector).KeepAlive(ctx, "s1", lifetime, nil, func(r Renewal) {
+						if r.Err != nil {
+							failures = append(failures, r)
+							if passes && time.Since(began) > lifetime/3+lifetime/4 {
+								test.mend(c, store)
+							}
+							return
+						}
+						renewed = append(renewed, time.Since(began))
+						switch len(renewed) {
+						case 1:
+							test.spoil(c, store)
+						case 3:
+							stop()
+						}
+					})
+					for _, failure := range failures {
+						same(t, "failure", failure.Err.Code, test.code)
+						same(t, "given up after", failure.GiveUp.Sub(began), 2*lifetime/3)
+					}
+					if len(failures) < 3 {
+						t.Errorf("it was told %d failures", len(failures))
+					}
+					if !passes {
+						failure(t, err, test.code)
+						if after := time.Since(began); after < 2*lifetime/3-time.Minute || after > 2*lifetime/3+time.Minute || len(renewed) != 1 {
+							t.Errorf("it ended after %s, with %v", after, renewed)
+						}
+						return
+					}
+					if !errors.Is(err, context.Canceled) || len(renewed) != 3 || renewed[1] > 2*lifetime/3 ||
+						renewed[2] != renewed[1]+lifetime/3 {
+						t.Errorf("%v: renewed after %v", err, renewed)
+					}
+				})
+			})
+		}
+	}
+}
+
+func TestKeepAliveEndsAtOnceWhenWaitingChangesNothing(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		first, later error
+		code         connect.Code
+	}{
+		"the first renewal fails": {provider.Errorf(provider.CodeUnreachable, "502"), nil, connect.CodeUnreachable},
+		"the sandbox is gone":     {nil, provider.Errorf(provider.CodeNotFound, "404"), connect.CodeNotFound},
+		"it may not be renewed":   {nil, provider.Errorf(provider.CodeDenied, "403"), connect.CodeDenied},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				c := &prolonging{Cloud: fakecloud.New()}
+				connector := connect.New(c, "acme", testOwner, []byte("host secret"), records.NewMemory().Store("one"))
+				_, err := connector.Connect(t.Context(), request(), nil)
+				ok(t, err)
+				answers := []error{test.first, test.later}
+				c.onRenew = func(context.Context) error {
+					answer := answers[0]
+					answers = answers[1:]
+					return answer
+				}
+				err = New(connector).KeepAlive(t.Context(), "s1", time.Hour, nil, func(r Renewal) {
+					if r.Err != nil {
+						t.Errorf("it goes on after %v", r.Err)
+					}
+				})
+				failure(t, err, test.code)
+			})
+		})
+	}
 }

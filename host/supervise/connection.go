@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"sync/atomic"
 	"time"
@@ -33,6 +32,7 @@ type connection struct {
 	stage       string // of the start, for errors
 	out         *output
 	process     *process       // nil when attached to a plugin under a debugger
+	sockets     *socketDir     // nil likewise, and before the start
 	goPlugin    *plugin.Client // nil likewise
 	conn        *grpc.ClientConn
 	client      *provider.Client
@@ -83,9 +83,10 @@ func (c *connection) launch(ctx context.Context) error {
 	if c.process.path, err = executable(c.spec); err != nil {
 		return err
 	}
-	if c.process.dir, err = socketDir(); err != nil {
+	if c.sockets, err = newSocketDir(); err != nil {
 		return err
 	}
+	c.process.dir = c.sockets.path
 	// go-plugin takes no context, but gives up at once when the process is dead.
 	stop := context.AfterFunc(ctx, func() { c.process.kill("it was not ready in time") })
 	defer stop()
@@ -179,13 +180,15 @@ func (c *connection) startProblem(ctx context.Context, err error) string {
 // close ends the process and the connection, and removes the socket. It takes a few milliseconds if the process is dead
 // or behaves, and at worst a little longer than grace.
 func (c *connection) close(grace time.Duration) {
+	if c.sockets != nil {
+		defer c.sockets.remove()
+	}
 	if c.goPlugin == nil {
 		if c.conn != nil {
 			c.conn.Close()
 		}
 		return
 	}
-	defer os.RemoveAll(c.process.dir)
 	c.process.closeStdin()
 	killer := time.AfterFunc(grace, func() { c.process.kill("it did not exit when it was told to") })
 	defer killer.Stop()
@@ -229,10 +232,8 @@ func (c *connection) lost(ctx context.Context, err error) bool {
 	if ctx.Err() != nil || c.process == nil || c.conn == nil {
 		return false
 	}
-	switch e := provider.AsError(err); {
-	case e.Reason != "":
-		return false
-	case e.Code != provider.CodeUnreachable && e.Code != provider.CodeInternal && e.Code != provider.CodeCanceled:
+	switch {
+	case provider.AsError(err).Reason != provider.ReasonTransport:
 		return false
 	case c.alive(ctx, noticeGrace) && !c.ended() && !closed(c.over):
 		return false // the plugin works: the error was its own
@@ -262,9 +263,13 @@ func (c *connection) alive(ctx context.Context, timeout time.Duration) bool {
 
 func (c *connection) lastLines() []string { return provider.Tail(c.out.lastLines()) }
 
+// maxHeaderBytes bounds the headers and trailers of one call. An error of the contract has less than 8 KiB.
+const maxHeaderBytes = 256 << 10
+
 func dialOptions() []grpc.DialOption {
 	return []grpc.DialOption{grpc.WithDefaultCallOptions(
-		grpc.MaxCallRecvMsgSize(provider.MaxMessageBytes), grpc.MaxCallSendMsgSize(provider.MaxMessageBytes))}
+		grpc.MaxCallRecvMsgSize(provider.MaxMessageBytes), grpc.MaxCallSendMsgSize(provider.MaxMessageBytes)),
+		grpc.WithMaxHeaderListSize(maxHeaderBytes)}
 }
 
 // stdioInterceptor makes go-plugin give up when start ends. The first thing go-plugin does on a connection is to open

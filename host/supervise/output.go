@@ -9,9 +9,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"unicode"
 
 	"github.com/hashicorp/go-hclog"
+
+	"github.com/berth-dev/berth/host/printable"
 )
 
 const (
@@ -51,7 +52,7 @@ func (o *output) lastLines() []string {
 func (o *output) line(line []byte) {
 	level, message, pairs, structured := parseEntry(line)
 	if !structured {
-		message = printable(line)
+		message = printable.Line(string(line))
 		level = levelOfText(message)
 	}
 	o.mu.Lock()
@@ -72,7 +73,7 @@ func (o *output) line(line []byte) {
 
 func (o *output) keep(message string, pairs []any) {
 	for i := 0; i+1 < len(pairs); i += 2 {
-		message += " " + printable(fmt.Appendf(nil, "%v=%v", pairs[i], pairs[i+1]))
+		message += " " + printable.Line(fmt.Sprintf("%v=%v", pairs[i], pairs[i+1]))
 	}
 	if len(message) > tailLine {
 		message = strings.ToValidUTF8(message[:tailLine], "") + "…"
@@ -83,7 +84,10 @@ func (o *output) keep(message string, pairs []any) {
 	}
 }
 
-// parseEntry parses an hclog entry. It rejects lines that only resemble one, such as those with a number in place of a
+// Key is the name that a plugin gave to a value of an entry. Unlike a string it is not one of berth's own words.
+type Key string
+
+// parseEntry parses an hclog entry, and makes all that it says printable. It rejects lines that only resemble one, such as those with a number in place of a
 // text or with an unknown level.
 func parseEntry(line []byte) (level hclog.Level, message string, pairs []any, ok bool) {
 	if len(line) == 0 || line[0] != '{' {
@@ -103,10 +107,29 @@ func parseEntry(line []byte) (level hclog.Level, message string, pairs []any, ok
 		switch key {
 		case "@message", "@level", "@timestamp": // the log adds its own
 		default:
-			pairs = append(pairs, printable([]byte(strings.TrimPrefix(key, "@"))), entry[key])
+			pairs = append(pairs, Key(printable.Line(strings.TrimPrefix(key, "@"))), tamed(entry[key]))
 		}
 	}
-	return level, printable([]byte(message)), pairs, true
+	return level, printable.Line(message), pairs, true
+}
+
+// tamed returns a value of JSON with all its texts made printable.
+func tamed(value any) any {
+	switch v := value.(type) {
+	case string:
+		return printable.Line(v)
+	case []any:
+		for i := range v {
+			v[i] = tamed(v[i])
+		}
+	case map[string]any:
+		object := make(map[string]any, len(v))
+		for key := range v {
+			object[printable.Line(key)] = tamed(v[key])
+		}
+		return object
+	}
+	return value
 }
 
 // levelOfText returns the level with which a plain line starts, or hclog.NoLevel.
@@ -119,20 +142,6 @@ func levelOfText(line string) hclog.Level {
 		return level
 	}
 	return hclog.NoLevel
-}
-
-// printable makes bytes safe to print on a terminal: valid UTF-8 without control characters. Line breaks within a
-// structured entry become spaces.
-func printable(b []byte) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r == '\t' || r == '\n':
-			return ' '
-		case unicode.IsControl(r):
-			return -1
-		}
-		return r
-	}, strings.ToValidUTF8(string(b), "\uFFFD"))
 }
 
 // lineWriter splits what is written to it into lines for an output. It is not safe for concurrent use.

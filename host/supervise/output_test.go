@@ -27,7 +27,9 @@ func TestOutputIsLoggedAtTheLevelThePluginMeant(t *testing.T) {
 		{`{"@message":42}`, "[DEBUG] {\"@message\":42}\n"},
 		{`{"@message":"m","@level":7}`, "[DEBUG] {\"@message\":\"m\",\"@level\":7}\n"},
 		{`{"@message":"m","@level":"off"}`, "[DEBUG] {\"@message\":\"m\",\"@level\":\"off\"}\n"},
-		{`{"@message":"one\ntwo","@level":"info","@timestamp":1700000000}`, "[INFO]  one two\n"},
+		{`{"@message":"one\ntwo","@level":"info","@timestamp":1700000000}`, "[INFO]  one\\ntwo\n"},
+		{`{"@message":"\u001b[2J","@level":"info","k\r\u009b":["a\n[WARN] b",{"\u202e":"\u0000"}]}`,
+			`[INFO]  \u001b[2J: k\r\u009b=["a\\n[WARN] b", map[\u202e:\u0000]]` + "\n"},
 		{`{"level":"info","msg":"from another logger"}`, "[DEBUG] {\"level\":\"info\",\"msg\":\"from another logger\"}\n"},
 		{`{"@message":`, "[DEBUG] {\"@message\":\n"},
 		{`null`, "[DEBUG] null\n"},
@@ -35,7 +37,7 @@ func TestOutputIsLoggedAtTheLevelThePluginMeant(t *testing.T) {
 		{"[OFF] it is not", "[DEBUG] [OFF] it is not\n"},
 		{"[nothing", "[DEBUG] [nothing\n"},
 		{"panic: no", "[ERROR] panic: no\n"},
-		{"\x1b[31mred\x00 \xff", "[DEBUG] [31mred \uFFFD\n"},
+		{"\x1b[31mred\x00 \xff", "[DEBUG] \\u001b[31mred\\u0000 \\xff\n"},
 		{"with a return\r", "[DEBUG] with a return\n"},
 	} {
 		out, log := newTestOutput()

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/berth-dev/berth/host/regular"
 )
 
 // executable checks the file to be run and returns its absolute path.
@@ -17,13 +19,13 @@ func executable(spec Spec) (string, error) {
 		remedy = "put the new sum into sha256 of the provider block"
 	}
 	if spec.Refusal != "" {
-		return "", fmt.Errorf("%s: to have it accepted, %s", spec.Refusal, remedy)
+		return "", &UntrustedError{Problem: spec.Refusal, Remedy: remedy}
 	}
 	path, err := filepath.Abs(spec.Path)
 	if err != nil {
 		return "", err
 	}
-	file, err := os.Open(path)
+	file, err := regular.Open(path)
 	if err != nil {
 		return "", err
 	}
@@ -32,7 +34,7 @@ func executable(spec Spec) (string, error) {
 	switch {
 	case err != nil:
 		return "", err
-	case !info.Mode().IsRegular() || info.Mode().Perm()&0o111 == 0:
+	case info.Mode().Perm()&0o111 == 0:
 		return "", fmt.Errorf("%s is not an executable file", path)
 	case spec.SHA256 == "":
 		return path, nil
@@ -42,37 +44,20 @@ func executable(spec Spec) (string, error) {
 		return "", fmt.Errorf("reading %s: %w", path, err)
 	}
 	if found := hex.EncodeToString(hash.Sum(nil)); !strings.EqualFold(found, spec.SHA256) {
-		return "", fmt.Errorf("%s is not the binary that the configuration trusts: its SHA-256 is %s, expected %s. "+
-			"If it was replaced on purpose, %s", path, found, spec.SHA256, remedy)
+		return "", &UntrustedError{Remedy: remedy, Problem: fmt.Sprintf(
+			"%s is not the binary that the configuration trusts: its SHA-256 is %s, expected %s", path, found, spec.SHA256)}
 	}
 	return path, nil
 }
 
-// maxSocketPath is the longest path of a unix socket, in bytes, that all supported systems allow.
-const maxSocketPath = 103
-
-// socketDir creates a directory for one plugin's socket that only this user can enter.
-func socketDir() (string, error) {
-	parents := []string{os.TempDir()}
-	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
-		parents = []string{dir, os.TempDir()}
-	}
-	var err error
-	for _, parent := range parents {
-		var dir string
-		if dir, err = os.MkdirTemp(parent, "berth-"); err != nil {
-			continue
-		}
-		path := filepath.Join(dir, "plugin1234567890")
-		if len(path) <= maxSocketPath {
-			return dir, nil
-		}
-		os.Remove(dir)
-		err = fmt.Errorf("the path of the plugin's socket, %s, would have %d bytes, and at most %d are possible: "+
-			"set TMPDIR to a shorter directory", path, len(path), maxSocketPath)
-	}
-	return "", fmt.Errorf("making a directory for the plugin's socket: %w", err)
+// UntrustedError is the cause of the error of a plugin whose binary may not be run.
+type UntrustedError struct {
+	Problem string
+	// Remedy tells how to have the binary accepted, beginning with a verb.
+	Remedy string
 }
+
+func (e *UntrustedError) Error() string { return e.Problem }
 
 // inherited are the host's variables that plugins see: directories, locale, certificates and proxies.
 var inherited = []string{

@@ -75,6 +75,7 @@ func (p *process) Start(ctx context.Context) error {
 }
 
 func (p *process) start() error {
+	keepDescriptors()
 	command := &exec.Cmd{Path: p.path, Args: []string{p.path}, Env: p.env, SysProcAttr: processAttributes()}
 	stdin, err := command.StdinPipe()
 	if err != nil {

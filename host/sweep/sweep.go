@@ -253,17 +253,17 @@ func (s *sweep) finish(ctx context.Context, u unfinished) {
 // provider compares what one provider has with the records.
 func (s *sweep) provider(ctx context.Context, name string, on *sessions.Sessions) error {
 	// The sandboxes come first: whatever is among them was recorded before it was made.
-	sandboxes, err := on.Survey(ctx)
-	if err != nil {
-		return err
-	}
+	sandboxes, incomplete := on.Survey(ctx)
 	all, err := s.records.List(ctx)
 	if err != nil {
 		return connect.RecordsError(err)
 	}
-	bySession := map[string]records.Record{}
+	bySession, bySandbox := map[string]records.Record{}, map[string]records.Record{}
 	for _, record := range all {
 		bySession[record.Session] = record
+		if record.HasSandbox() && record.SandboxID != "" {
+			bySandbox[record.SandboxID] = record
+		}
 	}
 	there := map[string]provider.Sandbox{}
 	for _, sandbox := range sandboxes {
@@ -271,7 +271,11 @@ func (s *sweep) provider(ctx context.Context, name string, on *sessions.Sessions
 	}
 
 	eachOf(sandboxes, func(sandbox provider.Sandbox) {
-		f := s.judge(name, on.Owner(), sandbox, bySession[sandbox.Session])
+		record := bySession[sandbox.Session]
+		if of, recorded := bySandbox[sandbox.ID]; recorded && record.SandboxID != sandbox.ID {
+			record = of // the records know better than a label
+		}
+		f := s.judge(name, on.Owner(), sandbox, record)
 		if f.Verdict == Orphan && !s.options.DryRun {
 			var removed bool
 			if removed, f.Err = on.RemoveOrphan(ctx, sandbox); removed {
@@ -282,6 +286,9 @@ func (s *sweep) provider(ctx context.Context, name string, on *sessions.Sessions
 		}
 		s.add(f)
 	})
+	if incomplete != nil { // what was not listed may be there all the same
+		return incomplete
+	}
 	eachOf(all, func(record records.Record) {
 		if f, outdated := s.compare(name, record, there); outdated {
 			if !s.options.DryRun {

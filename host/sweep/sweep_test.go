@@ -391,6 +391,45 @@ func TestWhatFailsIsReportedAndTheRestIsSwept(t *testing.T) {
 	})
 }
 
+func TestWhatAPartOfAListingLacksMayBeThere(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		time.Sleep(time.Hour)
+		w.write(records.Record{Session: "s1", SandboxID: "unlisted", Attempt: "a1", State: records.StateRunning}, true)
+		w.cloud = newCloud(provider.Sandbox{ID: "orphan", Session: "s2", CreatedAt: time.Now()})
+		w.cloud.listError = &provider.Error{Code: provider.CodeFailed, Reason: provider.ReasonListCut, Message: "too long"}
+		time.Sleep(2 * time.Hour)
+		report := w.sweep(Options{Grace: grace})
+		want(t, "sweep", verdicts(report), "orphan=orphan(destroyed)")
+		var e *connect.Error
+		if !errors.As(report.Failures["acme"], &e) || e.Code != connect.CodePluginFailed || e.Message != "too long" {
+			t.Errorf("failures: %v", report.Failures)
+		}
+		record, err := w.store.Get(t.Context(), "s1")
+		if err != nil || record.State != records.StateRunning {
+			t.Errorf("the record became %s, %v", record.State, err)
+		}
+	})
+}
+
+func TestARecordedSandboxIsKeptWhateverSessionItsLabelNames(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		time.Sleep(time.Hour)
+		w.write(records.Record{Session: "s1", SandboxID: "sb", Attempt: "a1", State: records.StateRunning}, true)
+		w.write(records.Record{Session: "s2", SandboxID: "sb2", Attempt: "a2", State: records.StateRunning}, true)
+		w.cloud = newCloud(
+			provider.Sandbox{ID: "sb", Session: "nobody knows it", CreatedAt: time.Now()},
+			provider.Sandbox{ID: "sb2", Session: "s1", CreatedAt: time.Now()},
+		)
+		time.Sleep(2 * time.Hour)
+		want(t, "sweep", verdicts(w.sweep(Options{Grace: grace})), "sb2=kept sb=kept")
+		want(t, "left", w.cloud.left(), "sb sb2")
+	})
+}
+
 func TestASweepOfOneProviderLeavesWhatWasInterruptedOnOthers(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

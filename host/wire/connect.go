@@ -9,12 +9,14 @@ import (
 
 // Connection is a connected session. It holds secrets: the headers.
 type Connection struct {
-	Session   string            `json:"session"`
-	Provider  string            `json:"provider"`
-	Sandbox   ConnectionSandbox `json:"sandbox"`
-	URL       string            `json:"url"`
-	Headers   map[string]string `json:"headers"`
-	ExpiresAt *time.Time        `json:"expires_at"`
+	Session  string            `json:"session"`
+	Provider string            `json:"provider"`
+	Sandbox  ConnectionSandbox `json:"sandbox"`
+	URL      string            `json:"url"`
+	Headers  map[string]string `json:"headers"`
+	// EndpointExpiresAt is when URL and headers stop being valid, and SandboxExpiresAt when the sandbox ends; null is never.
+	EndpointExpiresAt *time.Time `json:"endpoint_expires_at"`
+	SandboxExpiresAt  *time.Time `json:"sandbox_expires_at"`
 	// URLs are the endpoints of the extra ports, by name.
 	URLs    map[string]Endpoint `json:"urls"`
 	Pings   int                 `json:"pings"`
@@ -29,9 +31,9 @@ type ConnectionSandbox struct {
 
 // Endpoint is where a port of a sandbox is reached.
 type Endpoint struct {
-	URL       string            `json:"url"`
-	Headers   map[string]string `json:"headers"`
-	ExpiresAt *time.Time        `json:"expires_at"`
+	URL               string            `json:"url"`
+	Headers           map[string]string `json:"headers"`
+	EndpointExpiresAt *time.Time        `json:"endpoint_expires_at"`
 }
 
 // Timings are how long the phases of a connect took, in milliseconds.
@@ -46,7 +48,8 @@ type Timings struct {
 func NewConnection(r connect.Result) Connection {
 	c := Connection{
 		Session: r.Session, Provider: r.Provider, Sandbox: ConnectionSandbox{r.SandboxID, r.Origin},
-		URL: r.Endpoint.URL, Headers: filled(r.Endpoint.Headers), ExpiresAt: moment(r.Endpoint.ExpiresAt),
+		URL: r.Endpoint.URL, Headers: filled(r.Endpoint.Headers),
+		EndpointExpiresAt: moment(r.Endpoint.ExpiresAt), SandboxExpiresAt: moment(r.SandboxExpiresAt),
 		URLs: map[string]Endpoint{}, Pings: r.Pings,
 		Timings: Timings{
 			milliseconds(r.Timings.Acquire), milliseconds(r.Timings.StartServer),

@@ -19,10 +19,12 @@ type Config struct {
 
 // Check is the outcome of one check of an installation.
 type Check struct {
-	Check  string   `json:"check"`
-	OK     bool     `json:"ok"`
-	Detail string   `json:"detail" foreign:"text"`
-	Error  *Failure `json:"error,omitempty"`
+	Check string `json:"check"`
+	OK    bool   `json:"ok"`
+	// Warning is whether something should be mended although it works.
+	Warning bool     `json:"warning,omitempty"`
+	Detail  string   `json:"detail" foreign:"text"`
+	Error   *Failure `json:"error,omitempty"`
 }
 
 // Checks are all checks of an installation.

@@ -16,16 +16,42 @@ type Session struct {
 	State     string     `json:"state"`
 	Recorded  bool       `json:"recorded"`
 	CreatedAt *time.Time `json:"created_at"`
-	ExpiresAt *time.Time `json:"expires_at"`
-	HeldUntil *time.Time `json:"held_until"`
-	Note      string     `json:"note,omitempty" foreign:"text"`
+	// SandboxExpiresAt is when the sandbox ends by itself, null when it does not or when that is not known.
+	SandboxExpiresAt *time.Time `json:"sandbox_expires_at"`
+	HeldUntil        *time.Time `json:"held_until"`
+	Note             string     `json:"note,omitempty" foreign:"text"`
+	// Server is what a look at the server has shown; nil if nobody looked.
+	Server *Server `json:"server,omitempty"`
 }
 
 // NewSession returns the Session of a session's state, without a note.
 func NewSession(s fleet.SessionState) Session {
-	return Session{
+	session := Session{
 		Session: s.Session, Provider: s.Provider, SandboxID: s.SandboxID, State: string(s.State), Recorded: s.Recorded,
-		CreatedAt: moment(s.CreatedAt), ExpiresAt: moment(s.ExpiresAt), HeldUntil: moment(s.HeldUntil),
+		CreatedAt: moment(s.CreatedAt), SandboxExpiresAt: moment(s.ExpiresAt), HeldUntil: moment(s.HeldUntil),
+	}
+	if s.Server != nil {
+		server := NewServer(*s.Server)
+		session.Server = &server
+	}
+	return session
+}
+
+// Server is what a look at a session's server has shown.
+type Server struct {
+	Healthy bool `json:"healthy"`
+	// Server is the answer: alive, not_yet, or a verdict.
+	Server string `json:"server,omitempty"`
+	Reason string `json:"reason,omitempty" foreign:"text"`
+	// ExitCode and LogTail are those of a server that has ended.
+	ExitCode *int     `json:"exit_code,omitempty"`
+	LogTail  []string `json:"log_tail,omitempty" foreign:"text"`
+}
+
+// NewServer returns the Server of an answer to a ping.
+func NewServer(r provider.PingResult) Server {
+	return Server{
+		Healthy: r.Status == provider.PingAlive, Server: string(r.Status), Reason: r.Reason, ExitCode: r.ExitCode, LogTail: r.LogTail,
 	}
 }
 
@@ -41,10 +67,8 @@ type Ping struct {
 	Provider  string `json:"provider"`
 	SandboxID string `json:"sandbox_id"`
 	State     string `json:"state"`
-	Healthy   bool   `json:"healthy"`
-	// Server is the answer of the server, absent when the sandbox does not run.
-	Server    string  `json:"server,omitempty"`
-	Reason    string  `json:"reason,omitempty" foreign:"text"`
+	// Server has no answer when the sandbox does not run.
+	Server
 	ElapsedMS float64 `json:"elapsed_ms"`
 }
 
@@ -52,8 +76,7 @@ type Ping struct {
 func NewPing(name, session string, c connect.Probe) Ping {
 	return Ping{
 		Session: session, Provider: name, SandboxID: c.Sandbox.ID, State: string(c.Sandbox.State),
-		Healthy: c.Ping.Status == provider.PingAlive, Server: string(c.Ping.Status), Reason: c.Ping.Reason,
-		ElapsedMS: milliseconds(c.Elapsed),
+		Server: NewServer(c.Ping), ElapsedMS: milliseconds(c.Elapsed),
 	}
 }
 
@@ -67,9 +90,10 @@ type Disconnected struct {
 
 // Renewed is a sandbox whose end was moved.
 type Renewed struct {
-	Session   string     `json:"session"`
-	SandboxID string     `json:"sandbox_id"`
-	ExpiresAt *time.Time `json:"expires_at"`
+	Session   string `json:"session"`
+	SandboxID string `json:"sandbox_id"`
+	// SandboxExpiresAt is when the sandbox ends unless it is renewed again, null when it never does.
+	SandboxExpiresAt *time.Time `json:"sandbox_expires_at"`
 }
 
 // NewRenewed returns the Renewed of a sandbox that now ends at end; zero is never.

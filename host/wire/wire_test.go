@@ -31,17 +31,18 @@ func TestEveryFormIsOneLineWithItsPromisedNames(t *testing.T) {
 		"a connection": {
 			NewConnection(connect.Result{
 				Session: "s", Provider: "p", SandboxID: "b", Origin: provider.OriginWoken, Pings: 2,
-				Endpoint: provider.Endpoint{URL: "http://h?a&b", Headers: map[string]string{"K": "v"}, ExpiresAt: at},
-				Extra:    map[string]provider.Endpoint{"vnc": {URL: "http://v"}},
-				Timings:  connect.Timings{Acquire: 1234567, StartServer: time.Second, Health: time.Millisecond, Total: time.Minute},
+				Endpoint:         provider.Endpoint{URL: "http://h?a&b", Headers: map[string]string{"K": "v"}, ExpiresAt: at},
+				SandboxExpiresAt: at.Add(time.Hour),
+				Extra:            map[string]provider.Endpoint{"vnc": {URL: "http://v"}},
+				Timings:          connect.Timings{Acquire: 1234567, StartServer: time.Second, Health: time.Millisecond, Total: time.Minute},
 			}),
 			`{"session":"s","provider":"p","sandbox":{"id":"b","origin":"woken"},"url":"http://h?a&b","headers":{"K":"v"},` +
-				`"expires_at":"2026-01-31T11:00:00Z","urls":{"vnc":{"url":"http://v","headers":{},"expires_at":null}},"pings":2,` +
+				`"endpoint_expires_at":"2026-01-31T11:00:00Z","sandbox_expires_at":"2026-01-31T12:00:00Z","urls":{"vnc":{"url":"http://v","headers":{},"endpoint_expires_at":null}},"pings":2,` +
 				`"timings_ms":{"acquire":1.2,"start_server":1000,"health":1,"total":60000}}`,
 		},
 		"an empty connection": {
 			NewConnection(connect.Result{}),
-			`{"session":"","provider":"","sandbox":{"id":"","origin":""},"url":"","headers":{},"expires_at":null,"urls":{},"pings":0,` +
+			`{"session":"","provider":"","sandbox":{"id":"","origin":""},"url":"","headers":{},"endpoint_expires_at":null,"sandbox_expires_at":null,"urls":{},"pings":0,` +
 				`"timings_ms":{"acquire":0,"start_server":0,"health":0,"total":0}}`,
 		},
 		"an event": {
@@ -69,9 +70,9 @@ func TestEveryFormIsOneLineWithItsPromisedNames(t *testing.T) {
 				[]Failure{},
 			},
 			`{"sessions":[{"session":"s","provider":"p","sandbox_id":"b","state":"gone","recorded":true,"created_at":"2026-01-31T11:00:00Z",` +
-				`"expires_at":null,"held_until":"2026-01-31T11:00:00Z"},{"session":"t","provider":"","sandbox_id":"","state":"running",` +
-				`"recorded":true,"created_at":null,"expires_at":"2026-01-31T11:00:00Z","held_until":null},{"session":"u","provider":"p",` +
-				`"sandbox_id":"c","state":"suspended","recorded":false,"created_at":null,"expires_at":null,"held_until":null}],"errors":[]}`,
+				`"sandbox_expires_at":null,"held_until":"2026-01-31T11:00:00Z"},{"session":"t","provider":"","sandbox_id":"","state":"running",` +
+				`"recorded":true,"created_at":null,"sandbox_expires_at":"2026-01-31T11:00:00Z","held_until":null},{"session":"u","provider":"p",` +
+				`"sandbox_id":"c","state":"suspended","recorded":false,"created_at":null,"sandbox_expires_at":null,"held_until":null}],"errors":[]}`,
 		},
 		"a ping": {
 			NewPing("p", "s", connect.Probe{
@@ -125,7 +126,7 @@ func TestATimeThatJSONCannotCarryIsNever(t *testing.T) {
 	} {
 		want, _, _ := strings.Cut(text, ",")
 		var line strings.Builder
-		if err := Write(&line, NewRenewed("s", "b", at)); err != nil || !strings.Contains(line.String(), `"expires_at":`+want+"}") {
+		if err := Write(&line, NewRenewed("s", "b", at)); err != nil || !strings.Contains(line.String(), `"sandbox_expires_at":`+want+"}") {
 			t.Errorf("%s: %v: %s", at, err, line.String())
 		}
 	}

@@ -65,3 +65,24 @@ func TestAccount(t *testing.T) {
 		t.Error("a line without a reason was accepted")
 	}
 }
+
+func TestMutate(t *testing.T) {
+	t.Parallel()
+	source := []byte("package x\n\tcase a <= b:\n\tx++\n")
+	for _, test := range []struct {
+		m    mutation
+		want string
+	}{
+		{mutation{Kind: "CONDITIONALS_BOUNDARY", Line: 2, Column: 9}, "package x\n\tcase a < b:\n\tx++\n"},
+		{mutation{Kind: "CONDITIONALS_NEGATION", Line: 2, Column: 9}, "package x\n\tcase a > b:\n\tx++\n"},
+		{mutation{Kind: "INCREMENT_DECREMENT", Line: 3, Column: 3}, "package x\n\tcase a <= b:\n\tx--\n"},
+	} {
+		got, err := mutate(source, test.m)
+		if err != nil || string(got) != test.want {
+			t.Errorf("%s: %q, %v", test.m.Kind, got, err)
+		}
+	}
+	if got, err := mutate(source, mutation{Kind: "CONDITIONALS_NEGATION", Line: 3, Column: 2}); err == nil {
+		t.Errorf("a place without a comparison became %q", got)
+	}
+}

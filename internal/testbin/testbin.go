@@ -111,6 +111,9 @@ func compile(pkgs []string) error {
 	}
 	defer unlock()
 	args := []string{"build", "-buildvcs=false", "-ldflags=-s -w", "-o", shared + "/"}
+	if platform := runtime.GOOS + "/" + runtime.GOARCH; platform == "linux/amd64" || platform == "linux/arm64" { // as in the Makefile
+		args = append(args, "-ldflags=github.com/berth-dev/berth/host=-s -w -E berth_entry")
+	}
 	if Race {
 		args = append(args, "-race")
 	}

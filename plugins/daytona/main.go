@@ -4,5 +4,8 @@ package main
 import "github.com/berth-dev/berth/shared/provider"
 
 func main() {
-	provider.Serve(provider.Info{Name: "daytona", Version: "0.1.0", Summary: "Sandboxes of Daytona, its cloud or one's own."}, open)
+	provider.Serve(provider.Info{
+		Name: "daytona", Version: "0.1.0", Summary: "Sandboxes of Daytona, its cloud or one's own.",
+		EndpointHeaders: []string{tokenHeader, plainHeader},
+	}, open)
 }

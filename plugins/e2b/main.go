@@ -4,5 +4,8 @@ package main
 import "github.com/berth-dev/berth/shared/provider"
 
 func main() {
-	provider.Serve(provider.Info{Name: "e2b", Version: "0.1.0", Summary: "Sandboxes at E2B."}, open)
+	provider.Serve(provider.Info{
+		Name: "e2b", Version: "0.1.0", Summary: "Sandboxes at E2B.",
+		EndpointHeaders: []string{trafficHeader},
+	}, open)
 }

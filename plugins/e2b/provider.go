@@ -21,6 +21,12 @@ import (
 // encoding.
 const labelName = "berth-name"
 
+// labelGeneration is the metadata entry of a sandbox that was made in the first generation of the API.
+const labelGeneration = "berth-api"
+
+// trafficHeader carries the token that opens a sandbox's ports.
+const trafficHeader = "e2b-traffic-access-token"
+
 // E2B makes sandboxes at E2B. It keeps nothing of a session in memory that is not in the sandbox's metadata too.
 type E2B struct {
 	*cloud.Provider[sandbox] // the contract, all of it but what housekeeping.go adds
@@ -46,7 +52,7 @@ func (c *cluster) Describe(s sandbox) provider.Sandbox {
 		Session: s.Metadata[provider.LabelSession], Owner: s.Metadata[provider.LabelOwner], Attempt: s.Metadata[provider.LabelAttempt],
 	}
 	for name, value := range s.Metadata {
-		if name != labelName {
+		if name != labelName && name != labelGeneration {
 			described.Labels[name] = value
 		}
 	}
@@ -160,7 +166,7 @@ func (c *cluster) Endpoints(ctx context.Context, s sandbox, ports []int) (map[in
 			headers["E2b-Sandbox-Id"], headers["E2b-Sandbox-Port"] = s.ID, strconv.Itoa(port)
 		}
 		if s.TrafficToken != "" {
-			headers["e2b-traffic-access-token"] = s.TrafficToken
+			headers[trafficHeader] = s.TrafficToken
 		}
 		endpoints[port] = provider.Endpoint{URL: c.portURL(s, port), Headers: headers}
 	}

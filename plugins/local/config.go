@@ -57,17 +57,17 @@ func open(ctx context.Context, config Config, log hclog.Logger) (*Local, error) 
 }
 
 func rootOf(config Config) (string, error) {
-	root := config.Root
-	home, err := os.UserHomeDir()
-	if err != nil && (root == "" || strings.HasPrefix(root, "~/")) {
-		return "", provider.InvalidField("root", "must be an absolute path here: there is no home directory (HOME is not set)")
-	}
+	root, err := config.Root, error(nil)
+	home, state := os.Getenv("HOME"), os.Getenv("XDG_STATE_HOME")
+	fromHome := strings.HasPrefix(root, "~/")
 	switch {
-	case root == "" && os.Getenv("XDG_STATE_HOME") != "":
-		root = filepath.Join(os.Getenv("XDG_STATE_HOME"), "berth", "local")
+	case root == "" && filepath.IsAbs(state): // a relative one does not count, says the XDG specification
+		root = filepath.Join(state, "berth", "local")
+	case (root == "" || fromHome) && !filepath.IsAbs(home):
+		return "", provider.InvalidField("root", "must be an absolute path here: there is no home directory (HOME is not set)")
 	case root == "":
 		root = filepath.Join(home, ".local", "state", "berth", "local")
-	case strings.HasPrefix(root, "~/"):
+	case fromHome:
 		root = filepath.Join(home, root[2:])
 	}
 	if root, err = filepath.Abs(root); err != nil {

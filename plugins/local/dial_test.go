@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -118,5 +119,20 @@ func TestAServerThatListensOnIPv6OnlyIsTold(t *testing.T) {
 	}
 	if want := "listens on ::1 only"; result.Status != provider.PingNotYet || !strings.Contains(result.Reason, want) || !strings.Contains(result.Reason, port) {
 		t.Errorf("ping: %+v, want %q", result, want)
+	}
+}
+
+func TestWhoeverAttachesLearnsHowTheServerEnded(t *testing.T) {
+	t.Parallel()
+	l := newLocal(t, Config{})
+	sandbox := create(t, l, "s1")
+	endsAtOnce(t, l, sandbox, shell("echo last words; kill -9 $$"))
+	attached := attach(t, l)
+	if attached.Endpoints == nil {
+		t.Fatal("no endpoints: nobody could ask")
+	}
+	result := ping(t, l, attached, *attached.Endpoints)
+	if result.Status != provider.PingExited || result.ExitCode == nil || *result.ExitCode != 137 || !slices.Contains(result.LogTail, "last words") {
+		t.Errorf("ping: %+v", result)
 	}
 }

@@ -36,6 +36,11 @@ type Local struct {
 
 // Create makes the session's sandbox, or adopts the one that is there.
 func (l *Local) Create(ctx context.Context, req provider.CreateRequest) (provider.Sandbox, error) {
+	if len(req.Server.Command) > 0 { // what cannot be started is refused before anything is made
+		if err := l.checkServer(req.Server); err != nil {
+			return provider.Sandbox{}, err
+		}
+	}
 	name := provider.SandboxName(req.Owner, req.Session)
 	unlock, err := l.store.Lock(ctx, name)
 	if err != nil {
@@ -110,7 +115,14 @@ func none(req provider.AttachRequest) error {
 // StartServer starts the server unless one runs, and returns without waiting for it. A running server stays, even if
 // its command differs from the one requested.
 func (l *Local) StartServer(ctx context.Context, req provider.StartServerRequest) (provider.Endpoints, error) {
-	record, unlock, err := l.lock(ctx, provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
+	if err := l.checkServer(req.Server); err != nil {
+		return provider.Endpoints{}, err
+	}
+	ref := provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID}
+	if _, err := l.loadOf(ref, req.Session); err != nil {
+		return provider.Endpoints{}, err
+	}
+	record, unlock, err := l.lock(ctx, ref)
 	if err != nil {
 		return provider.Endpoints{}, err
 	}
@@ -213,7 +225,7 @@ func endpointOf(port int) provider.Endpoint {
 
 // Ping asks the server, and its keeper only if the server does not answer.
 func (l *Local) Ping(ctx context.Context, req provider.PingRequest) (provider.PingResult, error) {
-	record, err := l.load(provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
+	record, err := l.loadOf(provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID}, req.Session)
 	if provider.CodeOf(err) == provider.CodeNotFound { // its port may be anybody's by now
 		return provider.PingResult{Status: provider.PingGone, Reason: err.Error()}, nil
 	}

@@ -53,6 +53,15 @@ func (l *Local) load(ref provider.SandboxRef) (store.Record, error) {
 	return record, err
 }
 
+// loadOf is load for a call that may name the session too. It refuses the sandbox of another one.
+func (l *Local) loadOf(ref provider.SandboxRef, session string) (store.Record, error) {
+	record, err := l.load(ref)
+	if err == nil && session != "" && record.Session != session {
+		return record, provider.Errorf(provider.CodeConflict, "the sandbox %s belongs to another session", ref.SandboxID)
+	}
+	return record, err
+}
+
 // lock loads a sandbox and locks its session until unlock is called.
 func (l *Local) lock(ctx context.Context, ref provider.SandboxRef) (record store.Record, unlock func(), err error) {
 	if _, err := l.load(ref); err != nil {
@@ -98,8 +107,8 @@ func (l *Local) wake(ctx context.Context, record store.Record, lifetime time.Dur
 	if status.Woken {
 		sandbox.Origin = provider.OriginWoken
 	}
-	if server, ok := status.Running(); ok {
-		endpoints := endpointsOf(server.Port, server.ExtraPorts)
+	if status.Server != nil { // also one that has ended: a ping tells how
+		endpoints := endpointsOf(status.Server.Port, status.Server.ExtraPorts)
 		sandbox.Endpoints = &endpoints
 	}
 	return sandbox, nil

@@ -2,9 +2,14 @@ package main
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"net/url"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -18,6 +23,8 @@ import (
 // possible, most often only the situation that its check creates.
 type breach struct {
 	check string
+	// form tells several breaches of one check apart. It may be empty.
+	form string
 	// does describes, for people, what the plugin then does.
 	does string
 	// method and effect are for breaches in calls.
@@ -26,6 +33,9 @@ type breach struct {
 	// early is for breaches outside of calls: see breaches_process.go.
 	early func(*early)
 }
+
+// name is how configurations name the breach: GROUP/NAME, or GROUP/NAME:FORM.
+func (b breach) name() string { return strings.TrimSuffix(b.check+":"+b.form, ":") }
 
 // instead replaces the honest call. answer can still make that call.
 func instead[Request, Reply any](
@@ -97,11 +107,73 @@ func probes(change func(req *provider.PingRequest)) effect {
 // otherCode replaces the code of errors with code right.
 func otherCode(method string, right, wrong provider.Code) effect {
 	return effect{failed: func(_ context.Context, c *call, err error) error {
-		if c.method == method && provider.CodeOf(err) == right {
+		if c.method == method && provider.CodeOf(err) == right && !strings.Contains(err.Error(), "the cloud answers") {
 			return provider.Errorf(wrong, "mock: told to answer so instead of: %v", err)
 		}
 		return err
 	}}
+}
+
+// cloudSays changes what a call makes of a status with which the cloud answers. An error of nil is success.
+func cloudSays(status int, change func(c *call, err error) error) effect {
+	return effect{failed: func(_ context.Context, c *call, err error) error {
+		if err.Error() == doorSays(status) {
+			return change(c, err)
+		}
+		return err
+	}}
+}
+
+func code(wrong provider.Code) func(*call, error) error {
+	return func(_ *call, err error) error {
+		return provider.Errorf(wrong, "mock: told to answer so instead of: %v", err)
+	}
+}
+
+func success(*call, error) error { return nil }
+
+// trusting makes calls not look whose sandbox it is that they name: they take the caller for its owner, or the session of the
+// call for its session.
+func trusting[Request any](
+	owner, session func(*Request) *string, id func(Request) string, honest func(context.Context, *cloud, Request) (any, error),
+) effect {
+	return before(func(ctx context.Context, c *call) error {
+		q := c.request.(Request)
+		err := c.faulty.cloud.store.do(ctx, func(w *world) error {
+			s := w.Sandboxes[id(q)]
+			switch {
+			case s == nil:
+			case owner != nil && *owner(&q) != s.Owner:
+				*owner(&q), c.answered = s.Owner, true
+			case session != nil && *session(&q) != s.Session:
+				*session(&q), c.answered = s.Session, true
+			}
+			return nil
+		})
+		if err != nil || !c.answered {
+			return err
+		}
+		reply, err := honest(ctx, c.faulty.cloud, q)
+		switch to := c.reply.(type) {
+		case *provider.Endpoints:
+			*to, _ = reply.(provider.Endpoints)
+		case *provider.PingResult:
+			*to, _ = reply.(provider.PingResult)
+		case *time.Time:
+			*to, _ = reply.(time.Time)
+		case *[]string:
+			*to, _ = reply.([]string)
+		}
+		return err
+	})
+}
+
+func startAnyway(ctx context.Context, c *cloud, q provider.StartServerRequest) (any, error) {
+	return c.StartServer(ctx, q)
+}
+
+func pingAnyway(ctx context.Context, c *cloud, q provider.PingRequest) (any, error) {
+	return c.Ping(ctx, q)
 }
 
 // hadSandbox reports whether a session ever had a sandbox, and whether it has one now.
@@ -125,12 +197,18 @@ type memory struct {
 	own      map[string]bool
 	broken   map[string]bool
 	waiting  map[string]int
+	// pinged counts the Pings of sandboxes, and stale are those whose listing lags.
+	pinged map[string]int
+	stale  map[string]bool
 	// interrupted is set when a Ping was cut off.
 	interrupted bool
+	// creating is held by a Create.
+	creating sync.Mutex
 }
 
 func newMemory() *memory {
-	return &memory{sessions: map[string]int{}, own: map[string]bool{}, broken: map[string]bool{}, waiting: map[string]int{}}
+	return &memory{sessions: map[string]int{}, own: map[string]bool{}, broken: map[string]bool{}, waiting: map[string]int{},
+		pinged: map[string]int{}, stale: map[string]bool{}}
 }
 
 // cutOff reports whether ctx ended for this cause. ctx's error is unreliable, because at the deadline the caller's
@@ -150,6 +228,10 @@ var callBreaches = []breach{
 
 	{check: "create/answer", does: "Create answers with another owner", method: "create",
 		effect: made(func(s *provider.Sandbox) { s.Owner = "somebody" })},
+	{check: "create/answer", form: "attempt", does: "Create answers with an attempt of its own", method: "create",
+		effect: made(func(s *provider.Sandbox) { s.Attempt = "some-attempt" })},
+	{check: "create/labels", form: "attempt", does: "List makes attempts up", method: "list",
+		effect: listed(func(s *provider.Sandbox) { s.Attempt = "some-attempt" })},
 	{check: "create/labels", does: "List leaves the labels out", method: "list",
 		effect: listed(func(s *provider.Sandbox) { s.Labels = nil })},
 	{check: "create/lifetime", does: "sandboxes never end", method: "create",
@@ -158,6 +240,11 @@ var callBreaches = []breach{
 		effect: made(func(s *provider.Sandbox) { s.Origin = provider.OriginCreated })},
 	{check: "create/once-at-once", does: "concurrent Creates for one session do not see each other", method: "create",
 		effect: onCreate(createTwice)},
+	{check: "create/once-across", does: "Create does not see what another process has just made", method: "create", effect: onCreate(createUnseen)},
+	{check: "create/names", does: "long names of sessions are cut and lower-cased", method: "create", effect: onCreate(createCut)},
+	{check: "create/lost-answer", does: "Create gives up when the cloud's answer gets lost", method: "configure",
+		effect: before(func(_ context.Context, c *call) error { c.faulty.cloud.forgets = true; return nil })},
+	{check: "create/lifetime-ends", does: "short lifetimes are reported, and not armed", method: "create", effect: onCreate(createUnarmed)},
 	{check: "create/adopts", does: "only the process that made a sandbox finds it", method: "any", effect: ownOnly},
 	{check: "create/owners", does: "List shows an owner the sandbox that another owner has for the same session", method: "list",
 		effect: after(listNeighbours)},
@@ -172,8 +259,19 @@ var callBreaches = []breach{
 		}}},
 	{check: "attach/creates-nothing", does: "Attach makes a sandbox where there is none, and says not found", method: "attach",
 		effect: onAttach(attachAndCreate)},
-	{check: "attach/running", does: "Attach claims to have woken a sandbox that runs", method: "attach",
-		effect: made(func(s *provider.Sandbox) { s.Origin = provider.OriginWoken })},
+	{check: "attach/running", does: "Attach without an id claims to have woken a sandbox that runs", method: "attach",
+		effect: after(func(_ context.Context, c *call) error {
+			if c.request.(provider.AttachRequest).SandboxID == "" {
+				c.reply.(*provider.Sandbox).Origin = provider.OriginWoken
+			}
+			return nil
+		})},
+	{check: "attach/endpoints", does: "Attach does not say where the server is", method: "attach",
+		effect: made(func(s *provider.Sandbox) { s.Endpoints = nil })},
+	{check: "attach/endpoints", form: "other-process", does: "Attach says where the server is only if this process started it", method: "any", effect: ownEndpoints},
+	{check: "attach/endpoints", form: "no-headers", does: "Attach leaves out the headers", method: "attach",
+		effect: made(func(s *provider.Sandbox) { s.Endpoints.Server.Headers = nil })},
+	{check: "attach/keeps-life", does: "Attach arms the lifetime anew, also nearer", method: "attach", effect: after(shorten)},
 	{check: "attach/wakes", does: "Attach hides that it woke a sandbox", method: "attach",
 		effect: made(func(s *provider.Sandbox) { s.Origin = provider.OriginAttached })},
 	{check: "attach/gone", does: "Attach to a destroyed sandbox fails with another error than not found", method: "attach",
@@ -185,14 +283,52 @@ var callBreaches = []breach{
 			return err
 		}}},
 	{check: "attach/foreign", does: "Attach gives out another owner's sandbox", method: "attach", effect: onAttach(attachForeign)},
+	{check: "attach/other-session", does: "Attach gives out the sandbox of another session", method: "attach", effect: onAttach(attachOtherSession)},
 	{check: "attach/denied", does: "Attach takes wrong credentials for not found", method: "attach",
 		effect: otherCode("attach", provider.CodeDenied, provider.CodeNotFound)},
 	{check: "attach/unreachable", does: "Attach takes an unreachable cloud for not found", method: "attach",
 		effect: otherCode("attach", provider.CodeUnreachable, provider.CodeNotFound)},
 
+	{check: "cloud/attach", form: "500", does: "Attach takes the cloud's 500 for not found", method: "attach",
+		effect: cloudSays(500, code(provider.CodeNotFound))},
+	{check: "cloud/attach", form: "403", does: "Attach takes the cloud's 403 for not found", method: "attach",
+		effect: cloudSays(403, code(provider.CodeNotFound))},
+	{check: "cloud/attach", form: "429", does: "Attach takes the cloud's 429 for not found", method: "attach",
+		effect: cloudSays(429, code(provider.CodeNotFound))},
+	{check: "cloud/attach", form: "garbage", does: "Attach takes a page that is not the API's for not found", method: "attach",
+		effect: cloudSays(200, code(provider.CodeNotFound))},
+	{check: "cloud/attach", form: "429-denied", does: "Attach takes the cloud's 429 for a refusal", method: "attach",
+		effect: cloudSays(429, code(provider.CodeDenied))},
+	{check: "cloud/retry-after", does: "a rate limit's error does not say how long to wait", method: "attach",
+		effect: cloudSays(429, func(_ *call, err error) error {
+			e := *provider.AsError(err)
+			e.RetryAfter = 0
+			return &e
+		})},
+	{check: "cloud/list", form: "500", does: "List is empty when the cloud answers 500", method: "list", effect: cloudSays(500, success)},
+	{check: "cloud/list", form: "garbage", does: "List is empty when the cloud answers with a page", method: "list", effect: cloudSays(200, success)},
+	{check: "cloud/destroy", form: "403", does: "Destroy takes the cloud's 403 for gone", method: "destroy", effect: cloudSays(403, success)},
+	{check: "cloud/destroy", form: "500", does: "Destroy takes the cloud's 500 for gone", method: "destroy", effect: cloudSays(500, success)},
+	{check: "cloud/start", does: "StartServer takes the cloud's 500 for not found", method: "start",
+		effect: cloudSays(500, code(provider.CodeNotFound))},
+	{check: "cloud/ping", form: "500", does: "Ping takes the cloud's 500 for gone", method: "ping", effect: cloudSays(500, gone)},
+	{check: "cloud/ping", form: "403", does: "Ping takes the cloud's 403 for gone", method: "ping", effect: cloudSays(403, gone)},
+
 	{check: "start/endpoint", does: "StartServer gives a URL at which nothing listens", method: "any", effect: deadEndpoint},
 	{check: "start/private", does: "URLs open without their headers", method: "configure",
 		effect: before(func(_ context.Context, c *call) error { c.faulty.cloud.public = true; return nil })},
+	{check: "start/private", form: "no-headers", does: "the server's URL is public and asks for no headers", method: "any",
+		effect: headerless(func(c *cloud, endpoints *provider.Endpoints) { c.public, endpoints.Server.Headers = true, nil })},
+	{check: "start/extra-private", does: "extra ports open without their headers", method: "configure",
+		effect: before(func(_ context.Context, c *call) error { c.faulty.cloud.publicExtra = true; return nil })},
+	{check: "start/extra-private", form: "no-headers", does: "extra ports are public and ask for no headers", method: "any",
+		effect: headerless(func(c *cloud, endpoints *provider.Endpoints) {
+			c.publicExtra = true
+			for name, endpoint := range endpoints.Extra {
+				endpoint.Headers = nil
+				endpoints.Extra[name] = endpoint
+			}
+		})},
 	{check: "start/extra-ports", does: "StartServer gives the server's endpoint for every extra port", method: "start",
 		effect: after(func(_ context.Context, c *call) error {
 			endpoints := c.reply.(*provider.Endpoints)
@@ -209,7 +345,32 @@ var callBreaches = []breach{
 			}
 			return honest(ctx, q)
 		})},
-	{check: "start/once", does: "StartServer replaces a server that runs", method: "start", effect: before(dropServer)},
+	{check: "start/environment", does: "a shell reads the variables of the server once more", method: "start",
+		effect: onStart(func(ctx context.Context, _ *faulty, q provider.StartServerRequest, honest starts) (provider.Endpoints, error) {
+			q.Server.Env = maps.Clone(q.Server.Env)
+			for name, value := range q.Server.Env {
+				q.Server.Env[name] = os.Expand(value, func(string) string { return "" })
+			}
+			return honest(ctx, q)
+		})},
+	{check: "start/environment", form: "words", does: "a shell splits the words of the command", method: "start",
+		effect: onStart(func(ctx context.Context, _ *faulty, q provider.StartServerRequest, honest starts) (provider.Endpoints, error) {
+			q.Server.Command = slices.Clone(q.Server.Command)
+			for i, word := range q.Server.Command {
+				if i > 2 {
+					q.Server.Command[i] = strings.Join(strings.Fields(word), " ")
+				}
+			}
+			return honest(ctx, q)
+		})},
+	{check: "start/once", does: "StartServer replaces a server that runs", method: "start", effect: before(dropSame)},
+	{check: "start/changed", does: "StartServer with another command replaces the server", method: "start", effect: before(dropOther)},
+	{check: "start/foreign", does: "StartServer does not look whose sandbox it is", method: "start",
+		effect: trusting(func(q *provider.StartServerRequest) *string { return &q.Owner }, nil,
+			func(q provider.StartServerRequest) string { return q.SandboxID }, startAnyway)},
+	{check: "start/other-session", does: "StartServer does not look which session's sandbox it is", method: "start",
+		effect: trusting(nil, func(q *provider.StartServerRequest) *string { return &q.Session },
+			func(q provider.StartServerRequest) string { return q.SandboxID }, startAnyway)},
 	{check: "start/dies-at-once", does: "a server that died at once is forgotten", method: "start", effect: after(forgetDead)},
 	{check: "start/last-words", does: "Ping does not report why a server ended", method: "ping",
 		effect: after(func(_ context.Context, c *call) error {
@@ -237,6 +398,20 @@ var callBreaches = []breach{
 			}
 			return nil
 		})},
+	{check: "ping/early", does: "the first Ping says gone, because the listing lags", method: "ping", effect: after(goneAtFirst)},
+	{check: "ping/foreign", does: "Ping does not look whose sandbox it is", method: "ping",
+		effect: trusting(func(q *provider.PingRequest) *string { return &q.Owner }, nil,
+			func(q provider.PingRequest) string { return q.SandboxID }, pingAnyway)},
+	{check: "ping/other-session", does: "Ping does not look which session's sandbox it is", method: "ping",
+		effect: trusting(nil, func(q *provider.PingRequest) *string { return &q.Session },
+			func(q provider.PingRequest) string { return q.SandboxID }, pingAnyway)},
+	{check: "ping/json-fields", form: "numbers", does: "Ping compares text only", method: "ping", effect: probes(func(q *provider.PingRequest) {
+		for name, value := range q.Health.JSONFields {
+			if strings.Trim(value, "0123456789") == "" {
+				q.Health.JSONFields = map[string]string{name: `"` + value + `"`}
+			}
+		}
+	})},
 	{check: "ping/json-fields", does: "Ping does not read the answer", method: "ping",
 		effect: probes(func(q *provider.PingRequest) { q.Health.JSONFields = nil })},
 	{check: "ping/paths", does: "Ping asks the first path only", method: "ping",
@@ -258,7 +433,7 @@ var callBreaches = []breach{
 	{check: "ping/denied", does: "Ping goes on waiting when it is refused", method: "ping",
 		effect: after(func(_ context.Context, c *call) error {
 			result := c.reply.(*provider.PingResult)
-			if result.Status == provider.PingDenied && !strings.Contains(result.Reason, "redirected") {
+			if result.Status == provider.PingDenied && (strings.Contains(result.Reason, ": 401") || strings.Contains(result.Reason, ": 403")) {
 				result.Status = provider.PingNotYet
 			}
 			return nil
@@ -276,6 +451,7 @@ var callBreaches = []breach{
 	{check: "ping/stopped", does: "Ping does not notice that the sandbox is suspended", method: "ping",
 		effect: answers(provider.PingNotYet, provider.PingStopped)},
 	{check: "ping/wakes-nothing", does: "Ping wakes a suspended sandbox", method: "ping", effect: after(wakeAfterPing)},
+	{check: "ping/wakes-nothing", form: "lag", does: "Ping wakes a suspended sandbox, and the listing lags", method: "any", effect: wakeUnseen},
 	{check: "ping/gone", does: "Ping does not notice that the sandbox is gone", method: "ping",
 		effect: answers(provider.PingNotYet, provider.PingGone)},
 
@@ -296,6 +472,35 @@ var callBreaches = []breach{
 				return nil
 			})
 		})},
+	{check: "housekeeping/renew-foreign", does: "Renew does not look whose sandbox it is", method: "renew",
+		effect: trusting(func(q *provider.RenewRequest) *string { return &q.Owner }, nil,
+			func(q provider.RenewRequest) string { return q.SandboxID },
+			func(ctx context.Context, c *cloud, q provider.RenewRequest) (any, error) { return c.Renew(ctx, q) })},
+	{check: "housekeeping/suspend-foreign", does: "Suspend does not look whose sandbox it is", method: "suspend",
+		effect: trusting(func(q *provider.SandboxRef) *string { return &q.Owner }, nil,
+			func(q provider.SandboxRef) string { return q.SandboxID },
+			func(ctx context.Context, c *cloud, q provider.SandboxRef) (any, error) { return nil, c.Suspend(ctx, q) })},
+	{check: "housekeeping/suspend-foreign", form: "refused", does: "Suspend refuses another owner's sandbox after suspending it", method: "suspend",
+		effect: before(func(ctx context.Context, c *call) error {
+			return c.faulty.cloud.store.do(ctx, func(w *world) error {
+				if s := w.Sandboxes[c.request.(provider.SandboxRef).SandboxID]; s != nil && s.Owner != c.request.(provider.SandboxRef).Owner {
+					s.Suspended, s.Server = true, nil
+				}
+				return nil
+			})
+		})},
+	{check: "housekeeping/logs-foreign", does: "Logs does not look whose sandbox it is", method: "logs",
+		effect: trusting(func(q *provider.LogsRequest) *string { return &q.Owner }, nil,
+			func(q provider.LogsRequest) string { return q.SandboxID },
+			func(ctx context.Context, c *cloud, q provider.LogsRequest) (any, error) { return c.Logs(ctx, q) })},
+	{check: "housekeeping/list-session", does: "List ignores the session", method: "list",
+		effect: before(func(ctx context.Context, c *call) error {
+			q := c.request.(provider.ListRequest)
+			q.Session, c.answered = "", true
+			all, err := c.faulty.cloud.List(ctx, q)
+			*c.reply.(*[]provider.Sandbox) = all
+			return err
+		})},
 	{check: "housekeeping/list-after-destroy", does: "List of a session shows sandboxes that were destroyed", method: "list",
 		effect: after(listTombstones)},
 	{check: "housekeeping/list-complete", does: "List gives the first page only", method: "list",
@@ -307,6 +512,8 @@ var callBreaches = []breach{
 		})},
 	{check: "housekeeping/renew", does: "Renew counts from nothing", method: "renew",
 		effect: after(func(_ context.Context, c *call) error { *c.reply.(*time.Time) = time.Now(); return nil })},
+	{check: "housekeeping/renew-holds", does: "Renew answers with an end, and does not arm it", method: "renew", effect: before(renewUnarmed)},
+	{check: "housekeeping/renew-ends", does: "Renew disarms the end of a life", method: "renew", effect: after(disarm)},
 	{check: "housekeeping/suspend", does: "List shows suspended sandboxes as running", method: "list",
 		effect: listed(func(s *provider.Sandbox) { s.State = provider.StateRunning })},
 	{check: "housekeeping/suspend-twice", does: "Suspend fails when the sandbox is suspended", method: "suspend",
@@ -322,6 +529,14 @@ var callBreaches = []breach{
 	{check: "housekeeping/logs", does: "Logs gives the newest line first", method: "logs",
 		effect: after(func(_ context.Context, c *call) error { slices.Reverse(*c.reply.(*[]string)); return nil })},
 
+	{check: "housekeeping/logs", form: "limit", does: "Logs gives every line", method: "logs",
+		effect: before(func(ctx context.Context, c *call) error {
+			q := c.request.(provider.LogsRequest)
+			q.Lines, c.answered = 1000, true
+			all, err := c.faulty.cloud.Logs(ctx, q)
+			*c.reply.(*[]string) = all
+			return err
+		})},
 	{check: "cancel/create", does: "a Create that is cancelled goes on", method: "create",
 		effect: onCreate(createAfter(context.Canceled))},
 	{check: "cancel/create-deadline", does: "a Create whose deadline passes goes on", method: "create",
@@ -341,6 +556,8 @@ var callBreaches = []breach{
 	{check: "robust/many-calls", does: "Attach fails when it is called often", method: "attach", effect: before(tooManyAttaches)},
 	{check: "robust/side-by-side", does: "only 16 Pings of one URL run at a time", method: "ping", effect: onPing(pingInTurn)},
 
+	{check: "end/endpoint-lasts", does: "an endpoint's token expires, and nothing says so", method: "configure",
+		effect: before(func(_ context.Context, c *call) error { c.faulty.cloud.tokenLife = 1500 * time.Millisecond; return nil })},
 	{check: "end/nothing-left", does: "Destroy does nothing for sessions that two owners have", method: "destroy", effect: before(destroyNothing)},
 	{check: "end/silent", does: "Ping prints to standard output", method: "ping",
 		effect: before(func(_ context.Context, c *call) error { fmt.Fprintln(c.faulty.stdout, "mock: pinging"); return nil })},
@@ -359,7 +576,227 @@ var callBreaches = []breach{
 			e.Message += ", with the key " + c.faulty.cloud.config.APIKey
 			return &e
 		}}},
+	{check: "secrets/errors", form: "base64", does: "errors of Attach quote the header of basic authentication", method: "attach",
+		effect: effect{failed: func(_ context.Context, c *call, err error) error {
+			e := *provider.AsError(err)
+			e.Message += ", with Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte("api:"+c.faulty.cloud.config.APIKey))
+			return &e
+		}}},
 	{check: "secrets/stderr", does: "StartServer writes api_key to standard error", method: "start", effect: before(leakSecret)},
+	{check: "secrets/stderr", form: "base64", does: "StartServer writes the header of basic authentication to standard error", method: "start",
+		effect: leaks(func(key string) string { return base64.StdEncoding.EncodeToString([]byte("api:" + key)) })},
+	{check: "secrets/stderr", form: "hex", does: "StartServer writes api_key to standard error, in hex", method: "start",
+		effect: leaks(func(key string) string { return hex.EncodeToString([]byte(key)) })},
+	{check: "secrets/stderr", form: "url", does: "StartServer writes a URL with api_key to standard error", method: "start",
+		effect: leaks(func(key string) string { return "https://mock.invalid/?api_key=" + url.QueryEscape(key) })},
+}
+
+// leaks writes a form of the key to standard error.
+func leaks(form func(key string) string) effect {
+	return before(func(_ context.Context, c *call) error {
+		fmt.Fprintf(c.faulty.stderr, "mock: calling the cloud with %s\n", form(c.faulty.cloud.config.APIKey))
+		return nil
+	})
+}
+
+func gone(c *call, _ error) error {
+	*c.reply.(*provider.PingResult) = provider.PingResult{Status: provider.PingGone, Reason: "mock: told to say so"}
+	return nil
+}
+
+// headerless takes headers out of answers, and opens what they opened.
+func headerless(without func(*cloud, *provider.Endpoints)) effect {
+	return after(func(_ context.Context, c *call) error {
+		switch reply := c.reply.(type) {
+		case *provider.Endpoints:
+			without(c.faulty.cloud, reply)
+		case *provider.Sandbox:
+			if reply.Endpoints != nil {
+				without(c.faulty.cloud, reply.Endpoints)
+			}
+		}
+		return nil
+	})
+}
+
+// createUnseen makes a sandbox of its own for a session that has one which another process has just made.
+func createUnseen(ctx context.Context, f *faulty, q provider.CreateRequest, honest creates) (provider.Sandbox, error) {
+	const blind = 10 * time.Second
+	m := f.memory
+	m.creating.Lock() // within this process Creates do see each other
+	defer m.creating.Unlock()
+	session := q.Session
+	s, err := honest(ctx, q)
+	if err == nil && s.Origin == provider.OriginAttached && !m.own[s.ID] && time.Since(s.CreatedAt) < blind {
+		q.Session += "-unseen"
+		s, err = honest(ctx, q)
+		s.Session = session
+	}
+	if s.Origin == provider.OriginCreated {
+		m.own[s.ID] = true
+	}
+	return s, err
+}
+
+// createCut takes sessions for one that differ in case only.
+func createCut(ctx context.Context, f *faulty, q provider.CreateRequest, honest creates) (provider.Sandbox, error) {
+	session := q.Session
+	err := f.cloud.store.do(ctx, func(w *world) error {
+		for _, s := range w.Sandboxes {
+			if s.Owner == q.Owner && s.liveAt(time.Now()) && strings.EqualFold(s.Session, q.Session) {
+				q.Session = s.Session
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return provider.Sandbox{}, err
+	}
+	s, err := honest(ctx, q)
+	s.Session = session
+	return s, err
+}
+
+func createUnarmed(ctx context.Context, _ *faulty, q provider.CreateRequest, honest creates) (provider.Sandbox, error) {
+	asked := q.Lifetime
+	if asked < time.Minute {
+		q.Lifetime = time.Hour
+	}
+	s, err := honest(ctx, q)
+	if asked < time.Minute {
+		s.ExpiresAt = time.Now().Add(asked)
+	}
+	return s, err
+}
+
+// ownEndpoints lets a process attach with endpoints only to sandboxes whose server it has started.
+var ownEndpoints = effect{after: func(_ context.Context, c *call) error {
+	m := c.faulty.memory
+	m.mutex.Lock()
+	defer m.mutex.Unlock()
+	switch q := c.request.(type) {
+	case provider.StartServerRequest:
+		m.own[q.SandboxID] = true
+	case provider.AttachRequest:
+		if s := c.reply.(*provider.Sandbox); !m.own[s.ID] {
+			s.Endpoints = nil
+		}
+	}
+	return nil
+}}
+
+// shorten moves the end of a life nearer in an Attach for a minute.
+func shorten(ctx context.Context, c *call) error {
+	q, found := c.request.(provider.AttachRequest), c.reply.(*provider.Sandbox)
+	if q.Lifetime > time.Minute {
+		return nil
+	}
+	return c.faulty.cloud.store.do(ctx, func(w *world) error {
+		s := w.Sandboxes[found.ID]
+		s.ExpiresAt = endOfLife(time.Now(), q.Lifetime)
+		found.ExpiresAt = s.ExpiresAt
+		return nil
+	})
+}
+
+func attachOtherSession(ctx context.Context, f *faulty, q provider.AttachRequest, honest attaches) (provider.Sandbox, error) {
+	found, err := honest(ctx, q)
+	if provider.CodeOf(err) != provider.CodeConflict {
+		return found, err
+	}
+	failed := err
+	err = f.cloud.store.do(ctx, func(w *world) error {
+		s := w.Sandboxes[q.SandboxID]
+		if s.Owner != q.Owner {
+			return failed
+		}
+		found = f.cloud.describe(s)
+		found.Session, found.Origin = q.Session, provider.OriginAttached
+		return nil
+	})
+	return found, err
+}
+
+// dropOther ends the server when another command is asked for, and dropSame unless one is.
+func dropOther(ctx context.Context, c *call) error {
+	if !asksForOther(c) {
+		return nil
+	}
+	return dropServer(ctx, c)
+}
+
+func dropSame(ctx context.Context, c *call) error {
+	if asksForOther(c) {
+		return nil
+	}
+	return dropServer(ctx, c)
+}
+
+func asksForOther(c *call) bool {
+	return strings.Contains(strings.Join(c.request.(provider.StartServerRequest).Server.Command, " "), "process changed")
+}
+
+// goneAtFirst makes the first Ping of a server that is on its way say that the sandbox is gone.
+func goneAtFirst(_ context.Context, c *call) error {
+	m, result := c.faulty.memory, c.reply.(*provider.PingResult)
+	m.mutex.Lock()
+	defer m.mutex.Unlock()
+	id := c.request.(provider.PingRequest).SandboxID
+	m.pinged[id]++
+	if m.pinged[id] == 1 && (result.Status == provider.PingAlive || result.Status == provider.PingNotYet) {
+		*result = provider.PingResult{Status: provider.PingGone, Reason: "mock: told that the listing lags"}
+	}
+	return nil
+}
+
+// wakeUnseen makes Ping wake a suspended sandbox, which is listed as suspended until somebody attaches to it.
+var wakeUnseen = effect{after: func(ctx context.Context, c *call) error {
+	m := c.faulty.memory
+	switch q := c.request.(type) {
+	case provider.PingRequest:
+		if c.reply.(*provider.PingResult).Status == provider.PingStopped {
+			m.mutex.Lock()
+			m.stale[q.SandboxID] = true
+			m.mutex.Unlock()
+		}
+		return wakeAfterPing(ctx, c)
+	case provider.AttachRequest:
+		m.mutex.Lock()
+		defer m.mutex.Unlock()
+		delete(m.stale, c.reply.(*provider.Sandbox).ID)
+	case provider.ListRequest:
+		m.mutex.Lock()
+		defer m.mutex.Unlock()
+		for i, s := range *c.reply.(*[]provider.Sandbox) {
+			if m.stale[s.ID] {
+				(*c.reply.(*[]provider.Sandbox))[i].State = provider.StateSuspended
+			}
+		}
+	}
+	return nil
+}}
+
+// renewUnarmed answers for a life that is about to end as if it were prolonged.
+func renewUnarmed(ctx context.Context, c *call) error {
+	q := c.request.(provider.RenewRequest)
+	return c.faulty.cloud.store.do(ctx, func(w *world) error {
+		s, err := w.find(time.Now(), q.SandboxRef)
+		if err == nil && time.Until(s.ExpiresAt) < time.Minute {
+			*c.reply.(*time.Time), c.answered = endOfLife(time.Now(), q.Lifetime), true
+		}
+		return nil // the honest Renew reports it as well
+	})
+}
+
+// disarm keeps a sandbox alive that was renewed for a short time.
+func disarm(ctx context.Context, c *call) error {
+	q := c.request.(provider.RenewRequest)
+	return c.faulty.cloud.store.do(ctx, func(w *world) error {
+		if s := w.Sandboxes[q.SandboxID]; s != nil && q.Lifetime < time.Minute {
+			s.ExpiresAt = time.Now().Add(time.Hour)
+		}
+		return nil
+	})
 }
 
 // returnEndpoints makes StartServer succeed without a server.
@@ -470,7 +907,11 @@ func attachForeign(ctx context.Context, f *faulty, q provider.AttachRequest, hon
 	if provider.CodeOf(err) != provider.CodeConflict {
 		return found, err
 	}
+	failed := err
 	err = f.cloud.store.do(ctx, func(w *world) error {
+		if w.Sandboxes[q.SandboxID].Owner == q.Owner {
+			return failed
+		}
 		found = f.cloud.describe(w.Sandboxes[q.SandboxID])
 		found.Session, found.Origin = q.Session, provider.OriginAttached
 		return nil
@@ -627,14 +1068,14 @@ func destroyNothing(ctx context.Context, c *call) error {
 	})
 }
 
-// parseBreach finds a breach by the name of its check.
-func parseBreach(check string) (breach, error) {
+// parseBreach finds a breach by its name.
+func parseBreach(name string) (breach, error) {
 	var known []string
 	for _, b := range breaches {
-		if b.check == check {
+		if b.name() == name {
 			return b, nil
 		}
-		known = append(known, b.check)
+		known = append(known, b.name())
 	}
-	return breach{}, fmt.Errorf("there is no breach %q; there are %s", check, strings.Join(known, ", "))
+	return breach{}, fmt.Errorf("there is no breach %q; there are %s", name, strings.Join(known, ", "))
 }

@@ -24,8 +24,8 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// breachVariable contains the breaches outside of calls, which begin before there is a configuration: GROUP/NAME,
-// separated by commas.
+// breachVariable contains the breaches outside of calls, which begin before there is a configuration: their names, separated
+// by commas.
 const breachVariable = "MOCK_BREACHES"
 
 // early is what breaches outside of calls change before the plugin serves.
@@ -35,6 +35,8 @@ type early struct {
 	received []func(data []byte, m protoreflect.Message, err error) error
 	// close is called by Close, which waits for it.
 	close func(f *faulty)
+	// relay serves in place of the plugin.
+	relay *relay
 	// open is the other end of a standard input that does not end.
 	open *os.File
 }
@@ -77,6 +79,7 @@ var earlyBreaches = []breach{
 			}
 		}
 	}, method: "ping", effect: effect{failed: noteInterrupted, after: func(ctx context.Context, c *call) error { return noteInterrupted(ctx, c, nil) }}},
+	{check: "process/strange-client", does: "takes any client's certificate, and none", early: relayed(&relay{anyClient: true})},
 	{check: "describe/schema", does: "an attribute has no documentation", early: func(e *early) {
 		e.sent = append(e.sent, onMessage("Attribute", func(m protoreflect.Message) {
 			if name := m.Descriptor().Fields().ByName("name"); m.Get(name).String() == "size" {
@@ -104,6 +107,19 @@ var earlyBreaches = []breach{
 			list.Truncate(kept)
 		}))
 	}},
+	{check: "configure/required", does: "says that it requires an attribute, and does without", early: func(e *early) {
+		e.sent = append(e.sent, onMessage("Attribute", func(m protoreflect.Message) {
+			if name := m.Descriptor().Fields().ByName("name"); m.Get(name).String() == "serve" {
+				set(m, "required", protoreflect.ValueOfBool(true))
+			}
+		}))
+	}},
+	{check: "configure/once", does: "takes a second Configure", early: relayed(&relay{answers: func(method string, _ []byte, configured int) ([]byte, bool) {
+		return nil, method == configureMethod && configured > 0
+	}})},
+	{check: "configure/before-calls", does: "answers Ping before it is configured", early: relayed(&relay{answers: func(method string, request []byte, configured int) ([]byte, bool) {
+		return pingNotYet, method == pingMethod && configured == 0 && bytes.Contains(request, []byte("no-such-sandbox"))
+	}})},
 	{check: "configure/wrong-type", does: "ignores attributes of the wrong type", early: forgiving(func(oneOf bool) bool { return !oneOf })},
 	{check: "configure/one-of", does: "ignores values that are not allowed", early: forgiving(func(oneOf bool) bool { return oneOf })},
 	{check: "configure/not-json", does: "takes what is not JSON for an empty configuration", early: func(e *early) {
@@ -123,6 +139,10 @@ var earlyBreaches = []breach{
 			return nil
 		})
 	}},
+	{check: "robust/oversized", does: "takes requests of any size", early: relayed(&relay{limit: 1 << 30})},
+	{check: "robust/unknown-method", does: "answers calls that do not exist", early: relayed(&relay{answers: func(method string, _ []byte, _ int) ([]byte, bool) {
+		return nil, strings.Contains(method, "BerthCheck") || strings.Contains(method, "berth.check")
+	}})},
 	{check: "robust/large", does: "takes no requests of more than 4 MiB", early: func(e *early) {
 		const limit = 4 << 20
 		e.received = append(e.received, func(data []byte, _ protoreflect.Message, err error) error {
@@ -139,14 +159,17 @@ func launchBreaches(list string) error {
 	if list == "" {
 		return nil
 	}
-	for check := range strings.SplitSeq(list, ",") {
-		b, err := parseBreach(check)
+	for name := range strings.SplitSeq(list, ",") {
+		b, err := parseBreach(name)
 		if err != nil {
 			return fmt.Errorf("%s: %w", breachVariable, err)
 		}
 		if b.early != nil {
 			b.early(&now)
 		}
+	}
+	if now.relay != nil {
+		return now.relay.run()
 	}
 	if now.sent != nil || now.received != nil {
 		encoding.RegisterCodecV2(wire{encoding.GetCodecV2("proto")})

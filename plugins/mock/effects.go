@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"maps"
+	"net/url"
 	"os/exec"
 	"slices"
 	"strconv"
@@ -272,6 +274,8 @@ func makeFork(daemon bool) func([]string) (effect, error) {
 func leakSecret(_ context.Context, c *call) error {
 	key := c.faulty.cloud.config.APIKey
 	fmt.Fprintf(c.faulty.stderr, "mock: calling the cloud with api_key=%s\n", key)
-	c.faulty.log.Error("mock: request refused", "headers", map[string]string{"Authorization": "Bearer " + key})
+	c.faulty.log.Error("mock: request refused", "headers", map[string]string{"Authorization": "Bearer " + key},
+		"url", "https://mock.invalid/?key="+url.QueryEscape(key), "body", fmt.Sprintf("{%q: %+q}", "key", key),
+		"basic", []string{base64.StdEncoding.EncodeToString([]byte("mock:" + key))}, "cut", key[:len(key)*3/4]+"...")
 	return nil
 }

@@ -198,8 +198,8 @@ func open(ctx context.Context, config Config, log hclog.Logger) (*faulty, error)
 		}
 		f.faults = append(f.faults, fault)
 	}
-	for _, check := range config.Breaches {
-		breach, err := parseBreach(check)
+	for _, name := range config.Breaches {
+		breach, err := parseBreach(name)
 		if err != nil {
 			refused = append(refused, provider.FieldError{Field: "breaches", Message: err.Error()})
 		}

@@ -22,7 +22,11 @@ func main() {
 		fmt.Fprintln(processStderr, err)
 		os.Exit(2)
 	}
+	if now.relay != nil { // the child has served
+		return
+	}
 	provider.Serve(provider.Info{
 		Name: "mock", Version: "0.1.0", Summary: "Sandboxes that do not exist, and fail on request.",
+		EndpointHeaders: []string{tokenHeader},
 	}, open)
 }

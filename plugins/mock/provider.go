@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/berth-dev/berth/shared/provider"
@@ -33,7 +34,7 @@ type Config struct {
 	Quota         int           `berth:"quota" default:"0" doc:"How many sandboxes there may be at a time. 0 is no limit."`
 	Size          string        `berth:"size" default:"small" oneof:"small,medium,large" doc:"Only shows in a sandbox's detail."`
 	APIKey        string        `berth:"api_key,sensitive" env:"MOCK_API_KEY" doc:"The cloud belongs to the first key it is used with; another one is denied."`
-	APIURL        string        `berth:"api_url" default:"https://mock.invalid" doc:"Where the cloud is. It does not answer at any other address."`
+	APIURL        string        `berth:"api_url" default:"https://mock.invalid" doc:"Where the cloud is. At any other address it is asked over HTTP first, and must answer \"mock\"."`
 	Faults        []string      `berth:"faults" doc:"What goes wrong: METHOD[:N]=FAULT[:ARGUMENT...] each."`
 	Breaches      []string      `berth:"breaches" doc:"Which checks of the conformance suite fail: GROUP/NAME each."`
 }
@@ -48,8 +49,12 @@ type cloud struct {
 	client *http.Client
 	// web answers for every server of this process. It is nil with serve = "none".
 	web *web
-	// public makes web answer without a token.
-	public bool
+	// public makes web answer without a token at the server's port, publicExtra at extra ports.
+	public, publicExtra bool
+	// tokenLife, unless it is 0, is how long a token opens an endpoint after it was given out.
+	tokenLife time.Duration
+	// forgets makes Create not look for what it made when the cloud's answer got lost.
+	forgets bool
 }
 
 func newCloud(config Config) *cloud {
@@ -80,7 +85,7 @@ func (c *cloud) login() {
 		c.store.account = hex.EncodeToString(sum[:])
 	}
 	if url := c.config.APIURL; url != "" && url != defaultURL {
-		c.store.unreachable = url
+		c.store.door = &door{url: url, client: c.client}
 	}
 }
 
@@ -98,6 +103,7 @@ func (c *cloud) open(ctx context.Context) error {
 		url:    "http://" + listener.Addr().String(),
 		server: &http.Server{Handler: http.HandlerFunc(c.answer), ReadHeaderTimeout: 10 * time.Second},
 		done:   make(chan struct{}),
+		given:  map[string]time.Time{},
 	}
 	go func() {
 		defer close(c.web.done)
@@ -121,6 +127,10 @@ func (c *cloud) Create(ctx context.Context, req provider.CreateRequest) (made pr
 	if err := sleep(ctx, c.config.CreateLatency); err != nil {
 		return made, err
 	}
+	lost := c.store.order(ctx)
+	if lost != nil && !errors.Is(lost, errAnswerLost) {
+		return made, lost
+	}
 	err = c.store.do(ctx, func(w *world) error {
 		now := time.Now()
 		// Names are derived from owner and session, so a sandbox of that name is ours.
@@ -143,6 +153,9 @@ func (c *cloud) Create(ctx context.Context, req provider.CreateRequest) (made pr
 		made.Origin = provider.OriginCreated
 		return nil
 	})
+	if lost != nil && c.forgets {
+		return provider.Sandbox{}, lost
+	}
 	if err == nil && ctx.Err() != nil && made.Origin == provider.OriginCreated { // the caller never gets the answer
 		undo := c.Destroy(context.WithoutCancel(ctx), provider.SandboxRef{Owner: req.Owner, SandboxID: made.ID})
 		return provider.Sandbox{}, errors.Join(ctx.Err(), undo)
@@ -189,7 +202,9 @@ func (c *cloud) adopt(s *sandbox, now time.Time, lifetime time.Duration) provide
 	if s.Suspended {
 		origin = provider.OriginWoken
 		s.Suspended = false
-		s.ExpiresAt = endOfLife(now, lifetime)
+		if end := endOfLife(now, lifetime); end.IsZero() || !s.ExpiresAt.IsZero() && end.After(s.ExpiresAt) {
+			s.ExpiresAt = end
+		}
 	}
 	adopted := c.describe(s)
 	adopted.Origin = origin
@@ -203,7 +218,7 @@ func (c *cloud) StartServer(ctx context.Context, req provider.StartServerRequest
 	}
 	err := c.store.do(ctx, func(w *world) error {
 		now := time.Now()
-		s, err := w.find(now, provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
+		s, err := w.findOf(now, provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID}, req.Session)
 		if err != nil {
 			return err
 		}
@@ -247,7 +262,7 @@ func (c *cloud) Ping(ctx context.Context, req provider.PingRequest) (result prov
 	}
 	err = c.store.do(ctx, func(w *world) error {
 		now := time.Now()
-		s, err := w.find(now, provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
+		s, err := w.findOf(now, provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID}, req.Session)
 		if provider.CodeOf(err) == provider.CodeNotFound {
 			result = provider.PingResult{Status: provider.PingGone, Reason: err.Error()}
 			return nil
@@ -395,6 +410,7 @@ func (c *cloud) endpoints(s *sandbox, server provider.Server) provider.Endpoints
 	base := "http://mock.invalid/" + s.ID // a name that does not resolve
 	if c.web != nil {
 		base = c.web.url + "/" + s.ID
+		c.web.gaveOut(s.ID)
 	}
 	headers := map[string]string{tokenHeader: s.Token}
 	endpoints := provider.Endpoints{
@@ -412,11 +428,30 @@ type web struct {
 	url    string
 	server *http.Server
 	done   chan struct{}
+
+	mutex sync.Mutex
+	given map[string]time.Time // by sandbox: when its token was last given out
+}
+
+func (w *web) gaveOut(id string) {
+	w.mutex.Lock()
+	defer w.mutex.Unlock()
+	w.given[id] = time.Now()
+}
+
+func (w *web) sinceGiven(id string) time.Duration {
+	w.mutex.Lock()
+	defer w.mutex.Unlock()
+	return time.Since(w.given[id])
 }
 
 // answer answers for the server in the sandbox that the path's first element names.
 func (c *cloud) answer(w http.ResponseWriter, r *http.Request) {
-	id, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	id, path, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	public := c.public
+	if strings.HasPrefix(path, "extra/") {
+		public = c.publicExtra
+	}
 	status, body := http.StatusBadGateway, map[string]string{"status": "no server"}
 	err := c.store.do(r.Context(), func(world *world) error {
 		now := time.Now()
@@ -426,7 +461,9 @@ func (c *cloud) answer(w http.ResponseWriter, r *http.Request) {
 		}
 		token := r.Header.Get(tokenHeader)
 		switch result := health(s, now); {
-		case !c.public && subtle.ConstantTimeCompare([]byte(token), []byte(s.Token)) != 1:
+		case c.tokenLife > 0 && s.Server != nil && s.Server.Lines == nil && c.web.sinceGiven(id) > c.tokenLife:
+			status, body = http.StatusUnauthorized, map[string]string{"status": tokenHeader + " has expired"}
+		case !public && subtle.ConstantTimeCompare([]byte(token), []byte(s.Token)) != 1:
 			status, body = http.StatusUnauthorized, map[string]string{"status": tokenHeader + " is missing or wrong"}
 		case result.Status == provider.PingAlive:
 			status, body = http.StatusOK, map[string]string{"status": "ok"}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"sync"
 	"syscall"
@@ -112,6 +113,15 @@ func (w *world) find(now time.Time, ref provider.SandboxRef) (*sandbox, error) {
 	return s, nil
 }
 
+// findOf is find for a call that may name the session too. It refuses the sandbox of another one.
+func (w *world) findOf(now time.Time, ref provider.SandboxRef, session string) (*sandbox, error) {
+	s, err := w.find(now, ref)
+	if err == nil && session != "" && s.Session != session {
+		return nil, foreign(ref.SandboxID)
+	}
+	return s, err
+}
+
 func foreign(id string) error {
 	err := provider.Errorf(provider.CodeConflict, "sandbox %s belongs to another owner", id)
 	err.SandboxID = id
@@ -149,8 +159,10 @@ func (w *world) removeExpired(now time.Time) {
 type store struct {
 	// path is empty for memory.
 	path string
-	// account is a hash of the key in use, and unreachable the wrong address in use. Both may be empty.
-	account, unreachable string
+	// account is a hash of the key in use. It may be empty.
+	account string
+	// door is asked before anything else, unless it is nil.
+	door *door
 
 	mutex     sync.Mutex
 	world     world
@@ -161,13 +173,9 @@ func newWorld() world {
 	return world{Sandboxes: map[string]*sandbox{}, Names: map[string]string{}, Calls: map[string]int{}}
 }
 
-// admit returns an error for a wrong address or a wrong key.
+// admit returns an error for a wrong key.
 func (s *store) admit(w *world) error {
 	switch {
-	case s.unreachable != "":
-		err := provider.Errorf(provider.CodeUnreachable, "the cloud does not answer at %s", s.unreachable)
-		err.Retryable = true
-		return err
 	case s.account == "":
 		return nil
 	case w.Account == "":
@@ -180,8 +188,11 @@ func (s *store) admit(w *world) error {
 
 func newStore(path string) *store { return &store{path: path, world: newWorld()} }
 
-// do calls f with exclusive access to the world, if this process is admitted.
+// do calls f with exclusive access to the world, if the cloud answers and this process is admitted.
 func (s *store) do(ctx context.Context, f func(w *world) error) error {
+	if err := s.door.ask(ctx, http.MethodGet); err != nil {
+		return err
+	}
 	return s.doAnyway(ctx, func(w *world) error {
 		if err := s.admit(w); err != nil {
 			return err

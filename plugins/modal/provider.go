@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -176,6 +177,9 @@ func (*sandboxes) Wake(_ context.Context, s sandbox, _ time.Duration) (sandbox, 
 	return s, cloud.Gone(s.id, "nothing wakes a sandbox of Modal")
 }
 
+// connectToken is what can be the value of a cookie.
+var connectToken = regexp.MustCompile(`^[!#-+\--:<-\[\]-~]+$`)
+
 // Endpoints returns public tunnels if the configuration asks for them, and else URLs with a token each. A token opens one
 // port, which need not be declared when the sandbox is made.
 func (c *sandboxes) Endpoints(ctx context.Context, s sandbox, ports []int) (map[int]provider.Endpoint, error) {
@@ -196,10 +200,11 @@ func (c *sandboxes) Endpoints(ctx context.Context, s sandbox, ports []int) (map[
 		if err != nil {
 			return nil, err
 		}
-		if access.Token == "" { // without one the URL would have to be public
-			return nil, provider.Errorf(provider.CodeFailed, "the cloud gave no token for port %d", port)
+		if !connectToken.MatchString(access.Token) { // without one the URL would have to be public
+			return nil, provider.Errorf(provider.CodeFailed, "the cloud gave no usable token for port %d", port)
 		}
-		endpoints[port] = provider.Endpoint{URL: url, Headers: map[string]string{"Authorization": "Bearer " + access.Token}}
+		// Not Authorization, where the cloud takes it as well: that one belongs to the server behind it.
+		endpoints[port] = provider.Endpoint{URL: url, Headers: map[string]string{"Cookie": "_modal_connect_token=" + access.Token}}
 	}
 	return endpoints, nil
 }

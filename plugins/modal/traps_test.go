@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -304,10 +306,30 @@ func TestAConnectTokenOpensOnePort(t *testing.T) {
 	server := cloudtest.ActionServer()
 	server.ExtraPorts = map[string]int{"vnc": 9100}
 	endpoints := cloudtest.Start(t, d, cloudtest.Create(t, d, "s1"), server)
-	if endpoints.Extra["vnc"].Headers["Authorization"] == endpoints.Server.Headers["Authorization"] {
+	if token := endpoints.Server.Headers["Cookie"]; token == "" || endpoints.Extra["vnc"].Headers["Cookie"] == token {
 		t.Error("one token opens both ports")
 	}
 	if there := cloud.Sandboxes(); len(there[0].Ports) != 0 {
 		t.Errorf("tunnels to %v", there[0].Ports)
 	}
+}
+
+func TestAuthorizationAndCookiesAreTheServersOwn(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath("python3"); err != nil {
+		t.Skip("the server of this test is written in Python")
+	}
+	d := newProvider(t, newCloud(t, sim.Options{}), nil)
+	sandbox := cloudtest.Create(t, d, "s1")
+	answers := `import http.server, os
+class H(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        right = self.headers["Authorization"] == "Bearer the-servers-own-key" and "theme=dark" == self.headers["Cookie"]
+        self.send_response(200 if right else 401); self.end_headers(); self.wfile.write(b"""{"status": "ok"}""")
+http.server.HTTPServer(("127.0.0.1", int(os.environ["PORT"])), H).serve_forever()`
+	endpoints := cloudtest.Start(t, d, sandbox, provider.Server{Command: []string{"python3", "-c", answers}, Port: 8000})
+	keyed := maps.Clone(endpoints.Server.Headers)
+	keyed["Authorization"] = "Bearer the-servers-own-key"
+	keyed["Cookie"] += "; theme=dark"
+	cloudtest.AwaitAlive(t, d, sandbox, provider.Endpoints{Server: provider.Endpoint{URL: endpoints.Server.URL, Headers: keyed}})
 }

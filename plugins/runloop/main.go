@@ -4,5 +4,8 @@ package main
 import "github.com/berth-dev/berth/shared/provider"
 
 func main() {
-	provider.Serve(provider.Info{Name: "runloop", Version: "0.1.0", Summary: "Sandboxes as Runloop devboxes."}, open)
+	provider.Serve(provider.Info{
+		Name: "runloop", Version: "0.1.0", Summary: "Sandboxes as Runloop devboxes.",
+		EndpointHeaders: []string{"X-Runloop-Tunnel-Authorization"},
+	}, open)
 }

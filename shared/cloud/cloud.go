@@ -84,10 +84,11 @@ type Granter[B any] interface {
 	Grant(ctx context.Context, box B, ports []int) (map[int]int, error)
 }
 
-// Denier is a Cloud that may know why the way to a server refuses its headers.
+// Denier is a Cloud whose way to servers refuses headers for another reason, too, than that they are wrong: while it cannot
+// ask the cloud. That passes, and so does a refusal while the cloud cannot be asked about it.
 type Denier[B any] interface {
-	// Denied explains it in words, or returns "". It is asked seldom.
-	Denied(ctx context.Context, box B, endpoint provider.Endpoint) string
+	// Denied reports whether the headers are wrong, and explains it in words, which may be empty. It is asked seldom.
+	Denied(ctx context.Context, box B, endpoint provider.Endpoint) (wrong bool, why string)
 }
 
 // Options are what the kit must know of a cloud.
@@ -130,7 +131,7 @@ type Times struct {
 	// FirstLook is how soon after its start a server that does not answer is looked at. The pause then doubles, up to
 	// LookServer: one that died at once is found at once, and one that takes long to boot is left alone.
 	FirstLook time.Duration
-	// Patience is how long a server that this process has not started may not answer before anybody looks why.
+	// Patience is how long a server may not answer before the cloud is asked why.
 	Patience time.Duration
 	// LookServer and LookCloud are the least times between two looks at a server's process, and between two calls of the
 	// control API, for one sandbox whose server does not answer.

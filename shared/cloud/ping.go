@@ -15,31 +15,31 @@ type watch struct {
 	failing  time.Time // since when the server does not answer; zero before
 	server   time.Time // when its process was last looked at
 	cloud    time.Time // when the cloud was last asked about the sandbox
+	doubted  bool      // the server's refusal may pass, as was found then
+	silence  string    // what the last look at the process said of why it keeps silent, for the pings until the next one
 }
 
-// serverDue reports whether the server's process may be looked at now.
+// serverDue reports whether the server's process may be looked at now. One that this process has not started is looked at
+// as soon as it does not answer: whoever asks only once learns why.
 func (w watch) serverDue(now time.Time, t Times) bool {
 	gap := t.LookServer
-	switch {
-	case !w.launched.IsZero():
+	if !w.launched.IsZero() {
 		gap = min(gap, max(t.FirstLook, w.server.Sub(w.launched)))
 		if w.server.IsZero() {
 			return now.Sub(w.launched) >= gap
 		}
-	case w.failing.IsZero() || now.Sub(w.failing) < t.Patience:
-		return false
 	}
 	return now.Sub(w.server) >= gap
 }
 
-// cloudDue reports whether the cloud may be asked about the sandbox now. A server that refuses us is a reason at once:
-// one that boots does not do that.
-func (w watch) cloudDue(now time.Time, t Times, denied bool) bool {
+// cloudDue reports whether the cloud may be asked about the sandbox now. A reason to do so at once is that the server refuses
+// us or the sandbox cannot be looked into, which those that boot do not, or that this process knows nothing of it.
+func (w watch) cloudDue(now time.Time, t Times, reason bool) bool {
 	long := !w.failing.IsZero() && now.Sub(w.failing) >= t.Patience
-	return (long || denied) && now.Sub(w.cloud) >= t.LookCloud
+	return (long || reason) && now.Sub(w.cloud) >= t.LookCloud
 }
 
-// Ping is provider.Provider.Ping. Only a server that keeps silent makes it look at the server's process, and only if that
+// Ping is provider.Provider.Ping. Only a server that does not answer makes it look at the server's process, and only if that
 // cannot be done, or the server refuses us, does it ask the cloud, seldom.
 func (p *Provider[B]) Ping(ctx context.Context, req provider.PingRequest) (provider.PingResult, error) {
 	if ctx.Err() != nil {
@@ -81,14 +81,24 @@ func (p *Provider[B]) probeEndpoint(e provider.Endpoint) provider.Endpoint {
 func (p *Provider[B]) judge(ctx context.Context, req provider.PingRequest, result provider.PingResult) provider.PingResult {
 	denied := result.Status == provider.PingDenied
 	box, known := p.recall(provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
+	known = known && owned(p.cloud.Describe(box), req.Owner, req.Session) == nil
+	reason := denied || !known
 	if known && !denied && p.takeServerLook(req.SandboxID) {
-		if said, err := p.lookAtServer(ctx, box); err == nil {
-			p.changeWatch(req.SandboxID, func(w *watch) { w.cloud = time.Now() }) // a sandbox that runs scripts is there
+		said, err := p.lookAtServer(ctx, box)
+		if err == nil {
+			p.changeWatch(req.SandboxID, func(w *watch) {
+				w.cloud = time.Now() // a sandbox that runs scripts is there
+				w.silence = silenceOf(said)
+			})
 			return judgeServer(said, result)
 		}
+		reason = true
 	}
-	if !p.takeCloudLook(req.SandboxID, denied) {
-		return result
+	if !p.takeCloudLook(req.SandboxID, reason) {
+		if !denied {
+			p.changeWatch(req.SandboxID, func(w *watch) { result.Reason += w.silence })
+		}
+		return p.doubt(req.SandboxID, result)
 	}
 	box, verdict := p.judgeSandbox(ctx, req, result)
 	switch {
@@ -96,14 +106,27 @@ func (p *Provider[B]) judge(ctx context.Context, req provider.PingRequest, resul
 		return *verdict
 	case denied:
 		if denier, able := p.cloud.(Denier[B]); able {
-			if why := denier.Denied(ctx, box, req.Endpoint); why != "" {
+			wrong, why := denier.Denied(ctx, box, req.Endpoint)
+			if why != "" {
 				result.Reason += " (" + why + ")"
 			}
+			p.changeWatch(req.SandboxID, func(w *watch) { w.doubted = !wrong })
+			return p.doubt(req.SandboxID, result)
 		}
 	case !known: // another process started the server
 		if said, err := p.lookAtServer(ctx, box); err == nil {
 			return judgeServer(said, result)
 		}
+	}
+	return result
+}
+
+// doubt makes "not yet" of a refusal that may pass.
+func (p *Provider[B]) doubt(id string, result provider.PingResult) provider.PingResult {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	if w := p.watches[id]; w != nil && w.doubted && result.Status == provider.PingDenied {
+		result.Status = provider.PingNotYet
 	}
 	return result
 }
@@ -131,11 +154,15 @@ func (p *Provider[B]) judgeSandbox(ctx context.Context, req provider.PingRequest
 	}
 	if err != nil {
 		result.Reason += fmt.Sprintf(" (%v)", err)
+		if _, able := p.cloud.(Denier[B]); able {
+			p.changeWatch(req.SandboxID, func(w *watch) { w.doubted = true })
+			result = p.doubt(req.SandboxID, result)
+		}
 		return box, &result
 	}
 	s := p.cloud.Describe(box)
-	if owned(s, req.Owner, "") != nil {
-		return box, answer(provider.PingDenied, "the sandbox belongs to another owner")
+	if err := owned(s, req.Owner, req.Session); err != nil {
+		return box, answer(provider.PingDenied, "%v", err)
 	}
 	switch s.State {
 	case provider.StateRunning:
@@ -154,14 +181,25 @@ func (p *Provider[B]) judgeSandbox(ctx context.Context, req provider.PingRequest
 
 // judgeServer reads what a sandbox says of the server.
 func judgeServer(said report, result provider.PingResult) provider.PingResult {
-	switch said.state {
-	case "exited":
+	if said.state == "exited" {
 		e := said.exited("")
 		return provider.PingResult{Status: provider.PingExited, Reason: e.Message, ExitCode: e.ExitCode, LogTail: e.LogTail}
-	case "none":
-		result.Reason += " (no server was started)"
 	}
+	result.Reason += silenceOf(said)
 	return result
+}
+
+// silenceOf words why a server keeps silent, as far as a sandbox says.
+func silenceOf(said report) string {
+	switch {
+	case said.state == "none":
+		return " (no server was started)"
+	case said.state == "running" && said.silence == "nowhere":
+		return fmt.Sprintf(" (the server's process runs, but nothing listens on port %d yet)", said.port)
+	case said.state == "running" && said.silence == "ipv6":
+		return fmt.Sprintf(" (the server's process runs and listens on ::1 only: let it listen on 0.0.0.0, port %d)", said.port)
+	}
+	return ""
 }
 
 // noteLaunch notes that a server was started: how an earlier one failed counts no more.
@@ -191,13 +229,13 @@ func (p *Provider[B]) takeServerLook(id string) (take bool) {
 }
 
 // takeCloudLook is takeServerLook for a call of the cloud's API.
-func (p *Provider[B]) takeCloudLook(id string, denied bool) (take bool) {
+func (p *Provider[B]) takeCloudLook(id string, reason bool) (take bool) {
 	p.changeWatch(id, func(w *watch) {
 		now := time.Now()
 		if w.failing.IsZero() {
 			w.failing = now
 		}
-		if take = w.cloudDue(now, p.times, denied); take {
+		if take = w.cloudDue(now, p.times, reason); take {
 			w.cloud = now
 		}
 	})

@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
@@ -39,24 +39,16 @@ func NewClient(conn grpc.ClientConnInterface) *Client {
 func (c *Client) Describe(ctx context.Context) (Description, error) {
 	r, err := c.setup.Describe(ctx, &pb.DescribeRequest{})
 	if err != nil {
-		return Description{}, errorFromWire(err)
+		return Description{}, errorFromWire(ctx, "Describe", err)
 	}
 	d := descriptionFromWire(r)
-	if d.Name == "" {
-		return d, invalidReply("Describe", "without a name")
-	}
-	for _, a := range d.Attributes {
-		if !attributeName.MatchString(a.Name) || a.Type == "" {
-			return d, invalidReply("Describe", "attribute %q has a name or type that is not allowed", a.Name)
-		}
-	}
-	return d, nil
+	return d, checkDescription(d)
 }
 
 // Configure hands over the configuration, one JSON object. A refusal is CodeInvalid with Fields.
 func (c *Client) Configure(ctx context.Context, configJSON []byte) error {
 	_, err := c.setup.Configure(ctx, &pb.ConfigureRequest{ConfigJson: configJSON})
-	return errorFromWire(err)
+	return errorFromWire(ctx, "Configure", err)
 }
 
 // Create is Provider.Create.
@@ -66,10 +58,18 @@ func (c *Client) Create(ctx context.Context, req CreateRequest) (Sandbox, error)
 		Labels: req.Labels, Lifetime: durationToWire(req.Lifetime),
 	})
 	if err != nil {
-		return Sandbox{}, errorFromWire(err)
+		return Sandbox{}, errorFromWire(ctx, "Create", err)
 	}
 	sandbox := sandboxFromWire(r.GetSandbox())
-	return sandbox, checkSandbox("Create", sandbox, req.Session)
+	if err := checkSandbox("Create", sandbox, req.Owner, req.Session); err != nil {
+		return sandbox, err
+	}
+	if sandbox.Origin == OriginCreated && sandbox.Attempt != req.Attempt {
+		err := invalidReply("Create", "sandbox %s was made by the attempt %.80q, not by %q", sandbox.ID, sandbox.Attempt, req.Attempt)
+		err.SandboxID = sandbox.ID
+		return sandbox, err
+	}
+	return sandbox, nil
 }
 
 // Attach is Provider.Attach.
@@ -79,18 +79,23 @@ func (c *Client) Attach(ctx context.Context, req AttachRequest) (Sandbox, error)
 		Lifetime: durationToWire(req.Lifetime),
 	})
 	if err != nil {
-		return Sandbox{}, errorFromWire(err)
+		return Sandbox{}, errorFromWire(ctx, "Attach", err)
 	}
 	sandbox := sandboxFromWire(r.GetSandbox())
+	if err := checkSandbox("Attach", sandbox, req.Owner, req.Session); err != nil {
+		return sandbox, err
+	}
 	if sandbox.Origin == OriginCreated {
 		return sandbox, invalidReply("Attach", "it must not create, but says it did (%s)", sandbox.ID)
 	}
 	if sandbox.Endpoints != nil {
-		if err := checkEndpoints("Attach", *sandbox.Endpoints, req.Server); err != nil {
+		endpoints, err := checkEndpoints("Attach", *sandbox.Endpoints, req.Server)
+		if err != nil {
 			return sandbox, err
 		}
+		sandbox.Endpoints = &endpoints
 	}
-	return sandbox, checkSandbox("Attach", sandbox, req.Session)
+	return sandbox, nil
 }
 
 // StartServer is Provider.StartServer.
@@ -99,10 +104,9 @@ func (c *Client) StartServer(ctx context.Context, req StartServerRequest) (Endpo
 		Session: req.Session, Owner: req.Owner, SandboxId: req.SandboxID, Server: serverToWire(req.Server),
 	})
 	if err != nil {
-		return Endpoints{}, errorFromWire(err)
+		return Endpoints{}, errorFromWire(ctx, "StartServer", err)
 	}
-	endpoints := endpointsFromWire(r.GetEndpoints())
-	return endpoints, checkEndpoints("StartServer", endpoints, req.Server)
+	return checkEndpoints("StartServer", endpointsFromWire(r.GetEndpoints()), req.Server)
 }
 
 // Ping is Provider.Ping.
@@ -112,7 +116,7 @@ func (c *Client) Ping(ctx context.Context, req PingRequest) (PingResult, error) 
 		Endpoint: endpointToWire(req.Endpoint), Health: healthToWire(req.Health),
 	})
 	if err != nil {
-		return PingResult{}, errorFromWire(err)
+		return PingResult{}, errorFromWire(ctx, "Ping", err)
 	}
 	result := pingFromWire(r)
 	if result.Status == "" {
@@ -121,34 +125,26 @@ func (c *Client) Ping(ctx context.Context, req PingRequest) (PingResult, error) 
 	return result, nil
 }
 
-// List is Lister.List.
+// List is Lister.List. A listing that is too long or too large is cut, and sandboxes that break the contract are left out:
+// then there is an error beside the sandboxes that were read, which are right as far as they go.
 func (c *Client) List(ctx context.Context, req ListRequest) ([]Sandbox, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the stream when an answer is refused half way
 	stream, err := c.housekeeping.List(ctx, &pb.ListRequest{Owner: req.Owner, Session: req.Session, AllOwners: req.AllOwners})
 	if err != nil {
-		return nil, errorFromWire(err)
+		return nil, errorFromWire(ctx, "List", err)
 	}
-	var sandboxes []Sandbox
+	l := listing{request: req, seen: map[string]int{}}
 	for {
 		r, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
-			return sandboxes, nil
+			return l.sandboxes, l.end()
 		}
 		if err != nil {
-			return nil, errorFromWire(err)
+			return l.sandboxes, errorFromWire(ctx, "List", err)
 		}
-		for _, w := range r.GetSandboxes() {
-			sandbox := sandboxFromWire(w)
-			if sandbox.ID == "" {
-				return nil, invalidReply("List", "a sandbox without an id")
-			}
-			if sandbox.Owner != "" && sandbox.Owner != req.Owner && !req.AllOwners {
-				return nil, invalidReply("List", "sandbox %s belongs to another owner", sandbox.ID)
-			}
-			if req.Session == "" || sandbox.Session == req.Session {
-				sandboxes = append(sandboxes, sandbox)
-			}
+		if err := l.add(sandboxesFromWire(r.GetSandboxes()), proto.Size(r)); err != nil {
+			return l.sandboxes, err
 		}
 	}
 }
@@ -158,29 +154,28 @@ func (c *Client) Renew(ctx context.Context, req RenewRequest) (time.Time, error)
 	r, err := c.housekeeping.Renew(ctx, &pb.RenewRequest{
 		Owner: req.Owner, SandboxId: req.SandboxID, Lifetime: durationToWire(req.Lifetime),
 	})
-	return timeFromWire(r.GetExpiresAt()), errorFromWire(err)
+	return timeFromWire(r.GetExpiresAt()), errorFromWire(ctx, "Renew", err)
 }
 
 // Suspend is Suspender.Suspend.
 func (c *Client) Suspend(ctx context.Context, ref SandboxRef) error {
 	_, err := c.housekeeping.Suspend(ctx, &pb.SuspendRequest{Owner: ref.Owner, SandboxId: ref.SandboxID})
-	return errorFromWire(err)
+	return errorFromWire(ctx, "Suspend", err)
 }
 
 // Destroy is Destroyer.Destroy.
 func (c *Client) Destroy(ctx context.Context, ref SandboxRef) error {
 	_, err := c.housekeeping.Destroy(ctx, &pb.DestroyRequest{Owner: ref.Owner, SandboxId: ref.SandboxID})
-	return errorFromWire(err)
+	return errorFromWire(ctx, "Destroy", err)
 }
 
 // Logs is LogReader.Logs.
 func (c *Client) Logs(ctx context.Context, req LogsRequest) ([]string, error) {
 	r, err := c.housekeeping.Logs(ctx, &pb.LogsRequest{Owner: req.Owner, SandboxId: req.SandboxID, Lines: int32(req.Lines)})
 	if err != nil {
-		return nil, errorFromWire(err)
+		return nil, errorFromWire(ctx, "Logs", err)
 	}
-	lines := r.GetLines()
-	return lines[max(0, len(lines)-req.Lines):], nil
+	return texts(tail(r.GetLines(), max(req.Lines, 0), logBytes)), nil
 }
 
 // ErrBadRequest is the Cause of the CodeInvalid with which CallJSON refuses a request, before the plugin sees it.
@@ -225,7 +220,10 @@ func (c *Client) callRead(ctx context.Context, method string, read func(message 
 				return nil, refused
 			}
 			message, _ := answer.(proto.Message)
-			return message, errorFromWire(err)
+			if err != nil {
+				err, _ = readStatus(status.Convert(err)) // the error of c, as it was
+			}
+			return message, err
 		}
 	}
 	return nil, Errorf(CodeUnsupported, "there is no call %q", method)
@@ -246,65 +244,4 @@ func readJSON(method string, request []byte, message proto.Message) error {
 	}
 	return &Error{Code: CodeInvalid, Cause: ErrBadRequest, Message: fmt.Sprintf(
 		"the request of %s: %s. Its fields are %s", method, problem, strings.Join(names, ", "))}
-}
-
-func invalidReply(method, format string, args ...any) error {
-	return &Error{
-		Code: CodeInternal, Reason: ReasonInvalidReply,
-		Message: fmt.Sprintf("the plugin's answer to %s breaks the contract: %s", method, fmt.Sprintf(format, args...)),
-	}
-}
-
-// checkSandbox checks what Create and Attach promise. The id is kept in the error: something may exist under it.
-func checkSandbox(method string, s Sandbox, session string) error {
-	var err error
-	switch {
-	case s.ID == "":
-		err = invalidReply(method, "no sandbox id")
-	case s.Origin == "":
-		err = invalidReply(method, "no origin")
-	case s.State != StateRunning:
-		err = invalidReply(method, "the sandbox is %s instead of running", s.State)
-	case s.Session != session:
-		err = invalidReply(method, "sandbox %s belongs to session %q, not %q", s.ID, s.Session, session)
-	default:
-		return nil
-	}
-	AsError(err).SandboxID = s.ID
-	return err
-}
-
-func checkEndpoints(method string, e Endpoints, s Server) error {
-	if problem := endpointProblem(e.Server); problem != "" {
-		return invalidReply(method, "the server's endpoint: %s", problem)
-	}
-	for name := range s.ExtraPorts {
-		extra, ok := e.Extra[name]
-		if !ok {
-			return invalidReply(method, "no endpoint for extra port %q", name)
-		}
-		if problem := endpointProblem(extra); problem != "" {
-			return invalidReply(method, "the endpoint of extra port %q: %s", name, problem)
-		}
-	}
-	return nil
-}
-
-// endpointProblem never quotes what it complains of: a URL or header may hold a token.
-func endpointProblem(e Endpoint) string {
-	u, err := url.Parse(e.URL)
-	switch {
-	case err != nil:
-		return "the URL is malformed"
-	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
-		return "the URL is not an absolute http or https URL"
-	case strings.HasSuffix(e.URL, "/"):
-		return "the URL ends in a slash"
-	}
-	for name, value := range e.Headers {
-		if name == "" || strings.ContainsAny(name, " \t\r\n:") || strings.ContainsAny(value, "\r\n") {
-			return "a header is malformed"
-		}
-	}
-	return ""
 }

@@ -1,14 +1,9 @@
 package provider
 
 import (
-	"strconv"
 	"strings"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -67,20 +62,6 @@ var (
 		PingGone:    pb.PingStatus_PING_STATUS_GONE,
 		PingDenied:  pb.PingStatus_PING_STATUS_DENIED,
 	}
-	codeTable = table[Code, codes.Code]{
-		CodeInvalid:     codes.InvalidArgument,
-		CodeDenied:      codes.PermissionDenied,
-		CodeNotFound:    codes.NotFound,
-		CodeConflict:    codes.AlreadyExists,
-		CodeState:       codes.FailedPrecondition,
-		CodeExhausted:   codes.ResourceExhausted,
-		CodeUnreachable: codes.Unavailable,
-		CodeUnsupported: codes.Unimplemented,
-		CodeFailed:      codes.Unknown,
-		CodeInternal:    codes.Internal,
-		CodeCanceled:    codes.Canceled,
-		CodeTimeout:     codes.DeadlineExceeded,
-	}
 )
 
 func durationToWire(d time.Duration) *durationpb.Duration {
@@ -97,11 +78,17 @@ func timeToWire(t time.Time) *timestamppb.Timestamp {
 	return timestamppb.New(t)
 }
 
+// timeFromWire reads a time that JSON could not carry, in whichever time zone and however rounded, as none: an end so far
+// away is never, and an invalid one tells nothing.
 func timeFromWire(t *timestamppb.Timestamp) time.Time {
-	if t == nil {
+	if t == nil || !t.IsValid() {
 		return time.Time{}
 	}
-	return t.AsTime()
+	at := t.AsTime()
+	if year := at.Year(); year < 2 || year > 9998 {
+		return time.Time{}
+	}
+	return at
 }
 
 // text replaces invalid UTF-8, which protobuf would refuse with an error that helps nobody.
@@ -127,7 +114,7 @@ func textMap(m map[string]string) map[string]string {
 }
 
 func descriptionToWire(d Description) *pb.DescribeResponse {
-	w := &pb.DescribeResponse{Name: d.Name, Version: d.Version, Summary: text(d.Summary)}
+	w := &pb.DescribeResponse{Name: d.Name, Version: d.Version, Summary: text(d.Summary), EndpointHeaders: d.EndpointHeaders}
 	for _, c := range d.Capabilities {
 		w.Capabilities = append(w.Capabilities, capabilityTable[c])
 	}
@@ -142,7 +129,9 @@ func descriptionToWire(d Description) *pb.DescribeResponse {
 
 // descriptionFromWire leaves out capabilities it does not know: they are a newer plugin's, and not asked for.
 func descriptionFromWire(w *pb.DescribeResponse) Description {
-	d := Description{Name: w.GetName(), Version: w.GetVersion(), Summary: w.GetSummary()}
+	d := Description{
+		Name: w.GetName(), Version: w.GetVersion(), Summary: shortened(w.GetSummary(), detailBytes), EndpointHeaders: w.GetEndpointHeaders(),
+	}
 	for _, c := range w.GetCapabilities() {
 		if known := capabilityTable.domain(c); known != "" {
 			d.Capabilities = append(d.Capabilities, known)
@@ -151,7 +140,7 @@ func descriptionFromWire(w *pb.DescribeResponse) Description {
 	for _, a := range w.GetAttributes() {
 		d.Attributes = append(d.Attributes, Attribute{
 			Name: a.GetName(), Type: typeTable.domain(a.GetType()), Required: a.GetRequired(), Sensitive: a.GetSensitive(),
-			Default: a.GetDefaultJson(), Env: a.GetEnv(), OneOf: a.GetOneOf(), Doc: a.GetDoc(),
+			Default: a.GetDefaultJson(), Env: a.GetEnv(), OneOf: a.GetOneOf(), Doc: shortened(a.GetDoc(), messageBytes),
 		})
 	}
 	return d
@@ -240,7 +229,8 @@ func sandboxFromWire(w *pb.Sandbox) Sandbox {
 	s := Sandbox{
 		ID: w.GetId(), State: stateTable.domain(w.GetState()), Origin: originTable.domain(w.GetOrigin()),
 		Session: w.GetSession(), Owner: w.GetOwner(), Attempt: w.GetAttempt(), Labels: w.GetLabels(),
-		CreatedAt: timeFromWire(w.GetCreatedAt()), ExpiresAt: timeFromWire(w.GetExpiresAt()), Detail: w.GetDetail(),
+		CreatedAt: timeFromWire(w.GetCreatedAt()), ExpiresAt: timeFromWire(w.GetExpiresAt()),
+		Detail: shortened(w.GetDetail(), detailBytes),
 	}
 	if s.State == "" {
 		s.State = StateUnknown
@@ -252,6 +242,14 @@ func sandboxFromWire(w *pb.Sandbox) Sandbox {
 	return s
 }
 
+func sandboxesFromWire(list []*pb.Sandbox) []Sandbox {
+	var sandboxes []Sandbox
+	for _, w := range list {
+		sandboxes = append(sandboxes, sandboxFromWire(w))
+	}
+	return sandboxes
+}
+
 func pingToWire(p PingResult) *pb.PingResponse {
 	return &pb.PingResponse{
 		Status: pingTable[p.Status], Reason: text(p.Reason), ExitCode: exitCodeToWire(p.ExitCode), LogTail: texts(Tail(p.LogTail)),
@@ -259,7 +257,9 @@ func pingToWire(p PingResult) *pb.PingResponse {
 }
 
 func pingFromWire(w *pb.PingResponse) PingResult {
-	p := PingResult{Status: pingTable.domain(w.GetStatus()), Reason: w.GetReason(), LogTail: Tail(w.GetLogTail())}
+	p := PingResult{
+		Status: pingTable.domain(w.GetStatus()), Reason: shortened(w.GetReason(), messageBytes), LogTail: texts(Tail(w.GetLogTail())),
+	}
 	if w.ExitCode != nil {
 		code := int(w.GetExitCode())
 		p.ExitCode = &code
@@ -273,97 +273,4 @@ func exitCodeToWire(code *int) *int32 {
 	}
 	wire := int32(*code)
 	return &wire
-}
-
-// Keys of ErrorInfo.metadata, and its domain.
-const (
-	errorDomain       = "berth.dev"
-	metadataSandboxID = "sandbox_id"
-	metadataExitCode  = "exit_code"
-	metadataRetryable = "retryable"
-)
-
-// Limits of what an error may carry: see tailBytes.
-const messageBytes = 2 << 10
-
-// errorToWire returns the gRPC error for err, nil for nil.
-func errorToWire(err error) error {
-	if err == nil {
-		return nil
-	}
-	e := AsError(err)
-	code, known := codeTable[e.Code]
-	if !known {
-		code = codes.Unknown
-	}
-	message := text(e.Message)
-	if len(message) > messageBytes {
-		message = strings.ToValidUTF8(message[:messageBytes], "") + "…"
-	}
-	info := &errdetails.ErrorInfo{Reason: e.Reason, Domain: errorDomain, Metadata: map[string]string{}}
-	if e.SandboxID != "" {
-		info.Metadata[metadataSandboxID] = text(e.SandboxID)
-	}
-	if e.ExitCode != nil {
-		info.Metadata[metadataExitCode] = strconv.Itoa(*e.ExitCode)
-	}
-	if e.Retryable {
-		info.Metadata[metadataRetryable] = "true"
-	}
-	details := []protoadapt.MessageV1{info}
-	if e.RetryAfter > 0 {
-		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(e.RetryAfter)})
-	}
-	if len(e.Fields) > 0 {
-		refused := &errdetails.BadRequest{}
-		for _, f := range e.Fields {
-			refused.FieldViolations = append(refused.FieldViolations,
-				&errdetails.BadRequest_FieldViolation{Field: text(f.Field), Description: text(f.Message)})
-		}
-		details = append(details, refused)
-	}
-	if len(e.LogTail) > 0 {
-		details = append(details, &errdetails.DebugInfo{Detail: text(strings.Join(Tail(e.LogTail), "\n"))})
-	}
-	st := status.New(code, message)
-	if detailed, err := st.WithDetails(details...); err == nil {
-		st = detailed
-	}
-	return st.Err()
-}
-
-// errorFromWire returns the Error for a gRPC error, nil for nil. It accepts errors without details: plugins in other
-// languages may send a bare status.
-func errorFromWire(err error) error {
-	if err == nil {
-		return nil
-	}
-	st := status.Convert(err)
-	e := &Error{Code: codeTable.domain(st.Code()), Message: text(st.Message())}
-	switch {
-	case st.Code() == codes.Unauthenticated:
-		e.Code = CodeDenied
-	case e.Code == "":
-		e.Code = CodeFailed
-	}
-	for _, detail := range st.Details() {
-		switch d := detail.(type) {
-		case *errdetails.ErrorInfo:
-			e.Reason = d.GetReason()
-			e.SandboxID = d.GetMetadata()[metadataSandboxID]
-			e.Retryable = d.GetMetadata()[metadataRetryable] == "true"
-			if code, err := strconv.Atoi(d.GetMetadata()[metadataExitCode]); err == nil {
-				e.ExitCode = &code
-			}
-		case *errdetails.RetryInfo:
-			e.RetryAfter = d.GetRetryDelay().AsDuration()
-		case *errdetails.BadRequest:
-			for _, v := range d.GetFieldViolations() {
-				e.Fields = append(e.Fields, FieldError{Field: v.GetField(), Message: v.GetDescription()})
-			}
-		case *errdetails.DebugInfo:
-			e.LogTail = Tail(strings.Split(d.GetDetail(), "\n"))
-		}
-	}
-	return e
 }

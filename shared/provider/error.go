@@ -51,6 +51,10 @@ const (
 	ReasonPanic = "PANIC"
 	// ReasonInvalidReply is an answer that breaks the contract. Set by the host.
 	ReasonInvalidReply = "INVALID_REPLY"
+	// ReasonTransport is a call that gRPC, and not the provider, ended: it may have had its effect. Set by the host.
+	ReasonTransport = "TRANSPORT"
+	// ReasonListCut is a listing of which a part was left out, because it was too long. Set by the host.
+	ReasonListCut = "LIST_CUT"
 	// ReasonPluginCrashed is a call that was under way when the plugin process ended. Set by the host.
 	ReasonPluginCrashed = "PLUGIN_CRASHED"
 	// ReasonPluginFailed is a plugin that could not be started or keeps crashing. Set by the host.
@@ -161,15 +165,18 @@ const (
 )
 
 // Tail returns the last lines of a log that an error may carry: at most 20 lines and 4 KiB.
-func Tail(lines []string) []string {
-	if len(lines) > tailLines {
-		lines = lines[len(lines)-tailLines:]
+func Tail(lines []string) []string { return tail(lines, tailLines, tailBytes) }
+
+// tail returns the last lines, at most so many and in all so many bytes.
+func tail(lines []string, count, bytes int) []string {
+	if len(lines) > count {
+		lines = lines[len(lines)-count:]
 	}
 	size := 0
 	for i := len(lines) - 1; i >= 0; i-- {
-		room := tailBytes - size
+		room := bytes - size
 		size += len(lines[i]) + 1
-		if size > tailBytes {
+		if size > bytes {
 			if i == len(lines)-1 { // a single line that is too long keeps its end
 				return []string{lines[i][len(lines[i])-room:]}
 			}

@@ -209,7 +209,7 @@ func TestTheProtocolDocumentsExamplesAreWhatGoesOverTheWire(t *testing.T) {
 // checkErrorExample holds an error of the document to what the SDK makes of the same error.
 func checkErrorExample(t *testing.T, sent *spb.Status, shown map[string]bool) {
 	t.Helper()
-	read := AsError(errorFromWire(status.FromProto(sent).Err()))
+	read := AsError(errorFromWire(t.Context(), "Create", status.FromProto(sent).Err()))
 	again := status.Convert(errorToWire(read)).Proto()
 	if difference := cmp.Diff(sent, again, protocmp.Transform()); difference != "" {
 		t.Errorf("the SDK sends this error of the document in another form:\n%s", difference)

@@ -42,7 +42,8 @@ type Provider interface {
 
 // Lister finds sandboxes. The host needs it to find the sandbox of a Create whose answer was lost, and orphans.
 type Lister interface {
-	// List returns every sandbox of the owner, whatever its state, from all pages.
+	// List returns every sandbox of the owner, whatever its state, from all pages. The host's Client may return sandboxes
+	// beside an error: they are right, but they are not all.
 	List(ctx context.Context, req ListRequest) ([]Sandbox, error)
 }
 
@@ -294,6 +295,8 @@ type Description struct {
 	Capabilities []Capability
 	// Attributes are the arguments of the provider's config block.
 	Attributes []Attribute
+	// EndpointHeaders are the HTTP headers that endpoints may need for the provider's own keys.
+	EndpointHeaders []string
 }
 
 // Can reports whether the plugin declared the capability.

@@ -25,6 +25,9 @@ type Info struct {
 	Version string
 	// Summary is one sentence for people.
 	Summary string
+	// EndpointHeaders are the HTTP headers that the provider's endpoints may need for its own keys, if any. The host refuses
+	// a server that expects its key in one of them, before anything is made.
+	EndpointHeaders []string
 }
 
 // callGrace is how long a stopping plugin lets calls under way clean up after themselves. The host kills it after
@@ -136,7 +139,7 @@ func newServer[C any, P Provider](info Info, log hclog.Logger, open func(context
 	return &pluginServer{
 		description: Description{
 			Name: info.Name, Version: info.Version, Summary: info.Summary,
-			Capabilities: capabilitiesOf(reflect.TypeFor[P]()), Attributes: Attributes[C](),
+			Capabilities: capabilitiesOf(reflect.TypeFor[P]()), Attributes: Attributes[C](), EndpointHeaders: info.EndpointHeaders,
 		},
 		open: func(ctx context.Context, configJSON []byte) (Provider, error) {
 			config, err := DecodeConfig[C](configJSON)

@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
+
+	"github.com/berth-dev/berth/shared/provider"
 )
 
 // Processes of their own, their ends, and what they must not show.
@@ -37,6 +39,32 @@ func healthService(ctx context.Context, t *trial) error {
 	}
 	if answer.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
 		return fmt.Errorf("it answers %s", answer.GetStatus())
+	}
+	return nil
+}
+
+// strangeClient connects with certificates that the plugin was not told of.
+func strangeClient(ctx context.Context, t *trial) error {
+	if t.plugin.NoMTLS {
+		return skipf("it runs without mTLS")
+	}
+	if t.shared.network != "unix" && t.shared.network != "tcp" {
+		return skipf("it listens on %q", t.shared.network)
+	}
+	strange, err := newIdentity()
+	if err != nil {
+		return needed(err, "making a certificate")
+	}
+	for what, id := range map[string]*identity{"a certificate that it was not told of": strange, "no certificate": {}} {
+		conn, err := dialPlain(t.shared.network, t.shared.address, t.shared.certificate, id)
+		if err != nil {
+			return needed(err, "connecting")
+		}
+		_, err = provider.NewClient(conn).Describe(ctx)
+		conn.Close()
+		if err == nil {
+			return fmt.Errorf("it serves a client that shows %s", what)
+		}
 	}
 	return nil
 }
@@ -107,6 +135,30 @@ func endsInACall(ctx context.Context, t *trial) error {
 		_ = i.stdin.Close() // or come before this
 		return nil
 	})
+}
+
+// endpointLasts asks the endpoint of a server that is alive once more, when it has been there for a while.
+func endpointLasts(ctx context.Context, t *trial) error {
+	r := t.running()
+	if err := r.ready(); err != nil {
+		return err
+	}
+	if r.aliveErr != nil {
+		return needed(r.aliveErr, "the health wait")
+	}
+	if r.openErr != nil {
+		return needed(r.openErr, "the endpoint of StartServer")
+	}
+	wait(ctx, time.Until(r.opened.Add(t.pace.lasting)))
+	if end := r.endpoints.Server.ExpiresAt; !end.IsZero() && time.Now().After(end) {
+		return skipf("its expires_at has passed: hosts ask for another one")
+	}
+	age := time.Since(r.opened).Round(time.Millisecond)
+	if err := t.opens(ctx, r.endpoints.Server); err != nil {
+		return fmt.Errorf("after %s: %w", age, err)
+	}
+	t.saw("it was asked after %s", age)
+	return nil
 }
 
 func stillAlive(_ context.Context, t *trial) error {

@@ -34,17 +34,37 @@ func destroyTwice(_ context.Context, t *trial) error {
 }
 
 func destroyForeign(ctx context.Context, t *trial) error {
-	strange, err := t.stranded()
+	own, err := t.newSandbox(ctx, t.server())
 	if err != nil {
 		return err
+	}
+	strange, err := t.create(ctx, t.shared.client, t.createRequest(t.stranger, own.Session, t.server()))
+	if err != nil {
+		return needed(err, "Create for another owner")
 	}
 	if err := t.shared.client.Destroy(ctx, ref(t.owner, strange)); provider.CodeOf(err) != provider.CodeConflict {
 		return fmt.Errorf("%s", describeError(err))
 	}
-	req := t.attachRequest(strange)
-	req.Owner = t.stranger
-	if _, err := t.shared.client.Attach(ctx, req); err != nil {
-		return fmt.Errorf("afterwards its owner's Attach answers %s", describeError(err))
+	return t.unharmed(ctx, strange)
+}
+
+// listSession asks on the wire, because a client sorts out what it did not ask for.
+func listSession(ctx context.Context, t *trial) error {
+	r := t.running()
+	if err := r.ready(); err != nil {
+		return err
+	}
+	if _, err := t.newSandbox(ctx, t.server()); err != nil { // of another session
+		return err
+	}
+	sessions, err := t.shared.listedSessions(ctx, t.owner, r.sandbox.Session)
+	if err != nil {
+		return needed(err, "List")
+	}
+	for _, session := range sessions {
+		if session != r.sandbox.Session {
+			return fmt.Errorf("asked for the session %s, it shows a sandbox of the session %q", r.sandbox.Session, session)
+		}
 	}
 	return nil
 }
@@ -107,10 +127,16 @@ func renewMovesTheEnd(ctx context.Context, t *trial) error {
 		return fmt.Errorf("asked for %s, with %s to live before, it answers with an end in %s", longer, lifetime, left.Round(time.Second))
 	}
 	t.saw("asked for %s, with %s to live before: it now lives for %s", longer, lifetime, end.Sub(now).Round(time.Second))
-	listed, err := t.lookAt(ctx, r.sandbox)
-	if err == nil && listed.ID != "" {
-		err = endsAround(listed.ExpiresAt, end)
+	if !t.description.Can(lists) {
+		return nil
 	}
+	_, err = eventually(ctx, t.pace.listing, func() (bool, error) {
+		listed, err := t.lookAt(ctx, r.sandbox)
+		if err == nil {
+			err = endsAround(listed.ExpiresAt, end)
+		}
+		return err == nil, err
+	})
 	if err != nil {
 		return fmt.Errorf("listing: %w", err)
 	}
@@ -148,12 +174,20 @@ func logsInOrder(ctx context.Context, t *trial) error {
 	if err := talker.ready(); err != nil {
 		return err
 	}
-	lines, err := t.lines(ctx, talker.sandbox, 3)
-	for i := range lines {
-		lines[i] = strings.TrimSpace(lines[i])
+	var lines []string
+	for _, line := range talker.tail {
+		lines = append(lines, strings.TrimSpace(line))
 	}
+	err := talker.tailErr
 	if err == nil && !slices.Equal(lines, []string{"two", "three", "four"}) {
 		err = fmt.Errorf("the last three of the lines one, two, three, four are %q", lines)
+	}
+	if err != nil {
+		return err
+	}
+	count, err := t.shared.countLogs(ctx, t.owner, talker.sandbox.ID, 3)
+	if err == nil && count > 3 {
+		err = fmt.Errorf("asked for 3 lines, it answers with %d", count)
 	}
 	return err
 }

@@ -2,11 +2,9 @@ package providertest
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
-	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -27,8 +25,8 @@ func createAnswers(_ context.Context, t *trial) error {
 		return fmt.Errorf("the origin is %s", s.Origin)
 	case s.Owner != t.owner:
 		return fmt.Errorf("the owner is %q instead of %q", s.Owner, t.owner)
-	case s.Attempt == "":
-		return errors.New("the attempt is missing")
+	case s.Attempt != r.attempt:
+		return fmt.Errorf("the attempt is %q instead of %q", s.Attempt, r.attempt)
 	}
 	t.saw("%s in %s", r.sandbox.ID, r.creation.Round(time.Millisecond))
 	return nil
@@ -39,17 +37,11 @@ func createLabels(ctx context.Context, t *trial) error {
 	if r.createErr != nil {
 		return needed(r.createErr, "Create")
 	}
-	var listed provider.Sandbox
-	found, err := eventually(ctx, t.pace.listing, func() (found bool, err error) {
-		listed, found, err = t.listed(ctx, r.sandbox)
-		return found, err
-	})
+	listed, err := t.lookAt(ctx, r.sandbox)
 	switch {
 	case err != nil:
 		return err
-	case !found:
-		return fmt.Errorf("it is not listed: %s", r.sandbox.ID)
-	case listed.Session != r.sandbox.Session, listed.Owner != t.owner, listed.Attempt != r.sandbox.Attempt:
+	case listed.Session != r.sandbox.Session, listed.Owner != t.owner, listed.Attempt != r.attempt:
 		return fmt.Errorf("it is listed with session %q, owner %q, attempt %q", listed.Session, listed.Owner, listed.Attempt)
 	case listed.Labels["check"] != t.id:
 		return fmt.Errorf("the label check=%s is missing: %v", t.id, listed.Labels)
@@ -87,6 +79,14 @@ func createOnce(ctx context.Context, t *trial) error {
 	return sameSandbox(again, err, r.sandbox, provider.OriginAttached)
 }
 
+// failed describes a Create that failed where another check is about what it answers.
+func failed(err error, what string) error {
+	if provider.AsError(err).Reason == provider.ReasonInvalidReply {
+		return needed(err, "Create")
+	}
+	return fmt.Errorf("%s: %s", what, describeError(err))
+}
+
 func sameSandbox(got provider.Sandbox, err error, want provider.Sandbox, origin provider.Origin) error {
 	switch {
 	case err != nil:
@@ -114,7 +114,7 @@ func createOnceAtOnce(ctx context.Context, t *trial) error {
 	ids := map[string]bool{}
 	for n, err := range failures {
 		if err != nil {
-			return fmt.Errorf("one of them fails: %s", describeError(err))
+			return failed(err, "one of them fails")
 		}
 		ids[sandboxes[n].ID] = true
 	}
@@ -124,21 +124,102 @@ func createOnceAtOnce(ctx context.Context, t *trial) error {
 	if !t.description.Can(lists) {
 		return nil
 	}
-	there, err := t.list(ctx, t.owner, session)
-	if err == nil && len(there) != 1 {
+	return t.listsOne(ctx, session)
+}
+
+// listsOne waits until a session has exactly one sandbox in the listing.
+func (t *trial) listsOne(ctx context.Context, session string) error {
+	var there []provider.Sandbox
+	one, err := eventually(ctx, t.pace.listing, func() (bool, error) {
+		var err error
+		there, err = t.list(ctx, t.owner, session)
+		return len(there) == 1, err
+	})
+	if err == nil && !one {
 		err = fmt.Errorf("%d are listed: %s", len(there), idsOf(there))
 	}
 	return err
 }
+
+// createAcross races two processes of the plugin, which share nothing but their cloud.
+func createAcross(ctx context.Context, t *trial) error {
+	const rounds = 3
+	other, err := t.other()
+	if err != nil {
+		return err
+	}
+	for range rounds {
+		session := t.session()
+		var all sync.WaitGroup
+		var mutex sync.Mutex
+		ids := map[string]bool{}
+		var failure error
+		for _, client := range []*provider.Client{t.shared.client, other.client} {
+			all.Go(func() {
+				sandbox, err := t.create(ctx, client, t.createRequest(t.owner, session, t.server()))
+				mutex.Lock()
+				defer mutex.Unlock()
+				if err != nil {
+					failure = failed(err, "one of them fails")
+					return
+				}
+				ids[sandbox.ID] = true
+			})
+		}
+		all.Wait()
+		switch {
+		case failure != nil:
+			return failure
+		case len(ids) != 1:
+			return fmt.Errorf("the answers of two processes name %d sandboxes", len(ids))
+		}
+		if t.description.Can(lists) {
+			if err := t.listsOne(ctx, session); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// createNames makes sandboxes for sessions with the longest and strangest names that a host passes on.
+func createNames(ctx context.Context, t *trial) error {
+	long := t.session() + "-A.b_c:d@e/f+g=h-"
+	long += strings.Repeat("x", longestSession-1-len(long))
+	sandboxes := map[string]provider.Sandbox{}
+	for _, session := range []string{long + "y", long + "Y"} {
+		sandbox, err := t.create(ctx, t.shared.client, t.createRequest(t.owner, session, t.server()))
+		if err != nil {
+			return failed(err, fmt.Sprintf("creating for %q", session))
+		}
+		sandboxes[session] = sandbox
+	}
+	if sandboxes[long+"y"].ID == sandboxes[long+"Y"].ID {
+		return errors.New("two sessions whose names differ in the case of the last of 128 characters get one sandbox")
+	}
+	for session, sandbox := range sandboxes {
+		found, err := t.shared.client.Attach(ctx, t.attachRequest(provider.Sandbox{Session: session}))
+		if err := sameSandbox(found, err, sandbox, found.Origin); err != nil {
+			return fmt.Errorf("attaching for %q: %w", session, err)
+		}
+		if _, err := t.lookAt(ctx, sandbox); err != nil {
+			return fmt.Errorf("listing %q: %w", session, err)
+		}
+	}
+	return nil
+}
+
+// longestSession is how many characters a session may have: of A-Z a-z 0-9 . _ : @ / + = -, the first a letter or digit.
+const longestSession = 128
 
 func createAdopts(ctx context.Context, t *trial) error {
 	r := t.running()
 	if err := r.ready(); err != nil {
 		return err
 	}
-	other, err := t.open(ctx, nil)
+	other, err := t.other()
 	if err != nil {
-		return needed(err, "starting another process of the plugin")
+		return err
 	}
 	found, err := other.client.Attach(ctx, t.attachRequest(provider.Sandbox{Session: r.sandbox.Session}))
 	switch {
@@ -200,7 +281,12 @@ func attachCreatesNothing(ctx context.Context, t *trial) error {
 	session := t.session()
 	sandbox, err := t.shared.client.Attach(ctx, t.attachRequest(provider.Sandbox{Session: session}))
 	t.remember(t.owner, sandbox, err)
-	there, err := t.list(ctx, t.owner, session)
+	var there []provider.Sandbox
+	_, err = eventually(ctx, t.pace.late/10, func() (bool, error) { // a listing may lag
+		var err error
+		there, err = t.list(ctx, t.owner, session)
+		return err == nil && len(there) > 0, err
+	})
 	if err == nil && len(there) > 0 {
 		err = fmt.Errorf("afterwards there is %s", idsOf(there))
 	}
@@ -216,6 +302,34 @@ func attachRunning(ctx context.Context, t *trial) error {
 		found, err := t.shared.client.Attach(ctx, t.attachRequest(sandbox))
 		if err := sameSandbox(found, err, r.sandbox, provider.OriginAttached); err != nil {
 			return fmt.Errorf("%s: %w", what, err)
+		}
+	}
+	return nil
+}
+
+// attachEndpoints attaches to a sandbox whose server is alive, from the process that started it and from another one.
+func attachEndpoints(ctx context.Context, t *trial) error {
+	r := t.running()
+	if err := r.ready(); err != nil {
+		return err
+	}
+	if r.aliveErr != nil {
+		return needed(r.aliveErr, "the health wait")
+	}
+	other, err := t.other()
+	if err != nil {
+		return err
+	}
+	for what, client := range map[string]*provider.Client{"the process that started it": t.shared.client, "another process": other.client} {
+		found, err := client.Attach(ctx, t.attachRequest(r.sandbox))
+		switch {
+		case err != nil:
+			return needed(err, "Attach")
+		case found.Endpoints == nil:
+			return fmt.Errorf("%s answers without endpoints: a host cannot ask the server whether it is alive, and takes it for dead", what)
+		}
+		if err := t.opens(ctx, found.Endpoints.Server); err != nil {
+			return fmt.Errorf("the endpoint of %s: %w", what, err)
 		}
 	}
 	return nil
@@ -258,21 +372,6 @@ func attachGone(ctx context.Context, t *trial) error {
 	return nil
 }
 
-func attachForeign(ctx context.Context, t *trial) error {
-	strange, err := t.stranded()
-	if err != nil {
-		return err
-	}
-	found, err := t.shared.client.Attach(ctx, t.attachRequest(provider.Sandbox{ID: strange.ID, Session: t.session()}))
-	switch code := provider.CodeOf(err); {
-	case err == nil:
-		return fmt.Errorf("it gives out %s", found.ID)
-	case code != provider.CodeConflict && code != provider.CodeNotFound:
-		return fmt.Errorf("%s", describeError(err))
-	}
-	return nil
-}
-
 func attachDenied(ctx context.Context, t *trial) error {
 	altered := map[string]string{}
 	for _, a := range t.description.Attributes {
@@ -310,17 +409,7 @@ func attachUnreachable(ctx context.Context, t *trial) error {
 	if err != nil {
 		return needed(err, "finding a port at which nothing listens")
 	}
-	altered := map[string]string{}
-	for _, a := range t.description.Attributes {
-		text, ok := t.config[a.Name].(string)
-		if raw, isDefault := t.config[a.Name].(json.RawMessage); isDefault {
-			ok = json.Unmarshal(raw, &text) == nil
-		}
-		if u, err := url.Parse(text); ok && err == nil && u.Host != "" && (u.Scheme == "http" || u.Scheme == "https") {
-			u.Scheme, u.Host = "http", dead
-			altered[a.Name] = strings.ReplaceAll(strings.ReplaceAll(u.String(), "%7B", "{"), "%7D", "}")
-		}
-	}
+	altered := elsewhere(t.addresses(), dead)
 	if len(altered) == 0 {
 		return skipf("the configuration holds no URL, so there is no address of a cloud to get wrong")
 	}

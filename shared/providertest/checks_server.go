@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -25,35 +27,43 @@ func startEndpoint(ctx context.Context, t *trial) error {
 	case r.startErr != nil:
 		return fmt.Errorf("%s", describeError(r.startErr))
 	}
-	status := 0
-	opens, err := eventually(ctx, t.pace.verdict, func() (bool, error) {
-		var err error
-		status, err = t.get(ctx, r.endpoints.Server, r.endpoints.Server.Headers)
-		return err == nil && status >= 200 && status < 300, err
+	return t.opensSoon(ctx, r.endpoints.Server)
+}
+
+func (t *trial) opensSoon(ctx context.Context, endpoint provider.Endpoint) error {
+	_, err := eventually(ctx, t.pace.verdict, func() (bool, error) {
+		err := t.opens(ctx, endpoint)
+		return err == nil, err
 	})
+	return err
+}
+
+// opens requests an endpoint with its headers once. An answer other than 2xx is an error.
+func (s *suite) opens(ctx context.Context, endpoint provider.Endpoint) error {
+	status, err := s.get(ctx, endpoint, endpoint.Headers)
 	switch {
-	case opens:
-		return nil
 	case err != nil:
 		return fmt.Errorf("a request to it fails: %w", err)
+	case status < 200 || status >= 300:
+		return fmt.Errorf("a request to it is answered with status %d", status)
 	}
-	return fmt.Errorf("a request to it is answered with status %d", status)
+	return nil
 }
 
 // get requests an endpoint and returns the status. It follows no redirects.
-func (t *trial) get(ctx context.Context, endpoint provider.Endpoint, headers map[string]string) (status int, _ error) {
-	ctx, cancel := context.WithTimeout(ctx, t.pace.overtime)
+func (s *suite) get(ctx context.Context, endpoint provider.Endpoint, headers map[string]string) (status int, _ error) {
+	ctx, cancel := context.WithTimeout(ctx, s.pace.overtime)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, endpoint.URL+t.plugin.Health.Paths[0], nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, endpoint.URL+s.plugin.Health.Paths[0], nil)
 	if err != nil {
 		return 0, errors.New("the URL is malformed")
 	}
-	for _, some := range []map[string]string{t.plugin.Headers, headers} {
+	for _, some := range []map[string]string{s.plugin.Headers, headers} {
 		for name, value := range some {
 			request.Header.Set(name, value)
 		}
 	}
-	response, err := t.probe.Do(request)
+	response, err := s.probe.Do(request)
 	if err != nil {
 		return 0, err
 	}
@@ -68,10 +78,60 @@ func startPrivate(ctx context.Context, t *trial) error {
 		return err
 	}
 	if len(r.endpoints.Server.Headers) == 0 {
-		return skipf("the endpoint asks for no headers: it must be private in another way, on this machine or by its URL")
+		return t.mayBeOpen(r.endpoints.Server)
 	}
 	status, err := t.get(ctx, r.endpoints.Server, nil)
 	if err == nil && status >= 200 && status < 300 {
+		return fmt.Errorf("a request without the headers is answered with status %d", status)
+	}
+	return nil
+}
+
+// mayBeOpen returns an error for a URL that opens without a header and should not: one that is reached from elsewhere, or one
+// on this machine of a plugin whose cloud asks for credentials, so that it is a simulator's.
+func (t *trial) mayBeOpen(endpoint provider.Endpoint) error {
+	u, err := url.Parse(endpoint.URL)
+	if err != nil {
+		return errors.New("the URL is malformed")
+	}
+	if t.plugin.Server.AllowPublic {
+		return skipf("the server allows a public URL")
+	}
+	cloud := slices.ContainsFunc(t.description.Attributes, func(a provider.Attribute) bool { return a.Sensitive })
+	address, err := netip.ParseAddr(u.Hostname())
+	if here := u.Hostname() == "localhost" || err == nil && address.IsLoopback(); here && !cloud {
+		return skipf("the endpoint is private by its address: only this machine reaches it")
+	}
+	return errors.New("the endpoint asks for no headers, so that everybody who knows its URL can use the server")
+}
+
+// startExtraPrivate runs the server at an extra port.
+func startExtraPrivate(ctx context.Context, t *trial) error {
+	server := t.server()
+	for i, word := range server.Command {
+		server.Command = slices.Clone(server.Command)
+		server.Command[i] = strings.ReplaceAll(word, "{port}", "{port.extra}")
+	}
+	if slices.Equal(server.Command, t.plugin.Server.Command) {
+		return skipf("the server does not take its port from {port} in its command, so that it cannot be run at an extra port")
+	}
+	server.ExtraPorts = map[string]int{"extra": server.Port + 1}
+	sandbox, err := t.newSandbox(ctx, server)
+	if err != nil {
+		return err
+	}
+	endpoints, err := t.shared.client.StartServer(ctx, t.startRequest(sandbox, server))
+	if err != nil {
+		return needed(err, "StartServer")
+	}
+	extra := endpoints.Extra["extra"]
+	if err := t.opensSoon(ctx, extra); err != nil {
+		return err
+	}
+	if len(extra.Headers) == 0 {
+		return t.mayBeOpen(extra)
+	}
+	if status, err := t.get(ctx, extra, nil); err == nil && status >= 200 && status < 300 {
 		return fmt.Errorf("a request without the headers is answered with status %d", status)
 	}
 	return nil
@@ -102,16 +162,15 @@ func (t talker) ready() error {
 	return t.err
 }
 
-func startPlaceholders(ctx context.Context, t *trial) error {
+func startPlaceholders(_ context.Context, t *trial) error {
 	talker := t.talker()
 	if err := talker.ready(); err != nil {
 		return err
 	}
-	lines, err := t.lines(ctx, talker.sandbox, 10)
-	if err != nil {
-		return needed(err, "Logs")
+	if talker.logErr != nil {
+		return needed(talker.logErr, "Logs")
 	}
-	for _, line := range lines {
+	for _, line := range talker.log {
 		words := strings.Fields(line)
 		if len(words) == 0 || words[0] != "ports" {
 			continue
@@ -122,7 +181,29 @@ func startPlaceholders(ctx context.Context, t *trial) error {
 		t.saw("port %s, extra port %s", words[1], words[4])
 		return nil
 	}
-	return needed(fmt.Errorf("the line that the server wrote is not among %q", lines), "Logs")
+	return needed(fmt.Errorf("the line that the server wrote is not among %q", talker.log), "Logs")
+}
+
+func startEnvironment(_ context.Context, t *trial) error {
+	talker := t.talker()
+	if err := talker.ready(); err != nil {
+		return err
+	}
+	if talker.logErr != nil {
+		return needed(talker.logErr, "Logs")
+	}
+	var lines []string
+	for _, line := range talker.log {
+		lines = append(lines, strings.TrimRight(line, "\r"))
+	}
+	for what, want := range map[string]string{
+		"a variable": "value " + hardText, "a variable's first line": "lines first", "its second line": " second", "a word of the command": "word " + hardText,
+	} {
+		if !slices.Contains(lines, want) {
+			return fmt.Errorf("%s did not arrive as %q: the server wrote %q", what, want, lines)
+		}
+	}
+	return nil
 }
 
 func number(word string) bool {
@@ -153,6 +234,30 @@ func startOnce(ctx context.Context, t *trial) error {
 		return fmt.Errorf("the log tells of these starts before: %q, and after: %q", before, after)
 	}
 	return nil
+}
+
+func startChanged(ctx context.Context, t *trial) error {
+	talker := t.talker()
+	if err := talker.ready(); err != nil {
+		return err
+	}
+	changed := t.talk()
+	changed.Command = []string{"sh", "-c", "echo process changed; exec sleep 600"}
+	endpoints, err := t.shared.client.StartServer(ctx, t.startRequest(talker.sandbox, changed))
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s", describeError(err))
+	case endpoints.Server.URL != talker.endpoints.Server.URL:
+		return errors.New("the answer has another URL")
+	}
+	if !t.description.Can(logs) {
+		return nil
+	}
+	starts, err := t.starts(ctx, talker.sandbox)
+	if err == nil && slices.Contains(starts, "process changed") {
+		err = errors.New("it started the other one")
+	}
+	return err
 }
 
 // starts returns the lines of the talker's log that its starts wrote, or none if the plugin has no logs.
@@ -241,6 +346,20 @@ func pingAlive(_ context.Context, t *trial) error {
 	return r.aliveErr
 }
 
+func pingEarly(_ context.Context, t *trial) error {
+	r := t.running()
+	if err := r.ready(); err != nil {
+		return err
+	}
+	if r.aliveErr != nil {
+		return needed(r.aliveErr, "the health wait")
+	}
+	if r.early != "" {
+		return fmt.Errorf("while the server was on its way it answered %s", r.early)
+	}
+	return nil
+}
+
 // pings asks the sandbox that runs, but at another endpoint.
 func (t *trial) pings(ctx context.Context, endpoint provider.Endpoint, health provider.HealthCheck, want provider.PingStatus) error {
 	r := t.running()
@@ -263,11 +382,19 @@ func (t *trial) pings(ctx context.Context, endpoint provider.Endpoint, health pr
 }
 
 func pingJSONFields(ctx context.Context, t *trial) error {
-	endpoint := t.web.endpoint(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"status": "starting"}`) })
-	for value, want := range map[string]provider.PingStatus{"starting": provider.PingAlive, "ok": provider.PingNotYet} {
-		health := provider.HealthCheck{JSONFields: map[string]string{"status": value}}
-		if err := t.pings(ctx, endpoint, health, want); err != nil {
-			return fmt.Errorf(`{"status": "starting"} when status must be %q: %w`, value, err)
+	endpoint := t.web.endpoint(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"status": "starting", "workers": 3, "ready": true}`)
+	})
+	for _, one := range []struct {
+		field, value string
+		want         provider.PingStatus
+	}{
+		{"status", "starting", provider.PingAlive}, {"status", "ok", provider.PingNotYet}, {"state", "ok", provider.PingNotYet},
+		{"workers", "3", provider.PingAlive}, {"workers", "4", provider.PingNotYet}, {"ready", "true", provider.PingAlive},
+	} {
+		health := provider.HealthCheck{JSONFields: map[string]string{one.field: one.value}}
+		if err := t.pings(ctx, endpoint, health, one.want); err != nil {
+			return fmt.Errorf(`{"status": "starting", "workers": 3, "ready": true} when %s must be %q: %w`, one.field, one.value, err)
 		}
 	}
 	return nil
@@ -429,11 +556,13 @@ func pingWakesNothing(_ context.Context, t *trial) error {
 	if err := n.ready(); err != nil {
 		return err
 	}
-	if n.listed.State != provider.StateSuspended {
-		return needed(fmt.Errorf("it was %s before", n.listed.State), "Suspend")
-	}
-	if n.pinged.State != provider.StateSuspended {
-		return fmt.Errorf("after the Ping it is %s", n.pinged.State)
+	switch {
+	case n.pinged.State == provider.StateRunning && n.listed.State == provider.StateSuspended:
+		return errors.New("after the Ping it is listed as running")
+	case n.foundErr != nil:
+		return needed(n.foundErr, "Attach")
+	case n.wakeErr == nil && n.woken.Origin == provider.OriginWoken && n.found.Origin == provider.OriginAttached: // a listing may lag
+		return errors.New("after the Ping an Attach finds it running")
 	}
 	return nil
 }

@@ -41,3 +41,29 @@ func TestTheDocumentationListsTheChecks(t *testing.T) {
 		t.Errorf("the list in %s is out of date: run go test ./shared/providertest -run Documentation -update", docs)
 	}
 }
+
+// What the suite waits for is what authors are told.
+func TestTheDocumentationHasTheSuitesPatience(t *testing.T) {
+	t.Parallel()
+	for path, wants := range map[string][]string{
+		"../../docs/plugin-protocol.md": {
+			fmt.Sprintf("The conformance suite waits %.0f s\nfor what should be listed", normalPace.listing.Seconds()),
+			fmt.Sprintf("within %.0f s of a server that died at once", normalPace.died.Seconds()),
+			fmt.Sprintf("1 to %d of `A-Z a-z 0-9 . _ : @ / + = -`", longestSession),
+		},
+		docs: {
+			fmt.Sprintf("should be listed may take %.0f s", normalPace.listing.Seconds()),
+			fmt.Sprintf("lifetime of %.0f s. A cloud whose shortest lifetime would\ntake more than %.0f s", shortLife.Seconds(), tooLong.Seconds()),
+		},
+	} {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range wants {
+			if !strings.Contains(string(text), want) {
+				t.Errorf("%s does not say %q", path, want)
+			}
+		}
+	}
+}

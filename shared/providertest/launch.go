@@ -33,8 +33,11 @@ type instance struct {
 	stderr    capture
 	printed   capture // what a Go plugin prints, which go-plugin sends over gRPC
 	handshake string
-	dir       string  // where its socket is
-	errors    capture // the errors it answered, as they crossed the wire, and the reasons of pings
+	// What the handshake tells.
+	network, address, certificate string
+
+	dir    string  // where its socket is
+	errors capture // the errors it answered, as they crossed the wire, and the reasons of pings
 
 	done chan struct{} // closed when the process has ended and its output is read
 	end  *os.ProcessState
@@ -136,18 +139,19 @@ func (i *instance) connect(ctx context.Context, stdout *bufio.Reader, limit time
 	stop := context.AfterFunc(ctx, i.kill) // ends the read below
 	line, err := stdout.ReadString('\n')
 	if !stop() {
-		return fmt.Errorf("it printed no handshake within %s", limit)
+		<-i.done
+		return fmt.Errorf("it printed no handshake within %s%s", limit, i.lastWords())
 	}
 	if err != nil && line == "" {
 		<-i.done
 		return fmt.Errorf("it ended before its handshake: %s%s", i.end, i.lastWords())
 	}
 	i.handshake = strings.TrimSpace(line)
-	network, address, certificate, err := parseHandshake(i.handshake, i.dir, id != nil)
+	i.network, i.address, i.certificate, err = parseHandshake(i.handshake, i.dir, id != nil)
 	if err != nil {
 		return err
 	}
-	if i.conn, err = i.dial(network, address, certificate, id); err != nil {
+	if i.conn, err = i.dial(id); err != nil {
 		return err
 	}
 	i.client = provider.NewClient(i.conn)
@@ -255,14 +259,31 @@ func (i *instance) shutdown(ctx context.Context) error {
 	return i.conn.Invoke(ctx, "/plugin.GRPCController/Shutdown", &emptypb.Empty{}, &emptypb.Empty{})
 }
 
-// lastWords is the end of what the process wrote, for messages.
+// The end of what a process wrote: lines, and characters of each.
+const (
+	lastLines = 20
+	lineLimit = 300
+)
+
+// lastWords is the end of what the process wrote to standard error, for messages: the last lines, one below the other. What
+// explains an end is seldom in the last one alone.
 func (i *instance) lastWords() string {
-	text := strings.TrimSpace(string(i.stderr.bytes()))
+	text := strings.TrimSpace(strings.ToValidUTF8(string(i.stderr.bytes()), "\uFFFD"))
 	if text == "" {
 		return ""
 	}
 	lines := strings.Split(text, "\n")
-	return fmt.Sprintf("; its last words were %.300q", lines[len(lines)-1])
+	lines = lines[max(0, len(lines)-lastLines):]
+	for n, line := range lines {
+		lines[n] = "    " + shorten(plain(line), lineLimit)
+	}
+	return "; its last lines were\n" + strings.Join(lines, "\n")
+}
+
+// plain makes the control characters of a foreign line visible.
+func plain(line string) string {
+	quoted := strconv.Quote(strings.TrimRight(line, "\r"))
+	return strings.ReplaceAll(strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`), `\\`, `\`)
 }
 
 // capture keeps what is written to it, up to a limit. Safe for concurrent use.

@@ -6,7 +6,11 @@
 //
 // What a plugin must do for it: become configured with Plugin.Config, and make sandboxes in which Plugin.Server runs.
 // The deep part sees the cloud through Housekeeping.List, so a plugin that cannot list skips those checks. The suite
-// makes about twenty sandboxes, of two owners that are unique to the run, and destroys them again.
+// makes about fifty sandboxes, of two owners that are unique to the run, and destroys them again.
+//
+// The files, from the top down: providertest.go and report.go (what authors see), suite.go (one run), checks.go (the list) and
+// the checks_*.go, scenes.go (what several checks share), launch.go and wire.go (the plugin's process), web.go and secrets.go
+// (tools).
 package providertest
 
 import (
@@ -38,7 +42,7 @@ type Plugin struct {
 	// NoMTLS is for plugins whose gRPC library cannot do mTLS.
 	NoMTLS bool
 	// Only restricts the run to the checks whose GROUP/NAME matches one of these patterns (see path.Match), separated by
-	// commas. Empty is all.
+	// commas. Nothing else runs but what they need. Empty is all.
 	Only string
 }
 

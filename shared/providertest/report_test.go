@@ -2,8 +2,13 @@ package providertest
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"encoding/xml"
+	"net/url"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -121,6 +126,69 @@ func TestWhatIsNotAPluginFailsTheHandshake(t *testing.T) {
 		if report.Count(Fail) != 1 || report.Count(Pass) > 0 {
 			t.Errorf("%s: %s", path, report.Summary())
 		}
+	}
+}
+
+// A host and an author see more than the last line of a plugin that dies on its way up.
+func TestAPluginThatDiesBeforeItsHandshakeShowsItsLastLines(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "plugin")
+	script := "#!/bin/sh\nfor n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22; do echo \"line $n\" >&2; done\n" +
+		"printf '\\033[31mModuleNotFoundError: grpc\\r\\n' >&2\nexit 3\n"
+	if err := os.WriteFile(path, []byte(script), 0o700); err != nil { //nolint:gosec // it is executed
+		t.Fatal(err)
+	}
+	report := newSuite(Plugin{Path: path}, paceFor("")).run(t.Context(), nil)
+	detail := report.Results[0].Detail
+	for want, there := range map[string]bool{
+		"exit status 3": true, "    line 4\n": true, "    line 22\n": true, "line 3\n": false, `\x1b[31mModuleNotFoundError: grpc`: true, "\x1b": false, "\r": false,
+	} {
+		if strings.Contains(detail, want) != there {
+			t.Errorf("%q is there: %t\n%s", want, !there, detail)
+		}
+	}
+}
+
+func TestOnlyRunsWhatIsAskedForAndWhatItNeeds(t *testing.T) {
+	t.Parallel()
+	p := mockPlugin(t, "")
+	p.Only = "create/labels"
+	s := newSuite(p, paceFor(""))
+	report := s.run(t.Context(), nil)
+	if len(report.Results) != 1 || report.Count(Pass) != 1 || len(s.made) != 1 || len(s.instances) != 1 {
+		t.Errorf("%d checks, %d sandboxes and %d processes for one check\n%+v", len(report.Results), len(s.made), len(s.instances), report.Results)
+	}
+}
+
+// Clouds list late, which is no fault of the plugin.
+func TestAListingThatLagsIsNoFault(t *testing.T) {
+	t.Parallel()
+	p := mockPlugin(t, "")
+	p.Config["faults"] = []string{"list=lag:700ms"}
+	if report := newSuite(p, paceFor("")).run(t.Context(), nil); report.Failed() {
+		_ = report.WriteText(t.Output())
+		t.Fail()
+	}
+}
+
+func TestSecretsAreFoundInTheFormsInWhichTheyTravel(t *testing.T) {
+	t.Parallel()
+	s := newSuite(Plugin{}, paceFor(""))
+	const secret = "s3cret+/=&key?"
+	s.keepSecret(secret, "the key")
+	for form, text := range map[string]string{
+		"as it is": "key=" + secret, "in basic authentication": base64.StdEncoding.EncodeToString([]byte("user:" + secret)),
+		"in basic authentication of another user": base64.StdEncoding.EncodeToString([]byte("users:" + secret + ":")),
+		"in base64 for URLs":                      base64.URLEncoding.EncodeToString([]byte(secret)), "in hex": hex.EncodeToString([]byte("x" + secret)),
+		"in HEX": strings.ToUpper(hex.EncodeToString([]byte(secret))), "in a query": "?k=" + url.QueryEscape(secret),
+		"in a path": "/" + url.PathEscape(secret), "in JSON": `{"k": "s3cret+/=\u0026key?"}`,
+	} {
+		if _, found := s.shown([]byte("before " + text + " after")); !found {
+			t.Errorf("%s it is not found: %s", form, text)
+		}
+	}
+	if what, found := s.shown([]byte("s3cret, key, " + base64.StdEncoding.EncodeToString([]byte("another text of that length")))); found {
+		t.Errorf("%s is found where it is not", what)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 // running is a sandbox whose server is alive. Checks must leave it so.
 type running struct {
 	sandbox   provider.Sandbox
+	attempt   string
 	before    time.Time // when Create was called
 	creation  time.Duration
 	createErr error
@@ -23,8 +24,11 @@ type running struct {
 	endpoints provider.Endpoints
 	start     time.Duration
 	startErr  error
+	opened    time.Time // when the endpoints were given out
 
 	aliveErr error
+	early    string // a verdict of a Ping while the server was on its way
+	openErr  error  // of a request to the server, once it is alive
 }
 
 // ready returns an error if the scene cannot be used.
@@ -58,7 +62,9 @@ type nap struct {
 	ping       provider.PingResult
 	pingErr    error
 	pinged     provider.Sandbox // as listed after the pings
-	startErr   error            // of starting a server while it was suspended
+	found      provider.Sandbox // by an Attach after the pings
+	foundErr   error
+	startErr   error // of starting a server while it was suspended
 	woken      provider.Sandbox
 	wakeErr    error
 	cancelled  error // of a call that woke it and was cancelled: what is wrong afterwards
@@ -66,6 +72,7 @@ type nap struct {
 
 // deaths is a sandbox whose servers die.
 type deaths struct {
+	sandbox   provider.Sandbox
 	err       error // of a preparation
 	atOnce    death // of a server that dies at once
 	noCommand death // of one whose command does not exist
@@ -108,6 +115,9 @@ type talker struct {
 	sandbox   provider.Sandbox
 	endpoints provider.Endpoints
 	startErr  error
+	// The whole log, and the last three lines of it.
+	log, tail       []string
+	logErr, tailErr error
 }
 
 // crowd is many calls at once.
@@ -125,6 +135,12 @@ func (s *suite) prepareScenes(ctx context.Context) {
 	s.deaths = sync.OnceValue(func() deaths { return s.playDeaths(ctx) })
 	s.talker = sync.OnceValue(func() talker { return s.playTalker(ctx) })
 	s.crowd = sync.OnceValue(func() crowd { return s.playCrowd(ctx) })
+	s.neighbour = sync.OnceValues(func() (neighbour, error) { return s.playNeighbour(ctx) })
+	s.outages = sync.OnceValues(func() ([]outage, error) { return s.playOutages(ctx) })
+	s.other = sync.OnceValues(func() (*instance, error) {
+		i, err := s.open(ctx, nil)
+		return i, needed(err, "starting another process of the plugin")
+	})
 	s.stranded = sync.OnceValues(func() (provider.Sandbox, error) {
 		r := s.running()
 		if r.createErr != nil {
@@ -136,8 +152,9 @@ func (s *suite) prepareScenes(ctx context.Context) {
 }
 
 func (s *suite) playRunning(ctx context.Context) (r running) {
-	r.before = time.Now()
-	r.sandbox, r.createErr = s.create(ctx, s.shared.client, s.createRequest(s.owner, s.session(), s.server()))
+	request := s.createRequest(s.owner, s.session(), s.server())
+	r.before, r.attempt = time.Now(), request.Attempt
+	r.sandbox, r.createErr = s.create(ctx, s.shared.client, request)
 	r.creation = time.Since(r.before)
 	if r.createErr != nil {
 		return r
@@ -149,7 +166,10 @@ func (s *suite) playRunning(ctx context.Context) (r running) {
 		return r
 	}
 	s.keepHeaders(r.sandbox, r.endpoints)
-	r.aliveErr = s.awaitAlive(ctx, r.sandbox, r.endpoints)
+	r.opened = time.Now()
+	if r.early, r.aliveErr = s.watchAlive(ctx, r.sandbox, r.endpoints); r.aliveErr == nil {
+		r.openErr = s.opens(ctx, r.endpoints.Server)
+	}
 	return r
 }
 
@@ -164,19 +184,29 @@ func (s *suite) keepHeaders(sandbox provider.Sandbox, endpoints provider.Endpoin
 
 // awaitAlive pings until the server is alive.
 func (s *suite) awaitAlive(ctx context.Context, sandbox provider.Sandbox, endpoints provider.Endpoints) error {
+	_, err := s.watchAlive(ctx, sandbox, endpoints)
+	return err
+}
+
+// watchAlive is awaitAlive that also tells of a verdict on the way, at which a host would have given up.
+func (s *suite) watchAlive(ctx context.Context, sandbox provider.Sandbox, endpoints provider.Endpoints) (early string, _ error) {
 	var last provider.PingResult
 	alive, err := eventually(ctx, s.pace.verdict, func() (bool, error) {
 		var err error
 		last, err = s.shared.client.Ping(ctx, s.pingRequest(sandbox, endpoints.Server))
+		switch last.Status {
+		case provider.PingExited, provider.PingStopped, provider.PingGone:
+			early = fmt.Sprintf("%s: %s", last.Status, last.Reason)
+		}
 		return last.Status == provider.PingAlive, err
 	})
 	switch {
 	case alive:
-		return nil
+		return early, nil
 	case err != nil:
-		return fmt.Errorf("it answers %s", describeError(err))
+		return early, fmt.Errorf("it answers %s", describeError(err))
 	}
-	return fmt.Errorf("after %s Ping still answers %s: %s", s.pace.verdict, last.Status, last.Reason)
+	return early, fmt.Errorf("after %s Ping still answers %s: %s", s.pace.verdict, last.Status, last.Reason)
 }
 
 func (s *suite) playEnded(ctx context.Context) (e ended) {
@@ -207,13 +237,22 @@ func (s *suite) playNap(ctx context.Context) (n nap) {
 	if n.suspendErr = client.Suspend(ctx, ref(s.owner, n.sandbox)); n.suspendErr != nil {
 		return n
 	}
-	n.listed, n.listErr = s.lookAt(ctx, n.sandbox)
+	_, n.listErr = eventually(ctx, s.pace.listing, func() (bool, error) { // a listing may lag
+		var err error
+		n.listed, err = s.lookAt(ctx, n.sandbox)
+		return err == nil && (n.listed.ID == "" || n.listed.State == provider.StateSuspended), err
+	})
 	n.againErr = client.Suspend(ctx, ref(s.owner, n.sandbox))
 	_, _ = eventually(ctx, s.pace.verdict, func() (bool, error) {
 		n.ping, n.pingErr = client.Ping(ctx, s.pingRequest(n.sandbox, endpoints.Server))
 		return n.pingErr == nil && n.ping.Status != provider.PingNotYet, nil
 	})
 	n.pinged, _ = s.lookAt(ctx, n.sandbox)
+	if n.found, n.foundErr = client.Attach(ctx, s.attachRequest(n.sandbox)); n.foundErr == nil {
+		if n.err = needed(client.Suspend(ctx, ref(s.owner, n.sandbox)), "Suspend"); n.err != nil {
+			return n
+		}
+	}
 	_, n.startErr = client.StartServer(ctx, s.startRequest(n.sandbox, s.server()))
 
 	if n.startErr == nil { // it may have been woken
@@ -228,12 +267,15 @@ func (s *suite) playNap(ctx context.Context) (n nap) {
 	return n
 }
 
-// lookAt returns a sandbox as the plugin lists it, or an empty one if the plugin cannot list.
-func (s *suite) lookAt(ctx context.Context, sandbox provider.Sandbox) (provider.Sandbox, error) {
+// lookAt returns a sandbox as the plugin lists it, which may take a moment, or an empty one if the plugin cannot list.
+func (s *suite) lookAt(ctx context.Context, sandbox provider.Sandbox) (listed provider.Sandbox, _ error) {
 	if !s.description.Can(provider.CapabilityList) {
-		return provider.Sandbox{}, nil
+		return listed, nil
 	}
-	listed, found, err := s.listed(ctx, sandbox)
+	found, err := eventually(ctx, s.pace.listing, func() (found bool, err error) {
+		listed, found, err = s.listed(ctx, sandbox)
+		return found, err
+	})
 	if err == nil && !found {
 		err = fmt.Errorf("the sandbox %s is not listed", sandbox.ID)
 	}
@@ -272,6 +314,7 @@ func (s *suite) playDeaths(ctx context.Context) (d deaths) {
 		d.err = err
 		return d
 	}
+	d.sandbox = sandbox
 	start := func(server provider.Server) (provider.Endpoints, error) {
 		return client.StartServer(ctx, s.startRequest(sandbox, server))
 	}
@@ -313,15 +356,24 @@ func (s *suite) playTalker(ctx context.Context) (t talker) {
 	if t.sandbox, t.err = s.newSandbox(ctx, s.talk()); t.err == nil {
 		t.endpoints, t.startErr = s.shared.client.StartServer(ctx, s.startRequest(t.sandbox, s.talk()))
 	}
+	if t.err == nil && t.startErr == nil && s.description.Can(provider.CapabilityLogs) {
+		t.log, t.logErr = s.lines(ctx, t.sandbox, 1000)
+		t.tail, t.tailErr = s.lines(ctx, t.sandbox, 3)
+	}
 	return t
 }
+
+// hardText is what a careless quoting spoils.
+const hardText = "a  b\\n 'c' \"d\" $HOME `id` ; & | # é*"
 
 // talk returns the talker's server, which writes its process ID, its ports and four more lines.
 func (s *suite) talk() provider.Server {
 	server := s.script(`echo "process $$"; echo "ports {port} $PORT $NOTE {port.extra}"; ` +
+		`printf '%s\n' "value $BERTH_CHECK_HARD"; printf '%s\n' "lines $BERTH_CHECK_LINES"; printf '%s\n' "word $1"; ` +
 		`echo one; echo two; echo three; echo four; exec sleep 600`)
+	server.Command = append(server.Command, "berth-check", hardText)
 	server.ExtraPorts = map[string]int{"extra": s.plugin.Server.Port + 1}
-	server.Env["NOTE"] = "{port}"
+	server.Env["NOTE"], server.Env["BERTH_CHECK_HARD"], server.Env["BERTH_CHECK_LINES"] = "{port}", hardText, "first\n second"
 	return server
 }
 

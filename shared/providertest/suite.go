@@ -30,11 +30,13 @@ type pace struct {
 	died     time.Duration // until a ping reports a server that died at once
 	listing  time.Duration // until a listing or a log is up to date
 	quick    time.Duration // a call that takes less time cannot be cancelled half way
+	late     time.Duration // by which a sandbox may outlive its end
+	lasting  time.Duration // for which an endpoint is watched at least
 }
 
 var normalPace = pace{
 	start: 30 * time.Second, check: 15 * time.Minute, exit: 5 * time.Second, overtime: 10 * time.Second,
-	verdict: 60 * time.Second, died: 10 * time.Second, listing: 30 * time.Second, quick: 10 * time.Millisecond,
+	verdict: 60 * time.Second, died: 10 * time.Second, listing: 30 * time.Second, quick: 10 * time.Millisecond, late: 15 * time.Second, lasting: 3 * time.Second,
 }
 
 const (
@@ -74,6 +76,10 @@ type suite struct {
 	talker   func() talker
 	stranded func() (provider.Sandbox, error)
 	crowd    func() crowd
+	// neighbour is stranded with a server that has ended.
+	neighbour func() (neighbour, error)
+	outages   func() ([]outage, error)
+	other     func() (*instance, error) // another process, configured alike
 
 	spareMutex sync.Mutex
 	spare      *instance // launched and not configured
@@ -94,7 +100,7 @@ func newSuite(p Plugin, pace pace) *suite {
 		identity: sync.OnceValues(newIdentity),
 		secrets:  map[string]string{}, results: map[string]*Result{}, waiting: map[string]unpreparedError{},
 	}
-	s.secrets[s.canary] = "a variable of the server's environment"
+	s.keepSecret(s.canary, "a variable of the server's environment")
 	for name, value := range p.Headers {
 		s.keepSecret(value, "the header "+name)
 	}
@@ -171,8 +177,10 @@ func (s *suite) run(ctx context.Context, on func(Result)) Report {
 	ready := s.runInTurn(ctx, atTheStart, tell)
 	if ready {
 		s.runAtOnce(ctx, inBetween, tell)
+		s.runInTurn(ctx, afterwards, tell)
 	} else {
 		s.skipAll(inBetween, tell)
+		s.skipAll(afterwards, tell)
 	}
 	// The end is for interrupted runs as well: it also cleans up.
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
@@ -190,15 +198,18 @@ func (s *suite) wanted(c check) bool {
 	})
 }
 
+// cleanUp is the check that removes what the run made.
+const cleanUp = "end/nothing-left"
+
 // tooEarly is why checks are skipped that come after the first failure at the start.
 const tooEarly = "the plugin did not get that far"
 
-// runInTurn runs the checks of a stage one after the other, whether they are asked for or not, and reports whether all is
-// well. The ones not asked for appear in the report when they fail only.
+// runInTurn runs the checks of a stage one after the other, and reports whether all is well. Those that everything else needs
+// run whether they are asked for or not, and appear in the report then only if they fail.
 func (s *suite) runInTurn(ctx context.Context, at stage, tell func(Result)) bool {
 	well := true
 	for _, c := range checks {
-		if c.at != at {
+		if c.at != at || !s.wanted(c) && at != atTheStart && c.id() != cleanUp {
 			continue
 		}
 		if at == atTheStart && !well {
@@ -412,12 +423,18 @@ func (s *suite) useDescription(d provider.Description) error {
 	return err
 }
 
-// keepSecret adds a text that the plugin must not show. Short ones would be found everywhere.
+// keepSecret adds a text that the plugin must not show, in any of the forms in which secrets travel. Short ones would be
+// found everywhere.
 func (s *suite) keepSecret(text, what string) {
-	if len(text) >= 8 {
-		s.mutex.Lock()
-		s.secrets[text] = what
-		s.mutex.Unlock()
+	if len(text) < shortestSecret {
+		return
+	}
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	for form, encoded := range formsOf(text) {
+		if len(encoded) >= shortestSecret {
+			s.secrets[encoded] = strings.TrimSpace(what + form)
+		}
 	}
 }
 

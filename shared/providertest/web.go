@@ -3,6 +3,9 @@ package providertest
 import (
 	"context"
 	"fmt"
+	"io"
+	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -85,4 +88,24 @@ func arrived(ctx context.Context, word <-chan struct{}, limit time.Duration) boo
 	case <-ctx.Done():
 	}
 	return false
+}
+
+// connection is the key of a request's connection in its context, for handlers that end it.
+type connection struct{}
+
+// serve runs a server of its own on this machine. It speaks HTTP/2 as well, without TLS, as gRPC does.
+func serve(handler http.HandlerFunc) (host string, stop func()) {
+	server := httptest.NewUnstartedServer(handler)
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // a handler that gives up is meant to
+	server.Config.Protocols = new(http.Protocols)
+	server.Config.Protocols.SetHTTP1(true)
+	server.Config.Protocols.SetUnencryptedHTTP2(true)
+	server.Config.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		return context.WithValue(ctx, connection{}, c)
+	}
+	server.Start()
+	return server.Listener.Addr().String(), func() {
+		server.CloseClientConnections()
+		server.Close()
+	}
 }

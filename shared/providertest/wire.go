@@ -11,7 +11,9 @@ import (
 	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"strings"
 	"time"
@@ -20,13 +22,14 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/berth-dev/berth/shared/provider"
 )
 
 // identity is the certificate with which the suite shows itself to plugins: of the same kind as the host's, on the curve
-// P-256, because not every TLS library takes others.
+// P-256, because not every TLS library takes others. The zero value shows none.
 type identity struct {
 	pem         string
 	certificate tls.Certificate
@@ -71,14 +74,26 @@ func (id *identity) trusting(certificate string) (*tls.Config, error) {
 	}
 	pool := x509.NewCertPool()
 	pool.AddCert(parsed)
-	return &tls.Config{
-		Certificates: []tls.Certificate{id.certificate}, RootCAs: pool, ServerName: "localhost", MinVersion: tls.VersionTLS12,
-	}, nil
+	config := &tls.Config{RootCAs: pool, ServerName: "localhost", MinVersion: tls.VersionTLS12}
+	if id.pem != "" {
+		config.Certificates = []tls.Certificate{id.certificate}
+	}
+	return config, nil
 }
 
 // dial connects to the address of the handshake, and keeps the texts of the plugin: errors, and the reasons of
 // pings.
-func (i *instance) dial(network, address, certificate string, id *identity) (*grpc.ClientConn, error) {
+func (i *instance) dial(id *identity) (*grpc.ClientConn, error) {
+	return dialPlain(i.network, i.address, i.certificate, id, grpc.WithUnaryInterceptor(func(ctx context.Context, method string,
+		args, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, options ...grpc.CallOption) error {
+		err := invoke(ctx, method, args, reply, conn, options...)
+		i.record(method, reply, err)
+		return err
+	}))
+}
+
+// dialPlain connects to the address of a handshake. id is nil without mTLS.
+func dialPlain(network, address, certificate string, id *identity, options ...grpc.DialOption) (*grpc.ClientConn, error) {
 	target := "unix:" + address
 	if network == "tcp" {
 		target = "passthrough:///" + address
@@ -91,14 +106,8 @@ func (i *instance) dial(network, address, certificate string, id *identity) (*gr
 		}
 		security = credentials.NewTLS(config)
 	}
-	return grpc.NewClient(target, grpc.WithTransportCredentials(security),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(provider.MaxMessageBytes), grpc.MaxCallSendMsgSize(2*provider.MaxMessageBytes)),
-		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, args, reply any, conn *grpc.ClientConn,
-			invoke grpc.UnaryInvoker, options ...grpc.CallOption) error {
-			err := invoke(ctx, method, args, reply, conn, options...)
-			i.record(method, reply, err)
-			return err
-		}))
+	return grpc.NewClient(target, append(options, grpc.WithTransportCredentials(security),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(provider.MaxMessageBytes), grpc.MaxCallSendMsgSize(2*provider.MaxMessageBytes)))...)
 }
 
 func (i *instance) record(method string, reply any, err error) {
@@ -126,4 +135,64 @@ func (i *instance) send(ctx context.Context, method string, message []byte) ([]b
 	var answer []byte
 	err := i.conn.Invoke(ctx, method, &message, &answer, grpc.ForceCodec(bytesCodec{}))
 	return answer, err
+}
+
+// countLogs makes the call Logs, and returns how many lines come.
+func (i *instance) countLogs(ctx context.Context, owner, sandboxID string, lines uint64) (int, error) {
+	const ownerField, idField, linesField = 1, 2, 3 // of LogsRequest
+	request := protowire.AppendString(protowire.AppendTag(nil, ownerField, protowire.BytesType), owner)
+	request = protowire.AppendString(protowire.AppendTag(request, idField, protowire.BytesType), sandboxID)
+	request = protowire.AppendVarint(protowire.AppendTag(request, linesField, protowire.VarintType), lines)
+	answer, err := i.send(ctx, service+"Housekeeping/Logs", request)
+	const answerField = 1 // of LogsResponse
+	return len(fields(answer, answerField)), err
+}
+
+// listedSessions makes the call List, and returns the sessions of the sandboxes as they come.
+func (i *instance) listedSessions(ctx context.Context, owner, session string) (sessions []string, _ error) {
+	const ownerField, sessionField = 1, 2 // of ListRequest
+	request := protowire.AppendString(protowire.AppendTag(nil, ownerField, protowire.BytesType), owner)
+	request = protowire.AppendString(protowire.AppendTag(request, sessionField, protowire.BytesType), session)
+	stream, err := i.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, service+"Housekeeping/List", grpc.ForceCodec(bytesCodec{}))
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(stream.SendMsg(&request), stream.CloseSend()); err != nil {
+		return nil, err
+	}
+	for {
+		var part []byte
+		err := stream.RecvMsg(&part)
+		if errors.Is(err, io.EOF) {
+			return sessions, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		const sandboxesField, sandboxSessionField = 1, 4 // of ListResponse, and of Sandbox
+		for _, sandbox := range fields(part, sandboxesField) {
+			found := fields(sandbox, sandboxSessionField)
+			sessions = append(sessions, string(bytes.Join(found, nil)))
+		}
+	}
+}
+
+// fields returns the values of a field of texts or messages. What is no message has none.
+func fields(message []byte, number protowire.Number) (values [][]byte) {
+	for len(message) > 0 {
+		have, kind, size := protowire.ConsumeTag(message)
+		if size < 0 {
+			return values
+		}
+		message = message[size:]
+		if size = protowire.ConsumeFieldValue(have, kind, message); size < 0 {
+			return values
+		}
+		if have == number && kind == protowire.BytesType {
+			value, _ := protowire.ConsumeBytes(message)
+			values = append(values, value)
+		}
+		message = message[size:]
+	}
+	return values
 }

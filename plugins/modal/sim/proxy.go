@@ -24,19 +24,14 @@ import (
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 )
 
-// connectQuery is the query parameter that may replace the header with the connect token.
-const connectQuery = "_modal_connect_token"
+// connectName is the query parameter or cookie that may replace the header with the connect token.
+const connectName = "_modal_connect_token"
 
 // proxyHandler returns the way to ports for those with a connect token. In the cloud, every sandbox has a host name.
 // Such names do not resolve on this machine, so here the first element of the path names the sandbox.
 func (c *Cloud) proxyHandler() http.Handler {
 	return c.Traffic.HTTP(func(*http.Request) string { return "connect" }, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
-		query := r.URL.Query()
-		token, inHeader := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-		if !inHeader {
-			token = query.Get(connectQuery)
-		}
 		c.mutex.Lock()
 		s := c.find(id)
 		c.mutex.Unlock()
@@ -44,9 +39,11 @@ func (c *Cloud) proxyHandler() http.Handler {
 			http.Error(w, "modal-http: invalid sandbox", http.StatusNotFound)
 			return
 		}
+		r = r.Clone(r.Context())
+		query := r.URL.Query()
 		c.mutex.Lock()
-		port, opens := s.tokens[token]
-		metadata, ended := s.metadata[token], s.result != nil
+		token, opens := s.takeToken(r, query)
+		port, metadata, ended := s.tokens[token], s.metadata[token], s.result != nil
 		c.mutex.Unlock()
 		switch {
 		case !opens:
@@ -56,15 +53,37 @@ func (c *Cloud) proxyHandler() http.Handler {
 			http.Error(w, "modal-http: the sandbox has ended", http.StatusNotFound)
 			return
 		}
-		query.Del(connectQuery)
-		r = r.Clone(r.Context())
-		r.Header.Del("Authorization")
 		if metadata != "" {
 			r.Header.Set("X-Verified-User-Data", metadata)
 		}
 		r.URL, r.RequestURI = &url.URL{Path: "/" + rest, RawQuery: query.Encode()}, ""
 		forward(s.box, port, w, r)
 	}))
+}
+
+// takeToken takes the connect token out of a request, whose other credentials are the server's.
+func (s *sandbox) takeToken(r *http.Request, query url.Values) (token string, opens bool) {
+	token, _ = strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if _, opens = s.tokens[token]; opens {
+		r.Header.Del("Authorization")
+		return token, true
+	}
+	token = query.Get(connectName)
+	if _, opens = s.tokens[token]; opens {
+		query.Del(connectName)
+		return token, true
+	}
+	cookies := r.Cookies()
+	r.Header.Del("Cookie")
+	for _, cookie := range cookies {
+		if cookie.Name == connectName {
+			token = cookie.Value
+		} else {
+			r.AddCookie(cookie)
+		}
+	}
+	_, opens = s.tokens[token]
+	return token, opens
 }
 
 func forward(box *simcloud.Box, port int, w http.ResponseWriter, r *http.Request) {

@@ -267,19 +267,19 @@ func perform(ctx context.Context, session string) (string, error) {
 	return "", nil
 }
 
-func (*stub) sandbox(ctx context.Context, session string, origin provider.Origin) (provider.Sandbox, error) {
+func (*stub) sandbox(ctx context.Context, owner, session, attempt string, origin provider.Origin) (provider.Sandbox, error) {
 	detail, err := perform(ctx, session)
 	return provider.Sandbox{
-		ID: "sandbox-1", State: provider.StateRunning, Origin: origin, Session: session, Detail: detail,
+		ID: "sandbox-1", State: provider.StateRunning, Origin: origin, Owner: owner, Session: session, Attempt: attempt, Detail: detail,
 	}, err
 }
 
 func (s *stub) Create(ctx context.Context, req provider.CreateRequest) (provider.Sandbox, error) {
-	return s.sandbox(ctx, req.Session, provider.OriginCreated)
+	return s.sandbox(ctx, req.Owner, req.Session, req.Attempt, provider.OriginCreated)
 }
 
 func (s *stub) Attach(ctx context.Context, req provider.AttachRequest) (provider.Sandbox, error) {
-	return s.sandbox(ctx, req.Session, provider.OriginAttached)
+	return s.sandbox(ctx, req.Owner, req.Session, "", provider.OriginAttached)
 }
 
 func (*stub) StartServer(ctx context.Context, req provider.StartServerRequest) (provider.Endpoints, error) {

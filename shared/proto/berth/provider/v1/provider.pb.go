@@ -401,9 +401,12 @@ type DescribeResponse struct {
 	Summary      string       `protobuf:"bytes,3,opt,name=summary,proto3" json:"summary,omitempty"`
 	Capabilities []Capability `protobuf:"varint,4,rep,packed,name=capabilities,proto3,enum=berth.provider.v1.Capability" json:"capabilities,omitempty"`
 	// The arguments of the provider's config block.
-	Attributes    []*Attribute `protobuf:"bytes,5,rep,name=attributes,proto3" json:"attributes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Attributes []*Attribute `protobuf:"bytes,5,rep,name=attributes,proto3" json:"attributes,omitempty"`
+	// The HTTP headers that the provider's endpoints may need for its own keys. The host refuses a server that expects its
+	// key in one of them, before anything is made.
+	EndpointHeaders []string `protobuf:"bytes,6,rep,name=endpoint_headers,json=endpointHeaders,proto3" json:"endpoint_headers,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *DescribeResponse) Reset() {
@@ -467,6 +470,13 @@ func (x *DescribeResponse) GetCapabilities() []Capability {
 func (x *DescribeResponse) GetAttributes() []*Attribute {
 	if x != nil {
 		return x.Attributes
+	}
+	return nil
+}
+
+func (x *DescribeResponse) GetEndpointHeaders() []string {
+	if x != nil {
+		return x.EndpointHeaders
 	}
 	return nil
 }
@@ -2074,7 +2084,7 @@ var File_berth_provider_v1_provider_proto protoreflect.FileDescriptor
 const file_berth_provider_v1_provider_proto_rawDesc = "" +
 	"\n" +
 	" berth/provider/v1/provider.proto\x12\x11berth.provider.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x11\n" +
-	"\x0fDescribeRequest\"\xdb\x01\n" +
+	"\x0fDescribeRequest\"\x86\x02\n" +
 	"\x10DescribeResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x18\n" +
@@ -2082,7 +2092,8 @@ const file_berth_provider_v1_provider_proto_rawDesc = "" +
 	"\fcapabilities\x18\x04 \x03(\x0e2\x1d.berth.provider.v1.CapabilityR\fcapabilities\x12<\n" +
 	"\n" +
 	"attributes\x18\x05 \x03(\v2\x1c.berth.provider.v1.AttributeR\n" +
-	"attributes\"\xed\x01\n" +
+	"attributes\x12)\n" +
+	"\x10endpoint_headers\x18\x06 \x03(\tR\x0fendpointHeaders\"\xed\x01\n" +
 	"\tAttribute\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x124\n" +
 	"\x04type\x18\x02 \x01(\x0e2 .berth.provider.v1.AttributeTypeR\x04type\x12\x1a\n" +

@@ -1,0 +1,6 @@
+provider "acme" {
+  config {
+    api_key = "sk-live-0123456789
+    region  = "eu"
+  }
+}

@@ -1,0 +1,4 @@
+server {
+  command = ["serve", "--port, "{port}"]
+  port = 80
+}

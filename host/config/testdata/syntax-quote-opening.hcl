@@ -1,0 +1,8 @@
+health {
+  timeout = 120s"
+}
+provider "acme" {
+  config {
+    api_key = "sk-live-0123456789"
+  }
+}

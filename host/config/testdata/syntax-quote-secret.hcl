@@ -1,0 +1,4 @@
+host {
+  secret = "correct-horse-battery   # kept here for now
+  owner  = "team"
+}

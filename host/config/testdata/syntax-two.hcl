@@ -1,0 +1,6 @@
+server {
+  port = 80 80
+}
+host {
+  owner = "a" "b"
+}
