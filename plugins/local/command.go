@@ -22,23 +22,14 @@ var passedOn = []string{
 // specOf returns the process to start for a server in a sandbox whose ports are reserved.
 func (l *Local) specOf(record store.Record, server provider.Server) (keeper.Spec, error) {
 	args, asked := server.Expand(record.Port, record.ExtraPorts)
-	if len(args) == 0 || args[0] == "" {
-		return keeper.Spec{}, provider.Errorf(provider.CodeInvalid, "the server has no command")
-	}
 	dir, err := l.workDir(record.ID, server.Workdir)
 	if err != nil {
 		return keeper.Spec{}, err
 	}
-	env := map[string]string{"HOME": l.store.WorkDir(record.ID), "HOST": "127.0.0.1"}
-	for _, name := range passedOn {
-		if value, ok := os.LookupEnv(name); ok {
-			env[name] = value
-		}
+	env := l.environment(asked)
+	if _, ok := asked["HOME"]; !ok {
+		env["HOME"] = l.store.WorkDir(record.ID)
 	}
-	if l.bwrap != "" {
-		env["TMPDIR"] = "/tmp"
-	}
-	maps.Copy(env, asked)
 	program, err := l.findProgram(args[0], dir, env["PATH"])
 	if err != nil {
 		return keeper.Spec{}, err
@@ -54,18 +45,39 @@ func (l *Local) specOf(record store.Record, server provider.Server) (keeper.Spec
 	return spec, nil
 }
 
-// workDir is where a server starts: its sandbox's own directory, one below it, or any that exists.
+// environment returns a server's environment, but for HOME.
+func (l *Local) environment(asked map[string]string) map[string]string {
+	env := map[string]string{"HOST": "127.0.0.1"}
+	for _, name := range passedOn {
+		if value, ok := os.LookupEnv(name); ok {
+			env[name] = value
+		}
+	}
+	if l.bwrap != "" {
+		env["TMPDIR"] = "/tmp"
+	}
+	maps.Copy(env, asked)
+	return env
+}
+
+// checkServer refuses a server that cannot be started, whatever its sandbox is.
+func (l *Local) checkServer(server provider.Server) error {
+	command, asked := server.Expand(65535, nil)
+	return provider.CheckProcess(command, l.environment(asked), server.Workdir, 0)
+}
+
+// workDir is where a server starts: its sandbox's own directory, one below it, or any other. It is made if it is missing.
 func (l *Local) workDir(id, asked string) (string, error) {
 	dir := asked
 	if !filepath.IsAbs(asked) {
-		dir = filepath.Join(l.store.WorkDir(id), asked)
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return "", provider.Errorf(provider.CodeFailed, "making the server's working directory: %w", err)
+		if asked == "~" || strings.HasPrefix(asked, "~/") {
+			asked = asked[1:] // the sandbox's own directory is the server's home
 		}
+		dir = filepath.Join(l.store.WorkDir(id), asked)
 	}
-	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
-		return "", provider.Errorf(provider.CodeFailed, "the server's working directory %s is not a directory of this machine: "+
-			"name one that is, or one relative to the sandbox's own", dir)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", provider.Errorf(provider.CodeFailed, "making the server's working directory: %w: name one that can be made, or one relative "+
+			"to the sandbox's own", err)
 	}
 	return dir, nil
 }

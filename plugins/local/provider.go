@@ -36,6 +36,11 @@ type Local struct {
 
 // Create makes the session's sandbox, or adopts the one that is there.
 func (l *Local) Create(ctx context.Context, req provider.CreateRequest) (provider.Sandbox, error) {
+	if len(req.Server.Command) > 0 { // what cannot be started is refused before anything is made
+		if err := l.checkServer(req.Server); err != nil {
+			return provider.Sandbox{}, err
+		}
+	}
 	name := provider.SandboxName(req.Owner, req.Session)
 	unlock, err := l.store.Lock(ctx, name)
 	if err != nil {
@@ -110,6 +115,9 @@ func none(req provider.AttachRequest) error {
 // StartServer starts the server unless one runs, and returns without waiting for it. A running server stays, even if
 // its command differs from the one requested.
 func (l *Local) StartServer(ctx context.Context, req provider.StartServerRequest) (provider.Endpoints, error) {
+	if err := l.checkServer(req.Server); err != nil {
+		return provider.Endpoints{}, err
+	}
 	ref := provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID}
 	if _, err := l.loadOf(ref, req.Session); err != nil {
 		return provider.Endpoints{}, err

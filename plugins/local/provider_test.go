@@ -280,10 +280,43 @@ func TestACommandThatCannotBeStartedSaysWhereItWasLookedFor(t *testing.T) {
 		}
 	}
 	server := shell("exit 0")
-	server.Workdir = "/no/such/directory"
+	server.Workdir = filepath.Join(script, "directory")
 	if _, err := l.StartServer(t.Context(), startRequest(sandbox, server)); provider.CodeOf(err) != provider.CodeFailed ||
-		!strings.Contains(err.Error(), "/no/such/directory") {
+		!strings.Contains(err.Error(), script) {
 		t.Errorf("workdir: %v", err)
+	}
+}
+
+func TestAWorkingDirectoryIsMadeIfItIsMissing(t *testing.T) {
+	t.Parallel()
+	l := newLocal(t, Config{})
+	sandbox := create(t, l, "s1")
+	home, elsewhere := l.store.WorkDir(sandbox.ID), filepath.Join(t.TempDir(), "deep", "down")
+	for asked, want := range map[string]string{"": home, "a/b": filepath.Join(home, "a", "b"), "~/c": filepath.Join(home, "c"), elsewhere: elsewhere} {
+		server := shell("pwd; exit 5")
+		server.Workdir = asked
+		if result := endsAtOnce(t, l, sandbox, server); *result.ExitCode != 5 || !slices.Equal(result.LogTail, []string{want}) {
+			t.Errorf("%q: %+v, want %s", asked, result, want)
+		}
+	}
+}
+
+func TestAServerThatCannotBeStartedMakesNoSandbox(t *testing.T) {
+	t.Parallel()
+	l := newLocal(t, Config{})
+	request := createRequest("s1")
+	request.Server = httpServer()
+	request.Server.Env = map[string]string{"PROMPT": strings.Repeat("p", provider.LongestWord)}
+	_, err := l.Create(t.Context(), request)
+	if e := provider.AsError(err); e == nil || e.Code != provider.CodeInvalid || e.Retryable || !strings.Contains(e.Message, "PROMPT") {
+		t.Errorf("%v", err)
+	}
+	if listed := list(t, l); len(listed) != 0 {
+		t.Errorf("it made %+v", listed)
+	}
+	sandbox := create(t, l, "s1")
+	if _, err := l.StartServer(t.Context(), startRequest(sandbox, request.Server)); provider.CodeOf(err) != provider.CodeInvalid {
+		t.Errorf("started: %v", err)
 	}
 }
 

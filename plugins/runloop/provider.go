@@ -250,19 +250,36 @@ func (d *devboxes) tunnelOf(ctx context.Context, it devbox) (*tunnel, error) {
 
 // Run runs a script as a command that ends soon. That goes for the start script too: it leaves the server in a session of its
 // own, which goes on. (execute_async would stay with the server, and show nothing of it until it ends.) The environment, which
-// holds secrets, is written to a file that the command line reads and removes at once: a command line is seen by every
+// holds secrets, is written to a file that the command line reads and removes first of all: a command line is seen by every
 // process of the devbox and kept by Runloop.
 func (d *devboxes) Run(ctx context.Context, it devbox, script cloud.Script) (string, error) {
-	line := script.Line()
+	line, file := script.Line(), ""
 	if len(script.Env) > 0 {
-		file, err := d.deliver(ctx, it.ID, script.Env)
-		if err != nil {
+		var err error
+		if file, err = d.deliver(ctx, it.ID, script.Env); err != nil {
+			d.takeBack(ctx, it.ID, file)
 			return "", err
 		}
-		line = fmt.Sprintf(". %[1]s; rm -f %[1]s; exec %[2]s", cloud.Quote(file), line)
+		// It is gone before anything else is run, and nothing is run without it.
+		line = fmt.Sprintf(`berth_env=$(cat %[1]s) || exit 1; rm -f %[1]s; eval "$berth_env"; unset berth_env; exec %[2]s`, cloud.Quote(file), line)
 	}
 	result, err := d.api.execute(ctx, it.ID, line)
+	if err != nil {
+		d.takeBack(ctx, it.ID, file)
+	}
 	return result.Stdout + "\n" + result.Stderr, err // a shell that cannot run the script says there why
+}
+
+// takeBack removes a file that may not have been read. Should that fail, a later start does it.
+func (d *devboxes) takeBack(ctx context.Context, id, file string) {
+	if file == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if _, err := d.api.execute(ctx, id, "rm -f "+cloud.Quote(file)); err != nil {
+		d.log.Debug("a file with the server's environment may be left in the devbox", "devbox", id, "error", err)
+	}
 }
 
 // privateDirectory makes a directory that nobody else can enter, prints its name, and removes what a start left there that
@@ -276,7 +293,7 @@ for dir in "$HOME/.berth" "${TMPDIR:-/tmp}/.berth"; do
 done
 exit 1`
 
-// deliver writes an environment to a file for a shell to read, and returns its name.
+// deliver writes an environment to a file for a shell to read, and returns its name, also when it may not be whole.
 func (d *devboxes) deliver(ctx context.Context, id string, env map[string]string) (string, error) {
 	made, err := d.api.execute(ctx, id, privateDirectory)
 	directory := strings.TrimSpace(made.Stdout)

@@ -327,6 +327,22 @@ func TestTrapAnEnvironmentInACommandLineIsSeenByAll(t *testing.T) {
 	}
 }
 
+func TestTrapACommandThatIsRefusedReadsNoFile(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{})
+	r := newRunloop(t, cloud, nil)
+	made := cloudtest.Create(t, r, "s1")
+	server := cloudtest.ActionServer()
+	server.Env = map[string]string{"SESSION_API_KEY": "hush-hush"}
+	cloud.Fail(simcloud.Fault{Operation: "execute", Skip: 1, Count: 1, Status: 400}) // after the directory is made
+	if _, err := r.StartServer(t.Context(), cloudtest.StartRequest(made, server)); err == nil {
+		t.Error("no error")
+	}
+	if left := cloudtest.Inside(t, cloud.Box(made.ID), `ls -A ~/.berth`); strings.Contains(left, "env-") {
+		t.Errorf("left: %s", left)
+	}
+}
+
 func TestTrapNothingIsSentThatTheAPIHasRemoved(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{})

@@ -15,6 +15,8 @@ type watch struct {
 	failing  time.Time // since when the server does not answer; zero before
 	server   time.Time // when its process was last looked at
 	cloud    time.Time // when the cloud was last asked about the sandbox
+	doubted  bool      // the server's refusal may pass, as was found then
+	silence  string    // what the last look at the process said of why it keeps silent, for the pings until the next one
 }
 
 // serverDue reports whether the server's process may be looked at now. One that this process has not started is looked at
@@ -84,13 +86,19 @@ func (p *Provider[B]) judge(ctx context.Context, req provider.PingRequest, resul
 	if known && !denied && p.takeServerLook(req.SandboxID) {
 		said, err := p.lookAtServer(ctx, box)
 		if err == nil {
-			p.changeWatch(req.SandboxID, func(w *watch) { w.cloud = time.Now() }) // a sandbox that runs scripts is there
+			p.changeWatch(req.SandboxID, func(w *watch) {
+				w.cloud = time.Now() // a sandbox that runs scripts is there
+				w.silence = silenceOf(said)
+			})
 			return judgeServer(said, result)
 		}
 		reason = true
 	}
 	if !p.takeCloudLook(req.SandboxID, reason) {
-		return result
+		if !denied {
+			p.changeWatch(req.SandboxID, func(w *watch) { result.Reason += w.silence })
+		}
+		return p.doubt(req.SandboxID, result)
 	}
 	box, verdict := p.judgeSandbox(ctx, req, result)
 	switch {
@@ -98,14 +106,27 @@ func (p *Provider[B]) judge(ctx context.Context, req provider.PingRequest, resul
 		return *verdict
 	case denied:
 		if denier, able := p.cloud.(Denier[B]); able {
-			if why := denier.Denied(ctx, box, req.Endpoint); why != "" {
+			wrong, why := denier.Denied(ctx, box, req.Endpoint)
+			if why != "" {
 				result.Reason += " (" + why + ")"
 			}
+			p.changeWatch(req.SandboxID, func(w *watch) { w.doubted = !wrong })
+			return p.doubt(req.SandboxID, result)
 		}
 	case !known: // another process started the server
 		if said, err := p.lookAtServer(ctx, box); err == nil {
 			return judgeServer(said, result)
 		}
+	}
+	return result
+}
+
+// doubt makes "not yet" of a refusal that may pass.
+func (p *Provider[B]) doubt(id string, result provider.PingResult) provider.PingResult {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	if w := p.watches[id]; w != nil && w.doubted && result.Status == provider.PingDenied {
+		result.Status = provider.PingNotYet
 	}
 	return result
 }
@@ -133,6 +154,10 @@ func (p *Provider[B]) judgeSandbox(ctx context.Context, req provider.PingRequest
 	}
 	if err != nil {
 		result.Reason += fmt.Sprintf(" (%v)", err)
+		if _, able := p.cloud.(Denier[B]); able {
+			p.changeWatch(req.SandboxID, func(w *watch) { w.doubted = true })
+			result = p.doubt(req.SandboxID, result)
+		}
 		return box, &result
 	}
 	s := p.cloud.Describe(box)
@@ -156,14 +181,25 @@ func (p *Provider[B]) judgeSandbox(ctx context.Context, req provider.PingRequest
 
 // judgeServer reads what a sandbox says of the server.
 func judgeServer(said report, result provider.PingResult) provider.PingResult {
-	switch said.state {
-	case "exited":
+	if said.state == "exited" {
 		e := said.exited("")
 		return provider.PingResult{Status: provider.PingExited, Reason: e.Message, ExitCode: e.ExitCode, LogTail: e.LogTail}
-	case "none":
-		result.Reason += " (no server was started)"
 	}
+	result.Reason += silenceOf(said)
 	return result
+}
+
+// silenceOf words why a server keeps silent, as far as a sandbox says.
+func silenceOf(said report) string {
+	switch {
+	case said.state == "none":
+		return " (no server was started)"
+	case said.state == "running" && said.silence == "nowhere":
+		return fmt.Sprintf(" (the server's process runs, but nothing listens on port %d yet)", said.port)
+	case said.state == "running" && said.silence == "ipv6":
+		return fmt.Sprintf(" (the server's process runs and listens on ::1 only: let it listen on 0.0.0.0, port %d)", said.port)
+	}
+	return ""
 }
 
 // noteLaunch notes that a server was started: how an earlier one failed counts no more.

@@ -78,6 +78,10 @@ func startScript(server provider.Server, port int, extra map[string]int, stay bo
 		mode = "stay"
 	}
 	s := newScript(append([]string{"start", mode, strconv.Itoa(port), server.Workdir, supervisorScript}, command...)...)
+	if length := len(s.Line()); length > provider.LongestWord-lineOverhead { // which a shell gets as one word
+		return Script{}, provider.Errorf(provider.CodeInvalid, "the server's command is too long: it takes %d bytes in a script, which must not have "+
+			"more than %d", length, provider.LongestWord-lineOverhead)
+	}
 	s.Launches, s.port, s.Env = true, port, map[string]string{}
 	for i, name := range slices.Sorted(maps.Keys(env)) {
 		s.Env[fmt.Sprintf("BERTH_ENV_%d", i)] = name + "=" + env[name]
@@ -87,31 +91,31 @@ func startScript(server provider.Server, port int, extra map[string]int, stay bo
 
 var variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
+// envOverhead is what the name under which a variable travels adds to it, and lineOverhead what a cloud may put before a line.
+const (
+	envOverhead  = len("BERTH_ENV_99999=")
+	lineOverhead = 2 << 10
+)
+
 // checkServer refuses what no process can be given.
 func checkServer(command []string, env map[string]string, workdir string) error {
-	if len(command) == 0 || command[0] == "" {
-		return provider.Errorf(provider.CodeInvalid, "the server has no command")
-	}
-	for name, value := range env {
+	for name := range env {
 		if !variableName.MatchString(name) {
 			return provider.Errorf(provider.CodeInvalid, "%.100q cannot be the name of an environment variable", name)
 		}
-		if strings.ContainsRune(value, 0) {
-			return provider.Errorf(provider.CodeInvalid, "the environment variable %s holds a zero byte", name)
-		}
 	}
-	if strings.ContainsRune(strings.Join(append(command, workdir), ""), 0) {
-		return provider.Errorf(provider.CodeInvalid, "the server's command or working directory holds a zero byte")
-	}
-	return nil
+	return provider.CheckProcess(command, env, workdir, envOverhead)
 }
 
 // report is what a script says of the server.
 type report struct {
 	state string // running, exited, none or log
 	port  int    // with running
-	code  *int   // with exited; nil where nobody knows, as when the server was killed together with its parent
-	log   []string
+	// silence, with running, is why it cannot be reached: nowhere, as nothing listens on its port, ipv6, as only ::1 does, or
+	// empty, where that is not known.
+	silence string
+	code    *int // with exited; nil where nobody knows, as when the server was killed together with its parent
+	log     []string
 }
 
 // read reads a script's output.
@@ -126,20 +130,26 @@ func (s Script) read(output string) (report, error) {
 			first = i
 		}
 	}
-	if first < 0 || last < 0 {
+	cut := first < 0 && len(s.args) > 0 && s.args[0] == "logs" // some clouds keep the end of a long output alone
+	if first < 0 && !cut || last < 0 {
 		return report{}, &provider.Error{
 			Code: provider.CodeFailed, Reason: "NO_SHELL",
 			Message: "the sandbox cannot run the script that looks after servers; its image needs a POSIX shell (sh) with cat, mkdir, mv, rm and tail" +
 				said(lines),
 		}
 	}
-	state, detail, _ := strings.Cut(strings.TrimPrefix(lines[first], s.mark+" "), " ")
+	head := s.mark + " log"
+	if !cut {
+		head = lines[first]
+	}
+	state, detail, _ := strings.Cut(strings.TrimPrefix(head, s.mark+" "), " ")
 	r := report{state: state, log: lines[first+1 : last]}
 	for len(r.log) > 0 && r.log[len(r.log)-1] == "" { // the line that separates the log from the end
 		r.log = r.log[:len(r.log)-1]
 	}
-	if number, err := strconv.Atoi(strings.TrimSpace(detail)); err == nil {
-		r.port, r.code = number, &number
+	number, silence, _ := strings.Cut(strings.TrimSpace(detail), " ")
+	if number, err := strconv.Atoi(number); err == nil {
+		r.port, r.silence, r.code = number, silence, &number
 	}
 	return r, nil
 }

@@ -11,12 +11,8 @@ import (
 
 // StartServer is provider.Provider.StartServer. A sandbox has one server: one that runs stays, whatever its command and port.
 func (p *Provider[B]) StartServer(ctx context.Context, req provider.StartServerRequest) (provider.Endpoints, error) {
-	own := req.Server.Env
-	req.Server.Env = map[string]string{}
-	maps.Copy(req.Server.Env, p.options.Env)
-	maps.Copy(req.Server.Env, own)
-	// What cannot be started is refused before anybody is called.
-	if _, err := startScript(req.Server, p.portOf(req.Server), req.Server.ExtraPorts, p.options.Stay); err != nil {
+	req.Server = p.withEnv(req.Server)
+	if err := p.checkServer(req.Server); err != nil { // before anybody is called
 		return provider.Endpoints{}, err
 	}
 	box, err := p.open(ctx, provider.SandboxRef{Owner: req.Owner, SandboxID: req.SandboxID})
@@ -43,6 +39,23 @@ func (p *Provider[B]) StartServer(ctx context.Context, req provider.StartServerR
 		asked = said.port
 	}
 	return p.endpoints(ctx, box, req.Server, asked)
+}
+
+// withEnv returns a server with the variables that it gets besides its own.
+func (p *Provider[B]) withEnv(server provider.Server) provider.Server {
+	env := maps.Clone(p.options.Env)
+	if env == nil {
+		env = map[string]string{}
+	}
+	maps.Copy(env, server.Env)
+	server.Env = env
+	return server
+}
+
+// checkServer refuses a server that cannot be started.
+func (p *Provider[B]) checkServer(server provider.Server) error {
+	_, err := startScript(server, p.portOf(server), server.ExtraPorts, p.options.Stay)
+	return err
 }
 
 // startScript is the script that starts a server on the ports it can have.

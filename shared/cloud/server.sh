@@ -44,9 +44,23 @@ berth_runs() {
   [ -n "$berth_born" ] && [ "$(berth_birth "$berth_pid")" = "$berth_born" ]
 }
 
+# berth_silence prints why a server that runs cannot be reached, if the kernel tells: nothing listens on its port, or only on
+# ::1. Who looks has waited already.
+berth_silence() {
+  command -v grep >/dev/null 2>&1 && [ -r /proc/net/tcp ] && [ "$berth_act" = look ] || return
+  berth_socket=":$(printf %04X "$berth_port") [0-9A-F:]* 0A "
+  if grep -q "$berth_socket" /proc/net/tcp; then
+    :
+  elif ! grep -q "$berth_socket" /proc/net/tcp6 2>/dev/null; then
+    echo nowhere
+  elif ! grep "$berth_socket" /proc/net/tcp6 | grep -qv -e ' 0*1000000:' -e ' 0*1:'; then
+    echo ipv6
+  fi
+}
+
 berth_report() {
   if berth_runs; then
-    echo "$berth_mark running $berth_port"
+    echo "$berth_mark running $berth_port $(berth_silence)"
   elif [ -e "$berth_dir/pid" ]; then
     echo "$berth_mark exited $(cat "$berth_dir/exit" 2>/dev/null)"
     tail -n 20 "$berth_dir/log" 2>/dev/null | tail -c 8192

@@ -230,6 +230,8 @@ func Run(t *testing.T, cloud Cloud) {
 		{"ALifeIsRenewed", false, testRenew},
 
 		{"AServerIsStartedOnceHoweverOftenItIsAsked", false, testStartedOnce},
+		{"AServerThatListensOnIPv6OnlyIsTold", false, testIPv6Only},
+		{"AServerThatCannotBeStartedMakesNoSandbox", false, testUnstartable},
 		{"AServersWordsReachItUnchangedAndItsSecretsNoCommandLine", false, testWords},
 		{"AServerThatDiesAtOnceIsReportedAndCanBeStartedAgain", false, testDeath},
 		{"ExtraPortsHaveURLsOfTheirOwnAndAllArePrivate", false, testPorts},

@@ -105,6 +105,11 @@ func testSilence(f *fixture) {
 			if result.Status != provider.PingNotYet {
 				t.Errorf("%+v", result)
 			}
+			if name == "ItsPortStaysClosed" {
+				Eventually(t, "a ping tells that nothing listens", func() bool {
+					return strings.Contains(Ping(t, p, sandbox, endpoints).Reason, "runs, but nothing listens on port 8000")
+				})
+			}
 			calls := f.control(began)
 			if most := 1 + int(time.Since(began)/(5*time.Second)); len(calls) > most {
 				t.Errorf("%d calls in %s", len(calls), time.Since(began))
@@ -117,6 +122,21 @@ func testSilence(f *fixture) {
 			f.left(1)
 		})
 	}
+}
+
+func testIPv6Only(f *fixture) {
+	p := f.start(Options{})
+	sandbox := Create(f.T, p, "s1")
+	server := ActionServer()
+	server.Env = map[string]string{"HOST": "::1"}
+	endpoints := Start(f.T, p, sandbox, server)
+	Eventually(f.T, "a ping tells where it listens", func() bool {
+		result := Ping(f.T, p, sandbox, endpoints)
+		if result.Status != provider.PingNotYet {
+			f.Fatalf("%+v", result)
+		}
+		return strings.Contains(result.Reason, "listens on ::1 only")
+	})
 }
 
 func testHealthWait(f *fixture) {
