@@ -45,8 +45,9 @@ var codes = map[connect.Code]advice{
 	connect.CodeBusy:            {exitOther, always, "try again in a moment"},
 	connect.CodeLeaseLost:       {exitOther, always, "try again: whoever works on the session now is waited for"},
 	connect.CodeRecordsUnusable: {exitOther, sometimes, ""},
-	connect.CodeUndelivered:     {exitUndelivered, never, ""},
-	connect.CodeInternal:        {exitOther, never, ""},
+	connect.CodeUndelivered: {exitUndelivered, never,
+		"something must read standard output, and a disk that it goes to must have room"},
+	connect.CodeInternal: {exitOther, never, ""},
 }
 
 // adviceOn returns the advice on a code. What is not known is a failure without any.

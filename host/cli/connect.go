@@ -68,12 +68,12 @@ are empty for never.`,
 		if *timeout > 0 {
 			request.Limits.Total = *timeout
 		}
-		request.Deliver = func(ctx context.Context, result connect.Result) error {
+		request.HandOver = func(ctx context.Context, result connect.Result) error {
 			show.close()
 			if err := a.printConnection(result); err != nil {
 				return err
 			}
-			return a.deliver(ctx)
+			return a.handOver(ctx)
 		}
 		a.connecting.Store(true)
 		_, err = s.Connect(c.Context(), request, show.event)

@@ -248,6 +248,23 @@ func TestAnInterruptedConnectWithoutReadersIsUndone(t *testing.T) {
 	m.leavesNothing()
 }
 
+func TestNoLibraryWritesToTheOutputs(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	m.configureMock()
+	m.env = append(m.env, "GRPC_GO_LOG_SEVERITY_LEVEL=info", "GRPC_GO_LOG_VERBOSITY_LEVEL=99", "GRPC_GO_LOG_FORMATTER=json", "GODEBUG=http2debug=2")
+	r := m.fine("connect", "s1", "--progress", "ndjson", "-o", "json")
+	decodeLine[connection](t, r.stdout)
+	for _, e := range r.events(t) {
+		if e.Phase == "" {
+			t.Errorf("%+v is no event of ours", e)
+		}
+	}
+	if r := m.fine("sessions"); r.stderr != "" {
+		t.Error(r.stderr)
+	}
+}
+
 func TestASlowReaderGetsTheWholeResult(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"bytes"
-	"fmt"
 	"os/exec"
 	"strings"
 	"sync"
@@ -146,9 +145,17 @@ func TestTimesAreWordedBriefly(t *testing.T) {
 func TestAShellReadsBackWhatWasQuotedForIt(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{"", "plain", `it's`, `"$HOME" \ $(id) ` + "`id`", "two\nlines", "tab\t*?", "'''", "é"} {
-		output, err := exec.CommandContext(t.Context(), "sh", "-c", fmt.Sprintf("printf %%s %s", shellQuote(text))).Output()
-		if err != nil || string(output) != text {
-			t.Errorf("%q became %q, %v", text, output, err)
+		if got := inShell(t, "printf %s "+shellQuote(text)); got != text {
+			t.Errorf("%q became %q", text, got)
 		}
 	}
+}
+
+func inShell(t *testing.T, script string) string {
+	t.Helper()
+	output, err := exec.CommandContext(t.Context(), "sh", "-c", script).Output()
+	if err != nil {
+		t.Errorf("%s: %v", script, err)
+	}
+	return string(output)
 }

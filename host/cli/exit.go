@@ -31,14 +31,14 @@ const (
 	exitInterrupted = 130
 )
 
-// end waits until the result is delivered, shows why the command failed, and returns the exit code of the process. A
+// end hands the result over, shows why the command failed, and returns the exit code of the process. A
 // result waits for its reader until the command is interrupted; an explanation does not.
 func (a *app) end(ctx context.Context, command *cobra.Command, err error) int {
 	code := exitOK
 	var silent exitError
 	if err == nil || errors.As(err, &silent) {
 		code = int(silent)
-		err = a.delivered(ctx)
+		err = a.handOverLast(ctx)
 	}
 	if err != nil {
 		code = a.show(command, err)
@@ -48,9 +48,9 @@ func (a *app) end(ctx context.Context, command *cobra.Command, err error) int {
 	return code
 }
 
-// delivered is deliver for a command that is over: when nothing came of the result, that is its failure.
-func (a *app) delivered(ctx context.Context) error {
-	err := a.deliver(ctx)
+// handOverLast is handOver for a command that is over: when nobody took the result, that is its failure.
+func (a *app) handOverLast(ctx context.Context) error {
+	err := a.handOver(ctx)
 	switch {
 	case err == nil:
 		return nil

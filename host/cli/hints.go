@@ -52,6 +52,8 @@ var reasonHints = map[connect.Reason]string{
 	fleet.ReasonNotConfigured: "use the configuration that has its provider block, at least until the session is disconnected",
 	fleet.ReasonNoRecord:      "berth sessions lists what there is; --provider names a provider to be asked nevertheless",
 	connect.ReasonOpenServer:  "give the server a key_header, or accept it with allow_public = true",
+
+	connect.ReasonHeaderConflict: "give the server another key_header, and let it read its key from there",
 }
 
 // explained returns why a sweep gave its verdict, with what to do about one that it left to the user.

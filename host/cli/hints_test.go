@@ -22,7 +22,7 @@ func TestFailuresHaveHintsThatFollowFromTheirFacts(t *testing.T) {
 		{connect.Error{Code: connect.CodeAlreadyExists, Reason: connect.ReasonHasSandbox}, "mode attach or auto"},
 		{connect.Error{Code: connect.CodeAlreadyExists, OtherProvider: "acme"}, "--provider acme"},
 		{connect.Error{Code: connect.CodeAlreadyExists}, ""},
-		{connect.Error{Code: connect.CodeDenied, Phase: connect.PhaseHealth}, "does not fit"},
+		{connect.Error{Code: connect.CodeDenied, Phase: connect.PhaseHealth}, "key fit"},
 		{connect.Error{Code: connect.CodeDenied, Phase: connect.PhaseAcquire}, "berth plugin describe"},
 		{connect.Error{Code: connect.CodeNotFound, Phase: connect.PhaseAcquire}, "mode auto or create"},
 		{connect.Error{Code: connect.CodeNotFound, SandboxID: "sb-1"}, "makes a new one"},

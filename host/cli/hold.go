@@ -89,8 +89,10 @@ func (a *app) hold(ctx context.Context, s *fleet.Session, id string, limit time.
 	cause := context.Cause(ctx)
 	end(nil)
 	watch.Wait()
-	if errors.Is(cause, errHeld) {
-		return nil
+	if errors.Is(cause, errHeld) { // whoever has not read by now is not waited for
+		soon, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+		defer cancel()
+		return a.handOverLast(soon)
 	}
 	return cmp.Or(unprinted, err)
 }

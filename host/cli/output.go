@@ -65,8 +65,8 @@ func (a *app) leftOut(lines int) string {
 // nobody takes any.
 const grace = time.Second
 
-// deliver waits until the result is with its reader, or for ctx. What was not begun then is never written.
-func (a *app) deliver(ctx context.Context) error {
+// handOver waits until the result is with its reader, or for ctx. What was not begun then is never written.
+func (a *app) handOver(ctx context.Context) error {
 	err := a.stdout.flush(ctx, 0)
 	if err != nil {
 		a.stdout.abandon()

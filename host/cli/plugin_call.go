@@ -65,7 +65,7 @@ the headers of an endpoint.`,
 			if err := a.call(ctx, args[0], m, request); err != nil {
 				return err
 			}
-			return a.delivered(ctx)
+			return a.handOverLast(ctx)
 		}),
 	}
 	c.Flags().StringVarP(&data, "data", "d", "{}", "the request as `JSON`, @FILE for a file's text, - for standard input")

@@ -161,13 +161,17 @@ func (a *app) checkEnded(r providertest.Result) {
 }
 
 func (a *app) printConformance(report providertest.Report) error {
+	for i := range report.Results {
+		detail := a.secrets.String(report.Results[i].Detail)
+		if a.flags.output != "json" {
+			detail = strings.ReplaceAll(detail, "\n", "\n            ") // no line of a plugin looks like one of the report
+		}
+		report.Results[i].Detail = detail
+	}
 	var text bytes.Buffer
 	var err error
 	switch a.flags.output {
 	case "json":
-		for i := range report.Results {
-			report.Results[i].Detail = a.secrets.String(report.Results[i].Detail)
-		}
 		err = a.printJSON(report)
 	case "junit":
 		err = report.WriteJUnit(&text)

@@ -286,6 +286,9 @@ func TestNeitherAnEncodedNorACutSecretIsTold(t *testing.T) {
 	created := m.fine("plugin", "call", "local", "Create", "-o", "json", "-d", `{"session": "s2"}`).stdout
 	id := regexp.MustCompile(`berth-s2-[0-9a-f-]+`).FindString(created)
 	m.berth("plugin", "call", "local", "StartServer", "-d", fmt.Sprintf(`{"session": "s2", "sandbox_id": %q}`, id))
+	m.eventually("the server has said something", func() bool {
+		return strings.Contains(m.berth("plugin", "call", "local", "Logs", "-d", fmt.Sprintf(`{"sandbox_id": %q}`, id)).stdout, "lines")
+	})
 	for _, form := range []string{"text", "json"} {
 		check("plugin call Logs", m.berth("plugin", "call", "local", "Logs", "-o", form, "-d", fmt.Sprintf(`{"sandbox_id": %q}`, id)))
 	}

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/berth-dev/berth/internal/testbin"
 )
 
 func TestAMistakeInTheConfigurationIsShownWithItsLine(t *testing.T) {
@@ -295,5 +297,143 @@ func TestProgressIsPlainWithoutATerminalAndMayBeNone(t *testing.T) {
 	}
 	if r := m.fine("connect", "s1", "--progress", "none"); r.stderr != "" {
 		t.Errorf("%s", r.stderr)
+	}
+}
+
+func TestAMistakeIsAJSONAnswerWhereverTheOutputIsNamed(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	m.configureMock()
+	for _, line := range []string{
+		"connect s1 --timeout 5 -o json", "connect --bogus -o json", "connect --bogus -ojson", "connect --bogus --output json",
+		"connect --bogus -o=json", "connect --bogus --output=json", "-o json connect --bogus", "connect s1 -p --bogus -x -o json",
+		"nosuch -o json", "-o json nosuch", "plugin nosuch -o json", "help nosuch -o json", "completion nosuch -o json",
+		"connect -o json", "connect s1 s2 -o json", "sessions s1 -o json", "plugin describe -o json", "plugin check -o json",
+		"plugin call mock Nothing -o json", "plugin new -o json", "gc --grace soon -o json", "hold s1 --for -o json",
+		"connect s1 --log-level loud -o json", "connect s1 --progress loud -o json", "disconnect s1 --action end -o json",
+		"connect s1 -o text --bogus -o json",
+	} {
+		r := m.berth(strings.Fields(line)...)
+		f := r.failure(t)
+		if r.code != 2 || f.Code != "usage" || f.Retryable || !strings.HasSuffix(f.Hint, "--help") {
+			t.Errorf("%s: exit code %d: %+v", line, r.code, f)
+		}
+		wants(t, r.stderr, f.Message)
+	}
+	for _, line := range []string{"connect s1 -o json --config no.hcl", "connect s1 -o json --mode new", "ping s$1 -o json"} {
+		if r := m.berth(strings.Fields(line)...); r.code != 2 || r.failure(t).Code != "invalid_config" {
+			t.Errorf("%s: exit code %d: %s", line, r.code, r.stdout)
+		}
+	}
+	for _, line := range []string{"connect --bogus", "connect --bogus -- -o json", "connect --bogus -o text"} {
+		if r := m.berth(strings.Fields(line)...); r.code != 2 || r.stdout != "" {
+			t.Errorf("%s: exit code %d: %s", line, r.code, r.stdout)
+		}
+	}
+}
+
+func TestAllPluginCommandsFindPluginsAlike(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	m.configure(m.mockBlock("prod") + localBlock)
+	must(t, os.WriteFile(filepath.Join(m.dir, "work", "text"), []byte("no plugin"), 0o600))
+	commands := map[string]func(name string) result{
+		"describe": func(name string) result { return m.berth("plugin", "describe", name) },
+		"check":    func(name string) result { return m.berth("plugin", "check", name, "--only", "describe/identity") },
+		"call":     func(name string) result { return m.berth("plugin", "call", name, "Describe") },
+	}
+	for command, run := range commands {
+		for name, want := range map[string]string{
+			"mok":     `there is no plugin "mok"`,
+			"./mock":  "there is no plugin ./mock: there is no such file",
+			"./text":  "there is no plugin ./text: it is not an executable file",
+			"/":       "it is not an executable file",
+			"/bin/no": "there is no such file",
+		} {
+			r := run(name)
+			if r.code != 2 || r.stdout != "" {
+				t.Errorf("%s %s: exit code %d", command, name, r.code)
+			}
+			wants(t, r.stderr, want, "berth plugin "+command+" --help")
+			if name == "mok" {
+				wants(t, r.stderr, `Did you mean "mock"?`, "Plugins there: local, mock")
+			}
+		}
+		for _, name := range []string{"prod", "mock", filepath.Join(m.bin, "plugins", "berth-provider-mock")} {
+			if r := run(name); r.code != 0 || !strings.Contains(r.stdout, "mock") && command != "check" {
+				t.Errorf("%s %s: exit code %d: %s%s", command, name, r.code, r.stdout, r.stderr)
+			}
+		}
+	}
+}
+
+func TestThatThereIsNoConfigurationFileIsSaidWhereItMatters(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	for line, want := range map[string]string{
+		"connect s1 -p e2b": "no configuration file was found, so the built-in one counts. Configured: local",
+		"config check":      "no configuration file was found: the built-in configuration is fine",
+		"doctor":            `no configuration file was found, so the built-in one counts: provider "local" {}`,
+	} {
+		r := m.berth(strings.Fields(line)...)
+		wants(t, r.stdout+r.stderr, want)
+	}
+	m.configureMock()
+	if r := m.berth("connect", "s1", "-p", "e2b"); strings.Contains(r.stderr, "no configuration file") {
+		t.Errorf("%s", r.stderr)
+	}
+}
+
+func TestNoCommandHintsAtItself(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	m.configureMock(faults("list=error:denied"))
+	r := m.berth("doctor")
+	if r.code != 3 || strings.Contains(r.stdout+r.stderr, "berth doctor") {
+		t.Errorf("exit code %d: %s%s", r.code, r.stdout, r.stderr)
+	}
+	wants(t, r.stdout, "check the provider's credentials")
+	m.configure("provider \"mock\" {\n  lifetim = \"1h\"\n}")
+	if f := m.berth("config", "check", "-o", "json").failure(t); f.Code != "invalid_config" || f.Hint != "" {
+		t.Errorf("%+v", f)
+	}
+	if f := m.berth("sessions", "-o", "json").failure(t); f.Hint != "berth config check shows every mistake" {
+		t.Errorf("%+v", f)
+	}
+}
+
+func TestDoctorWarnsOfFilesThatAreOpenToOthers(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	m.configureMock(`api_key = "a-literal-secret"`)
+	state, file := filepath.Join(m.dir, "state", "berth"), filepath.Join(m.dir, "work", "config.hcl")
+	r := m.fine("doctor")
+	wants(t, r.stdout, "ok    permissions")
+	if strings.Contains(r.stdout+r.stderr, "warn") {
+		t.Errorf("%s%s", r.stdout, r.stderr)
+	}
+	plugin := filepath.Join(m.dir, "plugin")
+	text, err := os.ReadFile(filepath.Join(m.bin, "plugins", "berth-provider-mock"))
+	must(t, err)
+	testbin.Write(t, plugin, text)
+	m.configure(strings.Replace(m.mockBlock("mock", `api_key = "a-literal-secret"`), `plugin = "mock"`, `path = "`+plugin+`"`, 1))
+	for path, mode := range map[string]os.FileMode{
+		state: 0o777, filepath.Join(state, "secret"): 0o666, filepath.Join(state, "records.db"): 0o666, file: 0o666, plugin: 0o777,
+	} {
+		must(t, os.Chmod(path, mode))
+	}
+	r = m.fine("doctor")
+	for _, warning := range []string{
+		"change " + state + ",", "read or change " + filepath.Join(state, "secret"), "change " + filepath.Join(state, "records.db") + ",",
+		"read config.hcl, which holds secrets", "change config.hcl,", "change " + plugin + ",",
+	} {
+		wants(t, r.stdout, "warn  permissions          other users may "+warning)
+	}
+	wants(t, m.fine("sessions").stderr, "other users may read or change "+filepath.Join(state, "secret")) // and goes on
+	must(t, os.Chmod(file, 0o644))
+	m.env = append(m.env, "A_KEY=a-literal-secret")
+	m.configure(m.mockBlock("mock", `api_key = env("A_KEY")`))
+	if r := m.fine("doctor"); strings.Contains(r.stdout, "which holds secrets") {
+		t.Errorf("%s", r.stdout)
 	}
 }

@@ -233,7 +233,9 @@ func (c *Config) decode(body hcl.Body, arguments []argument, blocks ...string) (
 		}
 		if a.secret {
 			c.Secrets.Add(allText(value)...)
-			c.noteSecret(attribute)
+			if a.kind.cty == cty.String && !isOpenURL(value.AsString()) { // credentials do not belong into maps of variables
+				c.noteSecret(attribute)
+			}
 		}
 		if problem := a.set(value); problem != "" {
 			diagnostics = append(diagnostics, unacceptable(attribute, problem))

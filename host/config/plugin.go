@@ -12,6 +12,7 @@ import (
 	"github.com/zclconf/go-cty/cty/convert"
 	ctyjson "github.com/zclconf/go-cty/cty/json"
 
+	"github.com/berth-dev/berth/host/printable"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -93,7 +94,7 @@ func (p *Provider) Explain(refusal *provider.Error) hcl.Diagnostics {
 	}
 	if len(refusal.Fields) == 0 {
 		return p.config.finish(hcl.Diagnostics{mistake("Configuration refused", p.bodyRange,
-			"The plugin %q says: %s", p.Plugin, sentence(refusal.Error()))})
+			"The plugin %q says: %s", p.Plugin, printable.Line(sentence(refusal.Error())))})
 	}
 	p.config.mutex.Lock()
 	fromEnv := p.fromEnv
@@ -109,7 +110,7 @@ func (p *Provider) Explain(refusal *provider.Error) hcl.Diagnostics {
 			origin = fmt.Sprintf(" Its value came from the environment variable %s.", variable)
 		}
 		diagnostics = append(diagnostics, mistake("Configuration refused", subject,
-			"The plugin %q says of %q: %s%s", p.Plugin, field.Field, sentence(field.Message), origin))
+			"The plugin %q says of %q: %s%s", p.Plugin, field.Field, printable.Line(sentence(field.Message)), origin))
 	}
 	return p.config.finish(diagnostics)
 }

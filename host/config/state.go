@@ -27,6 +27,16 @@ func (c *Config) stateArguments() []argument {
 	}
 }
 
+// isOpenURL reports whether a text is a URL without a password.
+func isOpenURL(text string) bool {
+	parsed, err := url.Parse(text)
+	if err != nil || parsed.Host == "" {
+		return false
+	}
+	_, hasPassword := parsed.User.Password()
+	return !hasPassword
+}
+
 func databaseURL(s string) (problem string) {
 	if s == "" || strings.HasPrefix(s, "postgres://") || strings.HasPrefix(s, "postgresql://") {
 		return ""

@@ -115,16 +115,16 @@ func (a *attempt) ready(sandbox provider.Sandbox, endpoints provider.Endpoints) 
 	}
 }
 
-// deliver hands the result over while the record still says that the sandbox is being made: if this host dies before
+// handOver gives the result to whoever asked for it, while the record still says that the sandbox is being made: if this host dies before
 // anybody was told, the sandbox is found and ended.
-func (a *attempt) deliver(ctx context.Context, result Result) error {
-	if a.req.Deliver == nil {
+func (a *attempt) handOver(ctx context.Context, result Result) error {
+	if a.req.HandOver == nil {
 		return nil
 	}
 	if err := a.lease.Check(ctx); err != nil {
 		return err
 	}
-	if err := a.req.Deliver(ctx, result); err != nil {
+	if err := a.req.HandOver(ctx, result); err != nil {
 		return &Error{Code: CodeUndelivered, Message: err.Error(), Cause: err}
 	}
 	return nil

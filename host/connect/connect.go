@@ -121,7 +121,7 @@ func (a *attempt) lifecycle(ctx context.Context) (Result, error) {
 	// A connection that cannot be recorded is none: nobody would know of its sandbox. Nor is one that nobody is told of.
 	a.lease.SetSandbox(a.account.Name, sandbox)
 	result := a.ready(sandbox, endpoints)
-	if err := a.deliver(ctx, result); err != nil {
+	if err := a.handOver(ctx, result); err != nil {
 		return Result{}, err
 	}
 	if err := a.lease.Release(ctx); err != nil {

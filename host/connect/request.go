@@ -25,10 +25,10 @@ type Request struct {
 	Labels map[string]string
 	// Lifetime is after how long the provider ends the sandbox by itself.
 	Lifetime time.Duration
-	// Deliver hands the result over to whoever asked for it, where that can fail: then the connect has failed, too, and
-	// what it made is undone. It must return when its context ends. May be nil. Requests with a Deliver do not share an
+	// HandOver gives the result to whoever asked for it, where that can fail: then the connect has failed, too, and what
+	// it made is undone. It must return when its context ends. May be nil. Requests with a HandOver do not share an
 	// attempt.
-	Deliver func(context.Context, Result) error
+	HandOver func(context.Context, Result) error
 }
 
 // Mode is what may be done to get a sandbox.

@@ -7,8 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"sync"
 
 	"github.com/hashicorp/hcl/v2"
@@ -118,8 +116,10 @@ func (f *Fleet) CheckState() error {
 func (f *Fleet) Exposures() []string {
 	const group, others = 0o070, 0o007
 	var found []string
+	seen := map[string]bool{} // providers share plugins
 	writable := func(what, path string, bits fs.FileMode) {
-		if path != "" && permits(path, bits&0o022) && !slices.ContainsFunc(found, func(s string) bool { return strings.Contains(s, " "+path+",") }) {
+		if path != "" && permits(path, bits&0o022) && !seen[path] {
+			seen[path] = true
 			found = append(found, fmt.Sprintf("other users may change %s, %s: chmod go-w it", path, what))
 		}
 	}

@@ -7,8 +7,8 @@
 //
 // Its files are floors, and a file uses only those below it:
 //
-//	session.go   one session: connect, ping, renew, disconnect
 //	states.go    all sessions and their states
+//	session.go   one session: connect, ping, renew and keep alive, disconnect
 //	sweep.go     sweep and recover
 //	check.go     is the configuration right, do the providers answer
 //	fleet.go     the plugins, the records, and what is made of them

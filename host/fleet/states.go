@@ -233,13 +233,15 @@ func describeRecord(r records.Record, l *listing) SessionState {
 	case l == nil:
 		s.State, s.NotConfigured = StateUnreachable, true
 	default:
-		if listed := l.find(r.SandboxID); listed != nil {
+		listed := l.find(r.SandboxID)
+		switch {
+		case listed != nil:
 			s.State, s.ExpiresAt = State(listed.State), listed.ExpiresAt
-		} else if l.err != nil {
+		case l.err != nil:
 			s.State = StateUnreachable
-		} else if recovery.Fresh(r, recovery.ListingLag) {
+		case recovery.Fresh(r, recovery.ListingLag):
 			s.State = State(r.State)
-		} else {
+		default:
 			s.State = StateGone
 		}
 	}

@@ -14,6 +14,10 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
+// certain is how long the records' word that the lease holds is taken for granted. A host that was paused within that time
+// is noticed by the store's clock.
+const certain = time.Second
+
 // checkLimit is how long a look into the records may take that is not needed to go on.
 const checkLimit = 5 * time.Second
 
@@ -28,6 +32,7 @@ type Lease struct {
 
 	store records.Store
 	lease records.Lease
+	known time.Time // when the records were last asked, and knew the lease
 }
 
 // Error is a failure of the records. It sets them apart from the provider, whose calls are made under the same lease.
@@ -71,21 +76,27 @@ func pauses() retry.Backoff {
 
 // Try takes the session's lease if no host has it. Otherwise the error's cause is a *records.BusyError.
 func Try(ctx context.Context, store records.Store, session string) (*Lease, error) {
+	began := time.Now()
 	lease, record, err := store.Take(ctx, session)
 	if err != nil {
 		return nil, failure(err)
 	}
-	return &Lease{Record: record, store: store, lease: lease}, nil
+	return &Lease{Record: record, store: store, lease: lease, known: began}, nil
 }
 
 // Check returns an error if the lease is lost or ctx has ended. Records that cannot be read do not end a lease: no other
 // host can have taken it before its time is up, and the store knows that time by itself.
 func (l *Lease) Check(ctx context.Context) error {
+	if time.Since(l.known) < certain && l.store.Valid() {
+		return ctx.Err()
+	}
+	began := time.Now()
 	look, cancel := context.WithTimeout(ctx, checkLimit)
 	defer cancel()
 	err := l.store.Check(look, l.lease)
 	switch {
 	case err == nil:
+		l.known = began
 		return nil
 	case IsLost(err), !l.store.Valid():
 		return failure(records.ErrLost)
@@ -108,7 +119,12 @@ func (l *Lease) Fenced(ctx context.Context) context.Context {
 
 // Save writes the record. Whatever costs money comes after a Save that succeeded.
 func (l *Lease) Save(ctx context.Context) error {
-	return failure(l.store.Save(ctx, l.lease, l.Record))
+	began := time.Now()
+	err := l.store.Save(ctx, l.lease, l.Record)
+	if err == nil {
+		l.known = began
+	}
+	return failure(err)
 }
 
 // Release writes the record for the last time and gives the lease back. It does so even when ctx has ended, and has until

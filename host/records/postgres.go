@@ -55,15 +55,12 @@ func (p *postgresServer) prepare(context.Context, *sql.Conn, bool) error { retur
 
 func (p *postgresServer) open(ctx context.Context) (*sql.DB, error) {
 	db := stdlib.OpenDB(*p.config, stdlib.OptionAfterConnect(setTimeouts))
-	// Wait for a server that is just starting, but not for long: more often the URL is wrong.
-	backoff := retry.WithMaxDuration(2*time.Second, retry.NewConstant(100*time.Millisecond))
-	err := retry.Do(ctx, backoff, func(ctx context.Context) error {
-		err := p.upgrade(ctx, db)
-		if err != nil && !ofContract(err) && p.transient(err) {
-			return retry.RetryableError(err)
-		}
-		return err
-	})
+	backoff := retry.NewConstant(100 * time.Millisecond)
+	if _, limited := ctx.Deadline(); !limited {
+		// Wait for a server that is just starting, but not for long: more often the URL is wrong.
+		backoff = retry.WithMaxDuration(2*time.Second, backoff)
+	}
+	err := repeat(ctx, backoff, p.transient, func(ctx context.Context) error { return p.upgrade(ctx, db) })
 	if err != nil {
 		db.Close()
 		return nil, err

@@ -107,7 +107,7 @@ func TestAWrongURLIsSaidWithoutItsPassword(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, err := Open(testContext(t), Options{URL: test.url, Dir: t.TempDir(), Owner: "tests"})
+			_, err := Open(t.Context(), Options{URL: test.url, Dir: t.TempDir(), Owner: "tests"})
 			wantUnusable(t, err, test.says)
 			wantNoPassword(t, err)
 		})
@@ -120,10 +120,10 @@ func TestWhatTheServerRefusesIsSaidWithoutThePassword(t *testing.T) {
 	wrong, missing := *address, *address
 	wrong.User = url.UserPassword(address.User.Username(), canary)
 	missing.Path = "/berth_" + rand.Text()
-	_, err := Open(testContext(t), Options{URL: wrong.String(), Dir: t.TempDir(), Owner: "tests"})
+	_, err := Open(t.Context(), Options{URL: wrong.String(), Dir: t.TempDir(), Owner: "tests"})
 	wantUnusable(t, err, "refuses the user")
 	wantNoPassword(t, err)
-	_, err = Open(testContext(t), Options{URL: missing.String(), Dir: t.TempDir(), Owner: "tests"})
+	_, err = Open(t.Context(), Options{URL: missing.String(), Dir: t.TempDir(), Owner: "tests"})
 	wantUnusable(t, err, "no such database")
 	if password, _ := address.User.Password(); strings.Contains(fmt.Sprintf("%#v", err), password) {
 		t.Errorf("the password is in the error %v", err)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -238,10 +239,10 @@ func TestAHostThatWasStoppedForTooLongWritesNothingMore(t *testing.T) {
 	})
 }
 
-func TestTwentyProcessesBeginTheSameRecordsAtOnce(t *testing.T) {
+func TestThirtyProcessesBeginTheSameRecordsAtOnce(t *testing.T) {
 	onBoth(t, func(t *testing.T, o Options) {
 		var hosts []*host
-		for range 20 {
+		for range 30 {
 			hosts = append(hosts, startHost(t, o))
 		}
 		for _, h := range hosts {
@@ -260,7 +261,44 @@ func TestTwentyProcessesBeginTheSameRecordsAtOnce(t *testing.T) {
 		if count["ok"] != 1 || count["busy"] != len(hosts)-1 {
 			t.Errorf("the answers are %v", count)
 		}
+		if o.URL == "" {
+			wantServedInOrder(t, o, hosts)
+		}
 	})
+}
+
+// wantServedInOrder has the hosts wait for the turn one after another, and sees who wrote when.
+func wantServedInOrder(t *testing.T, o Options, hosts []*host) {
+	t.Helper()
+	s := openSQL(t, o)
+	q := s.database.queue()
+	turn := must(q.take(testContext(t), patiently))(t)
+	var want []string
+	var wg sync.WaitGroup
+	for i, h := range hosts {
+		session := fmt.Sprintf("own-%d", i)
+		want = append(want, session)
+		wg.Go(func() {
+			if answer := h.tell("take " + session); answer != "ok" {
+				t.Errorf("%s: %s", session, answer)
+			}
+		})
+		eventually(t, "it waits", func() bool { return q.waiting() == i+1 })
+	}
+	q.end(turn)
+	wg.Wait()
+	var got []string
+	rows := must(s.db.QueryContext(testContext(t), `SELECT session FROM sessions WHERE session LIKE 'own-%' ORDER BY rowid`))(t)
+	defer rows.Close()
+	for rows.Next() {
+		var session string
+		wantNil(t, "reading", rows.Scan(&session))
+		got = append(got, session)
+	}
+	wantNil(t, "reading", rows.Err())
+	if !slices.Equal(got, want) {
+		t.Errorf("they were served as %v", got)
+	}
 }
 
 func TestAHolderThatIsJustBeginningIsNotBuried(t *testing.T) {

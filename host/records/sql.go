@@ -51,6 +51,7 @@ type SQL struct {
 	expanded sync.Map      // queries as expand returns them
 	reader   *prepared     // statements for reading, nil without a writer
 
+	began       atomic.Int64  // what Began has read, 0 before
 	leases      atomic.Int64  // how many were taken and not released
 	registering chan struct{} // full while a holder is being registered
 	mutex       sync.Mutex
@@ -320,7 +321,7 @@ func (s *SQL) Release(ctx context.Context, lease Lease, record Record) error {
 		if errors.Is(err, sql.ErrNoRows) && tried {
 			return s.released(ctx, q, lease)
 		}
-		tried = true
+		tried = tried || err == nil // it is committed if only the answer is lost
 		return err
 	})
 	if err == nil {
@@ -541,6 +542,9 @@ func (s *SQL) Forget(ctx context.Context, before time.Time) (int, error) {
 
 // Began implements Store. It is kept per owner: a new owner in an old database knows nothing of older sandboxes.
 func (s *SQL) Began(ctx context.Context) (time.Time, error) {
+	if began := s.began.Load(); began != 0 {
+		return fromMillis(began), s.database.check()
+	}
 	var began int64
 	err := s.view(ctx, func(ctx context.Context, q querier) error {
 		err := s.query(ctx, q, `SELECT began FROM about WHERE owner = $1`, s.owner).Scan(&began)
@@ -549,6 +553,9 @@ func (s *SQL) Began(ctx context.Context) (time.Time, error) {
 		}
 		return err
 	})
+	if err == nil {
+		s.began.Store(began)
+	}
 	return fromMillis(began), err
 }
 
@@ -635,19 +642,24 @@ func (s *SQL) retrying(ctx context.Context, f func(context.Context) error) error
 	if _, limited := ctx.Deadline(); !limited {
 		backoff = retry.WithMaxDuration(patience, backoff)
 	}
+	return s.explain(ctx, repeat(ctx, backoff, s.database.transient, f))
+}
+
+// repeat calls f until it succeeds, or fails with an error that is not transient, or backoff or ctx ends.
+func repeat(ctx context.Context, backoff retry.Backoff, transient func(error) bool, f func(context.Context) error) error {
 	var last error
 	err := retry.Do(ctx, backoff, func(ctx context.Context) error {
 		err := f(ctx)
-		if err != nil && !ofContract(err) && s.database.transient(err) {
+		if err != nil && !ofContract(err) && transient(err) {
 			last = err
 			return retry.RetryableError(err)
 		}
 		return err
 	})
 	if last != nil && errors.Is(err, context.DeadlineExceeded) {
-		err = last // it tells more
+		return last // it tells more
 	}
-	return s.explain(ctx, err)
+	return err
 }
 
 // try calls f once. It fails if the database has been removed or replaced, even if f succeeds.

@@ -61,13 +61,11 @@ func (f *sqliteFile) open(ctx context.Context) (*sql.DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = retry.Do(ctx, f.backoff(), func(ctx context.Context) error {
-		err := f.upgrade(ctx, db)
-		if err != nil && f.transient(err) {
-			return retry.RetryableError(err)
-		}
-		return err
-	})
+	backoff := f.backoff()
+	if _, limited := ctx.Deadline(); !limited {
+		backoff = retry.WithMaxDuration(patience, backoff)
+	}
+	err = repeat(ctx, backoff, f.transient, func(ctx context.Context) error { return f.upgrade(ctx, db) })
 	if err != nil {
 		db.Close()
 		return nil, err

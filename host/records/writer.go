@@ -292,7 +292,28 @@ func (w *writer) lock(ctx context.Context, turn *turn) error {
 }
 
 // makeAll makes the changes of a group. It returns an error if the transaction is lost, rather than one of the changes.
+// Mostly all of them succeed. Only if one is refused, all are made again in a way that can take back each alone.
 func (w *writer) makeAll(ctx context.Context, group []*write) error {
+	if err := w.exec(ctx, "SAVEPOINT before"); err != nil {
+		return err
+	}
+	for _, x := range group {
+		x.err = x.change(ctx, w.known)
+		switch {
+		case x.err == nil:
+		case !ofContract(x.err):
+			return x.err
+		default:
+			if err := w.exec(ctx, "ROLLBACK TO before"); err != nil || len(group) == 1 {
+				return err
+			}
+			return w.makeEach(ctx, group)
+		}
+	}
+	return nil
+}
+
+func (w *writer) makeEach(ctx context.Context, group []*write) error {
 	for _, x := range group {
 		if err := w.exec(ctx, "SAVEPOINT change"); err != nil {
 			return err

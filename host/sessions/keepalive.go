@@ -2,6 +2,7 @@ package sessions
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/sethvargo/go-retry"
@@ -73,7 +74,8 @@ func (s *Sessions) renewPatiently(
 		try, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
 		sandboxID, end, err = s.Renew(try, session, lifetime, waiting)
-		if e, failed := err.(*connect.Error); failed && ctx.Err() == nil && mayPass(e) {
+		var e *connect.Error
+		if errors.As(err, &e) && ctx.Err() == nil && mayPass(e) {
 			tried(Renewal{SandboxID: sandboxID, Err: e, GiveUp: giveUp})
 			return retry.RetryableError(err)
 		}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/hashicorp/go-plugin"
 
+	"github.com/berth-dev/berth/host/printable"
 	"github.com/berth-dev/berth/shared/provider"
 )
 
@@ -29,7 +30,7 @@ func handshakeProblem(line string, mtls bool) string {
 		return fmt.Sprintf("its handshake has version %.20q of go-plugin's core protocol, this host speaks version %d",
 			core, plugin.CoreProtocolVersion)
 	case version != strconv.Itoa(provider.ProtocolVersion):
-		return fmt.Sprintf("it speaks version %.20s%s %d: update the older of the two", version, otherProtocol,
+		return fmt.Sprintf("it speaks version %.20s%s %d: update the older of the two", printable.Line(version), otherProtocol,
 			provider.ProtocolVersion)
 	case len(parts) < 5 || parts[4] != string(plugin.ProtocolGRPC):
 		return "it does not speak gRPC"
@@ -52,17 +53,17 @@ func (p *process) PluginToHost(network, address string) (string, string, error) 
 	case network == "unix" && filepath.Dir(address) == p.dir:
 		return network, address, nil
 	case network == "unix":
-		return "", "", fmt.Errorf("its socket %s is outside the directory it was given in %s", address, plugin.EnvUnixSocketDir)
+		return "", "", fmt.Errorf("its socket %.200s is outside the directory it was given in %s", printable.Line(address), plugin.EnvUnixSocketDir)
 	case network == "tcp" && p.mtls && onLoopback(address):
 		return network, address, nil
 	case network == "tcp" && p.mtls:
 		return "", "", fmt.Errorf("it listens on tcp %.80q, which is not an address of this machine's loopback interface: it must "+
 			"listen on a unix socket in the directory named by %s", address, plugin.EnvUnixSocketDir)
 	case network == "tcp":
-		return "", "", fmt.Errorf("it listens on tcp %s without mTLS, where everybody on this machine can reach it: it must "+
-			"listen on a unix socket in the directory named by %s, or use mTLS", address, plugin.EnvUnixSocketDir)
+		return "", "", fmt.Errorf("it listens on tcp %.80s without mTLS, where everybody on this machine can reach it: it must "+
+			"listen on a unix socket in the directory named by %s, or use mTLS", printable.Line(address), plugin.EnvUnixSocketDir)
 	}
-	return "", "", fmt.Errorf("it listens on an unknown kind of network, %q", network)
+	return "", "", fmt.Errorf("it listens on an unknown kind of network, %.40q", network)
 }
 
 // onLoopback reports whether a TCP address can only be that of a process on this machine. A name could be looked up

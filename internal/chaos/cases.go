@@ -40,6 +40,7 @@ const (
 	stopHost    = "stop-host"
 	sweepBeside = "sweep-beside"
 	loseAnswer  = "lose-answer"
+	loseOutput  = "lose-output" // end is the output that takes no result
 	clockAhead  = "clock-ahead"
 	clockBehind = "clock-behind"
 	removeFile  = "db-removed"
@@ -120,6 +121,11 @@ func casesOf(of testCase, moments []moment, calls []call, seed uint64) (cases []
 		add(sweepBeside, m, m.end, 0)
 		for _, action := range recordsActions(of) {
 			add(action, m, m.end, 0)
+		}
+	}
+	if !of.postgres {
+		for _, stdout := range failing {
+			add(loseOutput, moment{step: "stdout"}, string(stdout), 0)
 		}
 	}
 	seen := map[string]int{}

@@ -108,7 +108,7 @@ func (h *harness) run(ctx context.Context) (code int) {
 
 func (h *harness) pool() (pool []*worker) {
 	for i := range h.parallel {
-		w := &worker{postgres: h.postgres, bin: h.bin, dir: filepath.Join(h.dir, "w"+strconv.Itoa(i)), clouds: map[string]*cloud{}, hands: map[string]*hand{}}
+		w := &worker{seed: h.seed, postgres: h.postgres, bin: h.bin, dir: filepath.Join(h.dir, "w"+strconv.Itoa(i)), clouds: map[string]*cloud{}, hands: map[string]*hand{}}
 		if err := os.MkdirAll(w.dir, 0o755); err != nil {
 			panic(err)
 		}

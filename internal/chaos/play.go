@@ -63,6 +63,7 @@ func (w *worker) play(ctx context.Context, c testCase) (r result) {
 	r.testCase = c
 	n, err := w.newWorld(ctx, c.provider, c.postgres, c.action == fillDisk)
 	if err == nil {
+		n.stderr = w.outputsOf(c).stderr
 		err = n.play(ctx, &r)
 		if cleaned := n.clean(ctx); cleaned != nil {
 			err = errors.Join(err, fmt.Errorf("clearing up: %w", cleaned))
@@ -93,7 +94,7 @@ func (n *world) play(ctx context.Context, r *result) error {
 
 	waitAt, reach := r.step+":"+r.end, r.step+":"+r.end
 	switch {
-	case r.action == nothing || r.action == loseAnswer:
+	case r.action == nothing || r.action == loseAnswer || r.action == loseOutput:
 		waitAt, reach = everyMoment, ""
 	case r.end == "during":
 		waitAt, reach = everyMoment, r.step+":before"
@@ -102,7 +103,7 @@ func (n *world) play(ctx context.Context, r *result) error {
 	if r.action == stopHost {
 		env = []string{leaseVariable + "=" + shortLease.String()}
 	}
-	disturbed, err := n.start(ctx, waitAt, env, command.args...)
+	disturbed, err := n.start(ctx, waitAt, n.outputsOf(r.testCase), env, command.args...)
 	if err != nil {
 		return err
 	}
@@ -135,7 +136,8 @@ func (n *world) play(ctx context.Context, r *result) error {
 			return err
 		}
 	}
-	if r.action == nothing && !disturbed.ok() {
+	undisturbed := r.action == nothing || r.action == loseOutput
+	if undisturbed && !disturbed.outputs.expected(disturbed.ProcessState.ExitCode()) {
 		r.failed++
 	}
 	return n.aftermath(ctx, r, disturbed)
@@ -422,6 +424,11 @@ func (n *world) live(ctx context.Context, r *result, disturbed *host) (live []bo
 	defer store.Close() //nolint:contextcheck // it ends whatever it began
 	all, err := store.List(ctx)
 	for _, record := range all {
+		alone := r.action != stopHost // else another host was told of it
+		if r.command == "connect-new" && record.Session == victim && record.State == records.StateRunning && alone && !disturbed.outputs.delivers() {
+			r.leaked++
+			n.note("leaked: nobody was told of %+v", record)
+		}
 		kept := record.State == records.StateRunning || record.State == records.StateSuspended
 		if kept && isThere(record.SandboxID) {
 			live = append(live, box{id: record.SandboxID, session: record.Session, owner: n.owner})

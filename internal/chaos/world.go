@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -27,6 +28,7 @@ import (
 // worker plays one case at a time, in clouds of its own.
 type worker struct {
 	bin, dir string
+	seed     uint64
 	postgres server
 	clouds   map[string]*cloud
 	hands    map[string]*hand
@@ -132,6 +134,9 @@ type world struct {
 	mount bool
 	// database is the URL of a PostgreSQL database; empty for SQLite.
 	database string
+
+	// stderr is what becomes of the standard error of the hosts beside the disturbed one, which must do their work.
+	stderr output
 
 	bystander connect.Result
 	notes     []string
@@ -268,7 +273,8 @@ func healthy(ctx context.Context, url string, headers map[string]string) error {
 // host is a berth process.
 type host struct {
 	*exec.Cmd
-	stdout, stderr bytes.Buffer
+	outputs        outputs
+	stdout, stderr bytes.Buffer // what was read of them
 	ended          chan struct{}
 
 	// Of one that tells its steps:
@@ -292,15 +298,16 @@ func (h *host) connected() (c connected) {
 }
 
 func (h *host) String() string {
-	return fmt.Sprintf("%s: exit code %d\n%s%s", strings.Join(h.Args, " "), h.ProcessState.ExitCode(), h.stdout.String(), h.stderr.String())
+	return fmt.Sprintf("%s: exit code %d, outputs %q\n%s%s", strings.Join(h.Args, " "), h.ProcessState.ExitCode(), h.outputs,
+		h.stdout.String(), h.stderr.String())
 }
 
 // commandLimit is far more than any command takes.
 const commandLimit = 2 * time.Minute
 
 // start starts a berth command. waitAt is empty for the real one; else it tells its steps, and waits at that moment.
-func (n *world) start(ctx context.Context, waitAt string, env []string, args ...string) (*host, error) {
-	h := &host{ended: make(chan struct{}), heard: make(chan moment, 10_000)}
+func (n *world) start(ctx context.Context, waitAt string, out outputs, env []string, args ...string) (*host, error) {
+	h := &host{outputs: out, ended: make(chan struct{}), heard: make(chan moment, 10_000)}
 	program := filepath.Join(n.bin, "berth")
 	if waitAt != "" {
 		program = must(os.Executable())
@@ -308,11 +315,30 @@ func (n *world) start(ctx context.Context, waitAt string, env []string, args ...
 	ctx, cancel := context.WithTimeout(ctx, commandLimit)
 	h.Cmd = exec.CommandContext(ctx, program, args...)
 	h.Dir, h.WaitDelay = n.dir, 2*time.Second
-	h.Stdout, h.Stderr = &h.stdout, &h.stderr
 	h.Env = append(append(n.environment(), roleVariable+"=host", stepVariable+"="+waitAt), env...)
 	var listening sync.WaitGroup
 	var told *os.File
-	var theirs []*os.File
+	var theirs, ours []io.Closer
+	defer func() {
+		for _, file := range theirs {
+			file.Close()
+		}
+	}()
+	for _, stream := range []struct {
+		output output
+		kept   *bytes.Buffer
+		to     *io.Writer
+	}{{out.stdout, &h.stdout, &h.Stdout}, {out.stderr, &h.stderr, &h.Stderr}} {
+		to, closeTheirs, closeOurs, err := stream.output.open(stream.kept, &listening)
+		*stream.to, theirs, ours = to, append(theirs, closeTheirs...), append(ours, closeOurs...)
+		if err != nil {
+			cancel()
+			return nil, err
+		}
+	}
+	if out.stderr != read {
+		h.Env = append(h.Env, "BERTH_LOG=trace") // so that there is something to write
+	}
 	if waitAt != "" {
 		var tell, wait *os.File
 		var err error
@@ -324,14 +350,10 @@ func (n *world) start(ctx context.Context, waitAt string, env []string, args ...
 			cancel()
 			return nil, err
 		}
-		theirs = []*os.File{tell, wait}
-		h.ExtraFiles = theirs
+		theirs = append(theirs, tell, wait)
+		h.ExtraFiles = []*os.File{tell, wait}
 	}
-	err := h.Start()
-	for _, file := range theirs {
-		file.Close()
-	}
-	if err != nil {
+	if err := h.Start(); err != nil {
 		cancel()
 		return nil, err
 	}
@@ -347,9 +369,13 @@ func (n *world) start(ctx context.Context, waitAt string, env []string, args ...
 	go func() {
 		_ = h.Wait() // its exit code is in ProcessState
 		listening.Wait()
+		for _, file := range ours {
+			file.Close()
+		}
 		cancel()
 		close(h.ended)
 	}()
+	go out.impatient(ctx, h)
 	return h, nil
 }
 
@@ -395,7 +421,7 @@ func (h *host) reach(wanted string) (moment, bool) {
 
 // berth runs a berth command to its end.
 func (n *world) berth(ctx context.Context, args ...string) (*host, error) {
-	h, err := n.start(ctx, "", nil, args...)
+	h, err := n.start(ctx, "", outputs{stderr: n.stderr}, nil, args...)
 	if err == nil {
 		<-h.ended
 	}

@@ -13,24 +13,26 @@ type fence struct {
 	text string
 }
 
-// fences returns a document's code blocks, in order.
+// fences returns a document's code blocks, in order. One in a list is indented; its text is returned without that.
 func fences(document string) ([]fence, error) {
 	var all []fence
 	var open *fence
-	number := 0
+	number, indent := 0, ""
 	for line := range strings.Lines(document) {
 		number++
-		kind, isFence := strings.CutPrefix(strings.TrimRight(line, "\n"), "```")
+		content := strings.TrimLeft(line, " ")
+		kind, isFence := strings.CutPrefix(strings.TrimRight(content, "\n"), "```")
 		switch {
 		case isFence && open == nil:
 			open = &fence{line: number + 1, kind: kind}
+			indent = strings.TrimSuffix(line, content)
 		case isFence && kind != "":
 			return nil, fmt.Errorf("line %d: a block of code begins inside another one", number)
 		case isFence:
 			all = append(all, *open)
 			open = nil
 		case open != nil:
-			open.text += line
+			open.text += strings.TrimPrefix(line, indent)
 		}
 	}
 	if open != nil {

@@ -26,7 +26,7 @@ var fileOrder = map[string][]string{
 		"event.go",
 	},
 	"host/recovery": {"recovery.go", "account.go"},
-	"host/fleet":    {"doc.go", "session.go", "states.go", "sweep.go", "check.go", "fleet.go", "identity.go", "error.go"},
+	"host/fleet":    {"doc.go", "states.go", "session.go", "sweep.go", "check.go", "fleet.go", "identity.go", "error.go"},
 	"host/sessions": {"disconnect.go", "keepalive.go", "renew.go", "check.go", "recover.go", "reconcile.go", "sessions.go"},
 }
 

@@ -111,6 +111,10 @@ func (d *Daytona) readFailure(doing string, response *http.Response, err error) 
 		e.Code = provider.CodeTimeout
 	case status == http.StatusUnprocessableEntity:
 		e.Code = provider.CodeUnsupported
+	case status == http.StatusForbidden && strings.Contains(said.Message, "cannot be further expanded"):
+		e.Code, e.Reason = provider.CodeExhausted, provider.ReasonQuota // the disk of a sandbox to be recovered
+	case status == http.StatusForbidden && strings.Contains(strings.ToLower(said.Message), "region"):
+		e.Code = provider.CodeInvalid // target names one that the organization may not use
 	case status == http.StatusBadRequest:
 		readRefusal(e, said.Message)
 	}

@@ -25,8 +25,8 @@ type Config struct {
 	Disk           int           `berth:"disk" doc:"GiB of disk. Only with image. Default: the cloud's."`
 	Port           int           `berth:"port" default:"8000" doc:"The port of a server that asks for none."`
 	Public         bool          `berth:"public" default:"false" doc:"Let everybody who knows a URL reach every port of the sandbox, without the token that private sandboxes ask for. It cannot be changed for a sandbox that exists."`
-	DeleteAfter    time.Duration `berth:"delete_after" default:"168h" doc:"How long a stopped sandbox is kept, in whole minutes: then the cloud deletes it with its files. 0s keeps it until somebody deletes it."`
-	ArchiveAfter   time.Duration `berth:"archive_after" doc:"How long a stopped sandbox stays quick to wake, in whole minutes: then its files move to cheaper storage, and waking takes minutes. Default: the cloud's, 7 days."`
+	DeleteAfter    time.Duration `berth:"delete_after" default:"168h" doc:"How long after its last activity a stopped sandbox is kept, in whole minutes and less than 720h: then the cloud deletes it with its files. It deletes none that it has archived or that failed. 0s keeps it until somebody deletes it."`
+	ArchiveAfter   time.Duration `berth:"archive_after" doc:"How long after its last activity a stopped sandbox stays quick to wake, in whole minutes and 720h at most: then its files move to cheaper storage, and waking takes minutes. It must be later than delete_after, or that be 0s. Default: 720h with delete_after, otherwise the cloud's, 7 days."`
 	BlockNetwork   bool          `berth:"block_network" default:"false" doc:"Let nothing in the sandbox reach out."`
 	AllowNetworks  []string      `berth:"allow_networks" doc:"The networks the sandbox may reach, such as 208.80.154.232/32; no others. Default: all."`
 }
@@ -67,6 +67,14 @@ func (c *Config) check() error {
 			refused.Add(name, "goes with image only: a snapshot has its own size")
 		}
 	}
+	switch archive := cmp.Or(c.ArchiveAfter, longestStop); {
+	case c.ArchiveAfter > longestStop:
+		refused.Add("archive_after", "must be 720h at most: the cloud archives what is stopped for 30 days")
+	case c.DeleteAfter > 0 && minutes(c.DeleteAfter) >= minutes(archive) && c.ArchiveAfter > 0:
+		refused.Add("archive_after", "must be later than delete_after, which is %s: the cloud never deletes what it has archived; set delete_after to less, or to 0s", c.DeleteAfter)
+	case c.DeleteAfter > 0 && minutes(c.DeleteAfter) >= minutes(archive):
+		refused.Add("delete_after", "must be less than 720h, or 0s: after 30 days the cloud archives what is stopped, and never deletes it then")
+	}
 	refused.Port("port", c.Port)
 	refused.Networks("allow_networks", c.AllowNetworks)
 	if c.BlockNetwork && len(c.AllowNetworks) > 0 {
@@ -74,6 +82,9 @@ func (c *Config) check() error {
 	}
 	return refused.Err()
 }
+
+// longestStop is how long the cloud leaves a sandbox stopped before it archives it, whatever it is asked for.
+const longestStop = 30 * 24 * time.Hour
 
 func (c *Config) token() string { return cmp.Or(c.JWTToken, c.APIKey) }
 

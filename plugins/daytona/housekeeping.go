@@ -56,7 +56,8 @@ func (d *Daytona) setLifetime(ctx context.Context, b box, lifetime time.Duration
 // Suspend stops the sandbox: its files stay, its processes end.
 func (d *Daytona) Suspend(ctx context.Context, ref provider.SandboxRef) error {
 	d.Forget(ref.SandboxID)
-	asked := 0
+	var refused time.Time
+	tries := 0
 	for wait := d.times.Poll; ; wait = min(wait*13/10, d.times.PollMost) {
 		b, err := d.Own(ctx, ref)
 		if err != nil {
@@ -72,12 +73,19 @@ func (d *Daytona) Suspend(ctx context.Context, ref provider.SandboxRef) error {
 				return d.api.SandboxAPI.StopSandbox(ctx, b.id).Execute()
 			})
 			if err != nil {
-				// It may be on its way to another state, which the next look shows.
-				mayPass := passes(err) || cloud.StatusOf(err) == http.StatusBadRequest
-				if asked >= d.times.Retry.Tries || !mayPass || provider.AsError(err).RetryAfter > d.times.Retry.Longest {
+				// It may be on its way to another state, or in it, which the look after some time shows.
+				status := cloud.StatusOf(err)
+				stale := status == http.StatusBadRequest || status == http.StatusConflict
+				if refused.IsZero() {
+					refused = time.Now()
+				}
+				if !stale {
+					tries++
+				}
+				if stale && time.Since(refused) > d.times.stale || !stale && (!passes(err) || tries >= d.times.Retry.Tries) ||
+					provider.AsError(err).RetryAfter > d.times.Retry.Longest {
 					return cloud.About(err, b.id)
 				}
-				asked++
 			}
 		}
 		if !cloud.Pause(ctx, wait) {

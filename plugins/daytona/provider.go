@@ -29,6 +29,7 @@ type Daytona struct {
 
 	mutex    sync.Mutex
 	replaced map[string]time.Time // by sandbox: when its token was replaced, see noteToken
+	moved    map[string]bool      // by sandbox: whether it may run on another machine since it was woken
 }
 
 // times are how patient the plugin is.
@@ -37,9 +38,15 @@ type times struct {
 	call     time.Duration // one call
 	slowCall time.Duration // a call that the cloud holds until the sandbox runs, for 30 s at most
 	token    time.Duration // how long the cloud may give out the token that a start replaced
+	stale    time.Duration // how long a look-up may show a sandbox as it was, while calls go by how it is
+	moved    time.Duration // how long the proxy may look for a sandbox on the machine that it was on before
 }
 
-var normalTimes = times{Times: cloud.DefaultTimes, call: 15 * time.Second, slowCall: 75 * time.Second, token: 1100 * time.Millisecond}
+// The API keeps the answers to look-ups for 10 s, the proxy where sandboxes are for 2 minutes.
+var normalTimes = times{
+	Times: cloud.DefaultTimes, call: 15 * time.Second, slowCall: 75 * time.Second, token: 1100 * time.Millisecond, stale: 12 * time.Second,
+	moved: 130 * time.Second,
+}
 
 // idleHeader on a request keeps it from counting as activity: being asked for its health must not keep a forgotten
 // sandbox alive.
@@ -47,7 +54,7 @@ const idleHeader = "X-Daytona-Skip-Last-Activity-Update"
 
 func newDaytona(config Config, log hclog.Logger, t times) *Daytona {
 	client := cloud.NewHTTPClient(log)
-	d := &Daytona{config: config, log: log, http: client, api: newAPIClient(config, client), times: t, replaced: map[string]time.Time{}}
+	d := &Daytona{config: config, log: log, http: client, api: newAPIClient(config, client), times: t, replaced: map[string]time.Time{}, moved: map[string]bool{}}
 	d.Provider = cloud.New[box](&machines{d}, cloud.Options{
 		Name: "Daytona", UniqueNames: true, Port: config.Port, ProbeHeaders: map[string]string{idleHeader: "true"}, Times: t.Times, Log: log,
 	})
@@ -89,7 +96,7 @@ func boxOfItem(s apiclient.SandboxListItem) box {
 type machines struct{ *Daytona }
 
 // Describe computes when the cloud ends a sandbox: a running one after stop minutes without activity, a stopped one after
-// remove minutes.
+// remove minutes, which count from the last activity, too. It ends none that is archived or has failed.
 func (m *machines) Describe(b box) provider.Sandbox {
 	s := provider.Sandbox{
 		ID: b.id, State: stateOf(b.state), Session: b.labels[provider.LabelSession], Owner: b.labels[provider.LabelOwner],
@@ -99,10 +106,10 @@ func (m *machines) Describe(b box) provider.Sandbox {
 	if since.Before(s.CreatedAt) {
 		since = s.CreatedAt
 	}
-	switch s.State {
-	case provider.StateSuspended, provider.StateFailed:
-		since, life = timeOf(b.updated), b.remove
-	case provider.StateGone:
+	switch {
+	case b.state == apiclient.SANDBOXSTATE_STOPPED, b.state == apiclient.SANDBOXSTATE_STOPPING:
+		life = b.remove
+	case s.State == provider.StateSuspended, s.State == provider.StateFailed, s.State == provider.StateGone:
 		return s
 	}
 	if life != nil && *life > 0 && !since.IsZero() {
@@ -161,7 +168,8 @@ func (m *machines) Look(ctx context.Context, idOrName string) (box, error) {
 	return boxOf(s), nil
 }
 
-// Find finds the session's sandbox by its name. Looking by name, unlike listing, is hardly behind.
+// Find finds the session's sandbox by its name. The API drops a kept answer when the sandbox changes, but not at once: a
+// look-up may be 10 s behind, and a listing a minute.
 func (m *machines) Find(ctx context.Context, owner, session string) ([]box, error) {
 	b, err := m.Look(ctx, provider.SandboxName(owner, session))
 	switch {
@@ -242,8 +250,11 @@ func (m *machines) body(name string, req provider.CreateRequest) *apiclient.Crea
 	if m.config.DeleteAfter > 0 { // 0 would delete it the moment it stops, instead of suspending it
 		body.SetAutoDeleteInterval(minutes(m.config.DeleteAfter))
 	}
-	if m.config.ArchiveAfter > 0 {
+	switch {
+	case m.config.ArchiveAfter > 0:
 		body.SetAutoArchiveInterval(minutes(m.config.ArchiveAfter))
+	case m.config.DeleteAfter > 0: // by itself the cloud archives after 7 days, and deletes nothing then
+		body.SetAutoArchiveInterval(0) // as late as it can
 	}
 	if m.config.Target != "" {
 		body.SetTarget(m.config.Target)
@@ -272,14 +283,44 @@ func (m *machines) body(name string, req provider.CreateRequest) *apiclient.Crea
 }
 
 // Found gives a sandbox that was woken the lifetime asked for. It has one from its creation, so that this fails is no
-// reason to refuse it.
-func (m *machines) Found(ctx context.Context, b box, woken bool, lifetime time.Duration) (box, bool, error) { //nolint:unparam // a Finder may fail
+// reason to refuse it. One that may have moved to another machine is waited for.
+func (m *machines) Found(ctx context.Context, b box, woken bool, lifetime time.Duration) (box, bool, error) {
 	if woken {
 		if err := m.setLifetime(ctx, b, lifetime); err != nil {
 			m.log.Warn("the lifetime of a woken sandbox stays as it was", "sandbox", b.id, "error", err)
 		}
 	}
+	m.mutex.Lock()
+	moved := m.moved[b.id]
+	delete(m.moved, b.id)
+	m.mutex.Unlock()
+	if moved {
+		return b, woken, m.awaitDaemon(ctx, b)
+	}
 	return b, woken, nil
+}
+
+// awaitDaemon waits for as long as the proxy finds no such sandbox, because it looks on the machine that it was on before.
+func (m *machines) awaitDaemon(ctx context.Context, b box) error {
+	daemon, err := m.toolbox(b)
+	if err != nil {
+		return err
+	}
+	daemon.GetConfig().AddDefaultHeader(idleHeader, "true")
+	wait := m.times.Poll
+	for began := time.Now(); time.Since(began) < m.times.moved; wait = min(2*wait, m.times.PollMost) {
+		_, err := ask(ctx, m.Daytona, m.times.call, "reaching the sandbox", func(ctx context.Context) (*map[string]string, *http.Response, error) {
+			version, response, err := daemon.InfoAPI.GetVersion(ctx).Execute()
+			return &version, response, err
+		})
+		if cloud.StatusOf(err) != http.StatusNotFound {
+			break // whatever it is, it is not that
+		}
+		if !cloud.Pause(ctx, wait) {
+			return cloud.Ended(ctx, "reaching the sandbox on its new machine")
+		}
+	}
+	return nil
 }
 
 // The headers of a private sandbox's URLs. The second keeps the proxy from answering 200 with a page that warns people.
@@ -349,13 +390,44 @@ func (d *Daytona) noteToken(id string, replaced time.Time) {
 	d.replaced[id] = replaced
 }
 
-// Denied finds out whether the token of a URL was replaced.
-func (m *machines) Denied(ctx context.Context, b box, endpoint provider.Endpoint) string {
+// Denied finds out whether the token of a URL was replaced. The proxy redirects to its login page, too, while it cannot ask
+// the API whether a token is right, and for some seconds after it refused a token that has become right since.
+func (m *machines) Denied(ctx context.Context, b box, endpoint provider.Endpoint) (wrong bool, why string) {
 	preview, err := m.preview(ctx, b.id, m.config.Port) // any port will do
-	if err == nil && endpoint.Headers[tokenHeader] != "" && preview.Token != endpoint.Headers[tokenHeader] {
-		return "the sandbox was started anew, which replaced its token: connect again"
+	token := endpoint.Headers[tokenHeader]
+	switch {
+	case err != nil:
+		return false, err.Error()
+	case token != "" && preview.Token != token:
+		return true, "the sandbox was started anew, which replaced its token: connect again"
+	case m.refusedByProxy(ctx, endpoint):
+		return false, "the token is right, so the proxy could not ask the API about it"
 	}
-	return ""
+	return true, "" // by the server itself
+}
+
+// refusedByProxy reports whether a refusal has the form of the proxy's, which are none of the server's.
+func (m *machines) refusedByProxy(ctx context.Context, endpoint provider.Endpoint) bool {
+	ctx, cancel := context.WithTimeout(ctx, m.times.call)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, endpoint.URL+"/", nil)
+	if err != nil {
+		return false
+	}
+	for name, value := range endpoint.Headers {
+		request.Header.Set(name, value)
+	}
+	request.Header.Set(idleHeader, "true")
+	response, err := m.http.Do(request)
+	if err != nil {
+		return true // nobody refuses any more
+	}
+	defer response.Body.Close()
+	var said struct {
+		Code string `json:"code"`
+	}
+	_ = json.NewDecoder(response.Body).Decode(&said)
+	return response.StatusCode == http.StatusTemporaryRedirect || response.StatusCode == http.StatusUnauthorized && said.Code == "UNAUTHORIZED"
 }
 
 // Run runs a script through the sandbox's daemon, not in one of the daemon's sessions: a session is a shell that a server's
@@ -377,16 +449,26 @@ func (m *machines) Run(ctx context.Context, b box, script cloud.Script) (string,
 	response, err := ask(ctx, m.Daytona, m.times.call, "running a script in the sandbox", func(ctx context.Context) (*toolbox.ExecuteResponse, *http.Response, error) {
 		return daemon.ProcessAPI.ExecuteCommand(ctx).Request(*request).Execute()
 	})
-	if status := cloud.StatusOf(err); status == http.StatusBadRequest || status == http.StatusNotFound {
-		// From the proxy: the sandbox has no address yet or is being moved, which passes, or it is stopped.
-		e := *provider.AsError(err)
-		e.Code, e.Reason, e.Retryable = provider.CodeUnreachable, "", true
-		err = &e
-	}
 	if err != nil {
-		return "", err
+		return "", m.readRefusedRun(ctx, b, err)
 	}
 	return response.Result, nil
+}
+
+// readRefusedRun reads what the proxy makes of a call that it cannot pass on. The sandbox has no address yet or is being moved,
+// which passes, or it is stopped; or the proxy could not ask the API whether our key is right, or did a moment too early.
+func (m *machines) readRefusedRun(ctx context.Context, b box, err error) error {
+	e := *provider.AsError(err)
+	switch cloud.StatusOf(err) {
+	case http.StatusUnauthorized:
+		if _, err := m.Look(ctx, b.id); err != nil {
+			return err // the API says what is wrong
+		}
+		e.Retryable = true
+	case http.StatusBadRequest, http.StatusNotFound:
+		e.Code, e.Reason, e.Retryable = provider.CodeUnreachable, "", true
+	}
+	return &e
 }
 
 // deletionTime is how long Remove waits for the end of a deletion that the cloud has accepted, and so will finish.

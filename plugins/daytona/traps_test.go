@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	toolbox "github.com/daytonaio/daytona/libs/toolbox-api-client-go"
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/berth-dev/berth/plugins/daytona/sim"
@@ -328,9 +329,9 @@ func TestWhatTheConfigurationAsksForIsSent(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{Snapshots: []string{"big"}})
 	for config, want := range map[string]string{
-		`{"snapshot":"big","target":"eu","archive_after":"1h","block_network":true}`: `"autoArchiveInterval":60`,
-		`{"image":"debian:12","cpu":2,"memory":4,"disk":8}`:                          `"dockerfileContent":"FROM debian:12\n"`,
-		`{"allow_networks":["10.0.0.0/8","192.168.0.0/16"]}`:                         `"networkAllowList":"10.0.0.0/8,192.168.0.0/16"`,
+		`{"snapshot":"big","target":"eu","archive_after":"1h","delete_after":"59m","block_network":true}`: `"autoArchiveInterval":60`,
+		`{"image":"debian:12","cpu":2,"memory":4,"disk":8}`:                                               `"dockerfileContent":"FROM debian:12\n"`,
+		`{"allow_networks":["10.0.0.0/8","192.168.0.0/16"]}`:                                              `"networkAllowList":"10.0.0.0/8,192.168.0.0/16"`,
 	} {
 		d := newProvider(t, cloud, func(c *Config) {
 			var err error
@@ -369,4 +370,262 @@ func TestAForgottenSandboxStopsAndIsDeletedThoughItIsPinged(t *testing.T) {
 		return result.Status != provider.PingAlive
 	})
 	cloudtest.Eventually(t, "it is deleted", func() bool { return len(cloud.Sandboxes()) == 0 })
+}
+
+func TestTimesThatTheCloudWouldNotKeepAreRefused(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{})
+	for config, refused := range map[string]string{
+		`{}`:                       "",
+		`{"archive_after":"169h"}`: "",
+		`{"archive_after":"168h"}`: "archive_after",
+		`{"archive_after":"1h"}`:   "archive_after",
+		`{"archive_after":"721h"}`: "archive_after",
+		`{"delete_after":"719h"}`:  "",
+		`{"delete_after":"720h"}`:  "delete_after",
+		`{"delete_after":"719h30s","archive_after":"719h1m"}`: "archive_after", // both are 43141 minutes
+		`{"delete_after":"0s","archive_after":"1h"}`:          "",
+	} {
+		c, err := cloudtest.Decode[Config](configFor(cloud), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var fields []string
+		if e := provider.AsError(c.check()); e != nil {
+			for _, f := range e.Fields {
+				fields = append(fields, f.Field)
+			}
+		}
+		if got := strings.Join(fields, ","); got != refused {
+			t.Errorf("%s: refused %q, want %q", config, got, refused)
+		}
+	}
+}
+
+// Daytona archives after 7 days unless it is told otherwise, and deletes nothing that it has archived.
+func TestTrapAForgottenSandboxIsDeletedBeforeItCouldBeArchived(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{Minute: 300 * time.Microsecond}) // 7 days are 3 seconds
+	d := newProvider(t, cloud, nil)
+	request := cloudtest.CreateRequest("s1")
+	request.Lifetime = 20 * time.Hour
+	if _, err := d.Create(t.Context(), request); err != nil {
+		t.Fatal(err)
+	}
+	cloudtest.Eventually(t, "it is deleted", func() bool {
+		left := cloud.Sandboxes()
+		if len(left) > 0 && strings.HasPrefix(left[0].State, "archiv") {
+			t.Fatal("it is archived, and stays for ever")
+		}
+		return len(left) == 0
+	})
+}
+
+func TestTheEndThatIsToldIsTheClouds(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{})
+	d := newProvider(t, cloud, nil)
+	sandbox := cloudtest.Create(t, d, "s1")
+	for state, after := range map[string]time.Duration{"stopped": 168 * time.Hour, "archived": 0, "error": 0} {
+		cloud.Force(sandbox.ID, state, "", false)
+		listed, err := d.List(t.Context(), provider.ListRequest{Owner: cloudtest.Owner, Session: "s1"})
+		if err != nil || len(listed) != 1 {
+			t.Fatalf("%+v, %v", listed, err)
+		}
+		if end := listed[0].ExpiresAt; end.IsZero() != (after == 0) || after > 0 && time.Until(end).Round(time.Hour) != after {
+			t.Errorf("%s: it ends at %s", state, end)
+		}
+	}
+}
+
+func TestTrapAProxyThatCannotAskTheAPIRefusesWhatIsRight(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{})
+	d := newProvider(t, cloud, nil)
+	sandbox := cloudtest.Create(t, d, "s1")
+	cloud.Cut(true)
+	over := make(chan struct{})
+	time.AfterFunc(300*time.Millisecond, func() { cloud.Cut(false); close(over) })
+	endpoints := cloudtest.Start(t, d, sandbox, cloudtest.ActionServer())
+	select {
+	case <-over:
+	default:
+		t.Error("the outage was not met")
+	}
+
+	cloud.Cut(true) // before anybody has asked for the port
+	began := time.Now()
+	for time.Since(began) < 700*time.Millisecond {
+		if result := cloudtest.Ping(t, d, sandbox, endpoints); result.Status != provider.PingNotYet {
+			t.Fatalf("while the proxy cannot ask: %+v", result)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	cloud.Cut(false)
+	cloudtest.AwaitAlive(t, d, sandbox, endpoints)
+
+	cloud.Cut(true) // and the API is out itself
+	other := newProvider(t, cloud, nil)
+	down := cloud.Traffic.Fail(simcloud.Fault{Operation: "getSandbox", Status: 503})
+	endpoints.Server.Headers[tokenHeader] = "not remembered"
+	if result := cloudtest.Ping(t, other, sandbox, endpoints); result.Status != provider.PingNotYet {
+		t.Errorf("while the API is out: %+v", result)
+	}
+	down.Remove()
+	cloud.Cut(false)
+	if result := cloudtest.AwaitPing(t, newProvider(t, cloud, nil), sandbox, endpoints); result.Status != provider.PingDenied {
+		t.Errorf("a wrong token: %+v", result)
+	}
+}
+
+func TestAServerThatRefusesUsItselfIsDenied(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{})
+	d := newProvider(t, cloud, nil)
+	sandbox := cloudtest.Create(t, d, "s1")
+	endpoints := cloudtest.Start(t, d, sandbox, cloudtest.ActionServer())
+	cloudtest.AwaitAlive(t, d, sandbox, endpoints)
+	cloud.Traffic.Fail(simcloud.Fault{Operation: "preview", Status: 401, Body: `{"detail":"the session key is wrong"}`})
+	for range 3 {
+		if result := cloudtest.Ping(t, d, sandbox, endpoints); result.Status != provider.PingDenied {
+			t.Errorf("%+v", result)
+		}
+	}
+}
+
+func TestTrapAFullAccountIsToldBeforeTheClashOfNames(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{MaxCPU: 1})
+	d := newProvider(t, cloud, nil)
+	sandbox := cloudtest.Create(t, d, "s1")
+	again, err := newProvider(t, cloud, nil).Create(t.Context(), cloudtest.CreateRequest("s1"))
+	if err != nil || again.ID != sandbox.ID || again.Origin != provider.OriginAttached {
+		t.Errorf("%+v, %v", again, err)
+	}
+	if e := cloudtest.WantCode(t, cloudtest.Err(d.Create(t.Context(), cloudtest.CreateRequest("s2"))), provider.CodeExhausted); e.Reason != provider.ReasonQuota {
+		t.Errorf("%+v", e)
+	}
+}
+
+func TestTrapALookUpShowsASandboxAsItWas(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{LookLag: 300 * time.Millisecond})
+	d := newProvider(t, cloud, nil)
+	sandbox := cloudtest.Create(t, d, "s1")
+	cloudtest.Attach(t, d, "s1") // which the cloud remembers
+	for range 2 {
+		if err := newProvider(t, cloud, nil).Suspend(t.Context(), cloudtest.Ref(sandbox)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cloudtest.Eventually(t, "it is woken, once it is not taken for running any more", func() bool {
+		return cloudtest.Attach(t, newProvider(t, cloud, nil), "s1").Origin == provider.OriginWoken
+	})
+	cloudtest.AwaitAlive(t, d, sandbox, cloudtest.Start(t, d, sandbox, cloudtest.ActionServer()))
+}
+
+func TestTrapTheProxyLooksForARecoveredSandboxWhereItWas(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{Minute: 400 * time.Millisecond})
+	d := newProvider(t, cloud, nil)
+	sandbox, _ := cloudtest.Up(t, d, "s1")
+	cloud.Force(sandbox.ID, "error", "no space left on device", true)
+	woken := cloudtest.Attach(t, d, "s1") // waits for longer than a script is tried
+	if woken.Origin != provider.OriginWoken {
+		t.Errorf("%+v", woken)
+	}
+	cloudtest.AwaitAlive(t, d, woken, cloudtest.Start(t, d, woken, cloudtest.ActionServer()))
+	missed := 0
+	for _, call := range cloud.Traffic.Calls("getVersion") {
+		if call.Status == http.StatusNotFound {
+			missed++
+		}
+	}
+	if missed == 0 {
+		t.Error("the proxy has found it at once")
+	}
+}
+
+// What a command leaves in the background keeps its outputs open.
+func TestTrapACommandIsAnsweredOnceItsOutputsAreClosed(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{})
+	d := newProvider(t, cloud, nil)
+	sandbox := cloudtest.Create(t, d, "s1")
+	shown, err := (&machines{d}).Look(t.Context(), sandbox.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := d.toolbox(shown)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for command, least := range map[string]time.Duration{"sleep 0.4 & echo hi": 400 * time.Millisecond, "echo hi": 0} {
+		began := time.Now()
+		response, _, err := client.ProcessAPI.ExecuteCommand(t.Context()).Request(*toolbox.NewExecuteRequest(command)).Execute()
+		if err != nil || response.Result != "hi\n" || time.Since(began) < least {
+			t.Errorf("%s: %+v, %v after %s", command, response, err, time.Since(began))
+		}
+	}
+	large := toolbox.NewExecuteRequest("echo hi") // the kernel does not start it
+	large.SetEnvs(map[string]string{"LARGE": strings.Repeat("x", 200<<10)})
+	if response, _, err := client.ProcessAPI.ExecuteCommand(t.Context()).Request(*large).Execute(); err != nil || response.GetExitCode() != -1 {
+		t.Errorf("too large an environment: %+v, %v", response, err)
+	}
+	began := time.Now()
+	server := cloudtest.Shell("sleep 1000 & exec sleep 1000") // StartServer waits for none of them
+	cloudtest.Start(t, d, sandbox, server)
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("starting took %s", took)
+	}
+}
+
+func TestAnEnvironmentThatIsTooLargeIsNoOutage(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{})
+	d := newProvider(t, cloud, nil)
+	sandbox := cloudtest.Create(t, d, "s1")
+	server := cloudtest.ActionServer()
+	server.Env["LARGE"] = strings.Repeat("x", 200<<10)
+	began := time.Now()
+	_, err := d.StartServer(t.Context(), cloudtest.StartRequest(sandbox, server))
+	if e := provider.AsError(err); e == nil || e.Retryable || time.Since(began) > 5*time.Second {
+		t.Errorf("%+v after %s", e, time.Since(began))
+	}
+}
+
+func TestAReplacedTokenOpensTheURLForAWhile(t *testing.T) {
+	t.Parallel()
+	cloud := newCloud(t, sim.Options{Minute: 300 * time.Millisecond})
+	d := newProvider(t, cloud, nil)
+	sandbox, before := cloudtest.Up(t, d, "s1")
+	if err := d.Suspend(t.Context(), cloudtest.Ref(sandbox)); err != nil {
+		t.Fatal(err)
+	}
+	after := cloudtest.Start(t, d, cloudtest.Attach(t, d, "s1"), cloudtest.ActionServer())
+	cloudtest.AwaitAlive(t, d, sandbox, after)
+	if before.Server.Headers[tokenHeader] == after.Server.Headers[tokenHeader] {
+		t.Error("the token of before was handed out")
+	}
+	cloudtest.Eventually(t, "the token of before opens nothing any more", func() bool {
+		status, _ := cloudtest.Get(t, before.Server, "/alive")
+		return status != http.StatusOK
+	})
+}
+
+func TestRefusalsThatAre403AreToldApart(t *testing.T) {
+	t.Parallel()
+	for message, code := range map[string]provider.Code{
+		"Sandbox storage cannot be further expanded": provider.CodeExhausted,
+		"Organization is suspended":                  provider.CodeDenied,
+	} {
+		cloud := newCloud(t, sim.Options{})
+		d := newProvider(t, cloud, nil)
+		sandbox := cloudtest.Create(t, d, "s1")
+		cloud.Force(sandbox.ID, "error", "no space left on device", true)
+		fault := cloudtest.Answer(http.StatusForbidden, message)
+		fault.Operation = "recoverSandbox"
+		cloud.Traffic.Fail(fault)
+		cloudtest.WantCode(t, cloudtest.Err(d.Attach(t.Context(), cloudtest.AttachRequest("s1"))), code)
+	}
 }

@@ -41,6 +41,7 @@ func (m *machines) Wake(ctx context.Context, b box, _ time.Duration) (box, error
 type waking struct {
 	*machines
 	starts    int       // requests to start or recover it
+	refused   time.Time // when one was first refused because of the sandbox's state, which may be another one than is shown
 	unclear   bool      // a request to recover it may have had its effect
 	recovered time.Time // when the cloud began to recover it; zero: it has not
 	reason    string    // why it had failed then
@@ -58,12 +59,26 @@ func (b box) asleep() bool {
 	return false
 }
 
+// noteMove remembers that a sandbox may wake on another machine.
+func (d *Daytona) noteMove(id string) {
+	const most = 10_000
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	if len(d.moved) >= most {
+		clear(d.moved)
+	}
+	d.moved[id] = true
+}
+
 // step does what the sandbox's state asks for, and reports whether it called the cloud.
 func (w *waking) step(ctx context.Context, b box) (asked bool, err error) {
 	switch {
 	case b.asleep():
 		if b.starting {
 			return false, nil // the cloud takes no second start
+		}
+		if b.state == apiclient.SANDBOXSTATE_ARCHIVED {
+			w.noteMove(b.id)
 		}
 		return true, w.again(ctx, w.call(ctx, b, "starting the sandbox", func(ctx context.Context) (*apiclient.Sandbox, *http.Response, error) {
 			return w.api.SandboxAPI.StartSandbox(ctx, b.id).Execute()
@@ -87,6 +102,7 @@ func (w *waking) recover(ctx context.Context, b box) (asked bool, err error) {
 		return false, problem
 	}
 	w.reason = b.reason
+	w.noteMove(b.id)
 	err = w.call(ctx, b, "recovering the sandbox", func(ctx context.Context) (*apiclient.Sandbox, *http.Response, error) {
 		return w.api.SandboxAPI.RecoverSandbox(ctx, b.id).Execute()
 	})
@@ -104,10 +120,19 @@ type sandboxCall = func(context.Context) (*apiclient.Sandbox, *http.Response, er
 // call asks the cloud to start or recover the sandbox.
 func (w *waking) call(ctx context.Context, b box, doing string, call sandboxCall) error {
 	w.starts++
+	asked := time.Now()
 	_, err := ask(ctx, w.Daytona, w.times.slowCall, doing, call)
-	w.noteToken(b.id, time.Now())
+	// The cloud replaces the token before it begins to wait for the sandbox.
+	replaced := asked.Add(replaceTime)
+	if now := time.Now(); now.Before(replaced) {
+		replaced = now
+	}
+	w.noteToken(b.id, replaced)
 	return err
 }
+
+// replaceTime is how long after a request to start a sandbox its token has certainly been replaced.
+const replaceTime = time.Second
 
 // again leaves a call that failed to the next look, where the failure may pass.
 func (w *waking) again(ctx context.Context, err error) error {
@@ -115,10 +140,17 @@ func (w *waking) again(ctx context.Context, err error) error {
 		return nil
 	}
 	e := provider.AsError(err)
-	if !passes(e) || w.starts >= w.times.Retry.Tries || e.RetryAfter > w.times.Retry.Longest || ctx.Err() != nil {
+	enough := w.starts >= w.times.Retry.Tries
+	if e.Code == provider.CodeState {
+		if w.refused.IsZero() {
+			w.refused = time.Now()
+		}
+		enough = time.Since(w.refused) > w.times.stale
+	}
+	if !passes(e) || enough || e.RetryAfter > w.times.Retry.Longest || ctx.Err() != nil {
 		return err
 	}
-	if !cloud.Pause(ctx, max(w.times.Retry.First<<(w.starts-1), e.RetryAfter)) {
+	if !cloud.Pause(ctx, max(min(w.times.Retry.First<<min(w.starts-1, 10), w.times.Retry.Most), e.RetryAfter)) {
 		return cloud.Ended(ctx, "waking the sandbox")
 	}
 	return nil

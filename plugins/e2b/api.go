@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -23,16 +24,21 @@ type api struct {
 	*cloud.API
 	// slow bounds one try of a call that makes E2B work: create, connect, pause and kill.
 	slow time.Duration
-	// old reports whether this cluster was found to lack the second generation of create and connect.
-	old atomic.Bool
+	// first reports whether this cluster lacks the second generation of create and connect: as configured, or as found.
+	first atomic.Bool
 }
 
 func newAPI(config Config, log hclog.Logger, retry cloud.Retry) *api {
-	return &api{slow: 60 * time.Second, API: &cloud.API{
+	a := &api{slow: 60 * time.Second, API: &cloud.API{
 		Cloud: "E2B", Base: config.APIURL, Setting: "api_url", Header: http.Header{"X-Api-Key": {config.APIKey}},
 		Client: cloud.NewHTTPClient(log), Limit: 20 * time.Second, Retry: retry, Message: readMessage, Classify: classify,
 	}}
+	a.first.Store(config.FirstGeneration)
+	return a
 }
+
+// firstGeneration is the value of labelGeneration.
+const firstGeneration = "1"
 
 // readMessage reads an error of the API: {"code": 503, "message": "...", "error_code": "sandbox_capacity_unavailable"}.
 func readMessage(e *cloud.StatusError, body []byte) {
@@ -125,9 +131,10 @@ func (a *api) create(ctx context.Context, request newSandbox, key string) (sandb
 		Doing: "creating the sandbox", Method: http.MethodPost, Path: "/v2/sandboxes", Body: request, Into: &made, Limit: a.slow,
 		Header: http.Header{"Idempotency-Key": {key}},
 	}
-	first := c
-	request.Secure = true
-	first.Path, first.Body = "/sandboxes", request
+	first, body := c, request
+	body.Secure, body.Metadata = true, map[string]string{labelGeneration: firstGeneration}
+	maps.Copy(body.Metadata, request.Metadata)
+	first.Path, first.Body = "/sandboxes", body
 	_, err := a.newest(ctx, c, first)
 	switch status := cloud.StatusOf(err); {
 	case status == http.StatusNotFound && !noSuchRoute(err):
@@ -157,6 +164,9 @@ func (a *api) connect(ctx context.Context, s sandbox, lifetime time.Duration) (_
 	}
 	first := c
 	first.Path = sandboxPath(s.ID, "/connect")
+	if s.Metadata[labelGeneration] == firstGeneration {
+		a.first.Store(true)
+	}
 	answer, err := a.newest(ctx, c, first)
 	if err == nil && opened.ID != s.ID {
 		err = a.Unreadable(c.Doing)
@@ -172,15 +182,16 @@ func (a *api) connect(ctx context.Context, s sandbox, lifetime time.Duration) (_
 	return s, woken, nil
 }
 
-// newest makes a call in the API's second generation, or in the first where there is no other, as in some self-hosted
-// clusters.
+// newest makes a call in the API's second generation, or in the first where there is no other, as in self-hosted clusters of
+// before it. That is found out by a call that is lost. What was made in the first generation says so in its metadata, so
+// that no other process needs to lose one to connect to it.
 func (a *api) newest(ctx context.Context, second, first cloud.Call) (cloud.Answer, error) {
-	if !a.old.Load() {
+	if !a.first.Load() {
 		answer, err := a.Do(ctx, second)
 		if !noSuchRoute(err) {
 			return answer, err
 		}
-		a.old.Store(true)
+		a.first.Store(true)
 	}
 	return a.Do(ctx, first)
 }

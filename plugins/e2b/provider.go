@@ -21,6 +21,9 @@ import (
 // encoding.
 const labelName = "berth-name"
 
+// labelGeneration is the metadata entry of a sandbox that was made in the first generation of the API.
+const labelGeneration = "berth-api"
+
 // trafficHeader carries the token that opens a sandbox's ports.
 const trafficHeader = "e2b-traffic-access-token"
 
@@ -49,7 +52,7 @@ func (c *cluster) Describe(s sandbox) provider.Sandbox {
 		Session: s.Metadata[provider.LabelSession], Owner: s.Metadata[provider.LabelOwner], Attempt: s.Metadata[provider.LabelAttempt],
 	}
 	for name, value := range s.Metadata {
-		if name != labelName {
+		if name != labelName && name != labelGeneration {
 			described.Labels[name] = value
 		}
 	}

@@ -60,8 +60,8 @@ func TestTrapTheSimulatorDoesKillAtThatDeadline(t *testing.T) {
 	})
 }
 
-// startRaw starts a shell command through envd, without the plugin's care, and leaves its stream.
-func startRaw(ctx context.Context, t *testing.T, p *E2B, id, command string) {
+// startRaw starts a shell command through envd, without the plugin's care. then, which may be left out, reads its stream.
+func startRaw(ctx context.Context, t *testing.T, p *E2B, id, command string, then ...func(*connect.ServerStreamForClient[envd.StartResponse])) {
 	t.Helper()
 	to, _, err := p.cluster.api.connect(t.Context(), sandbox{ID: id}, time.Hour)
 	if err != nil {
@@ -78,6 +78,9 @@ func startRaw(ctx context.Context, t *testing.T, p *E2B, id, command string) {
 	}
 	if !stream.Receive() {
 		t.Fatalf("no start event: %v", stream.Err())
+	}
+	for _, then := range then {
+		then(stream)
 	}
 	t.Cleanup(func() { stream.Close(); http.DefaultClient.CloseIdleConnections() })
 }
@@ -219,16 +222,26 @@ func TestTrapAServerOnLoopbackAloneIsReachedAfterAWhile(t *testing.T) {
 
 func TestAFailureOfEnvdIsToldWithoutTheCommand(t *testing.T) {
 	t.Parallel()
-	cloud, p := setup(t)
-	sandbox := cloudtest.Create(t, p, "s1")
-	server := cloudtest.Shell("exit")
-	server.Command = append(server.Command, strings.Repeat("x", 200_000))
-	e := cloudtest.WantCode(t, cloudtest.Err(p.StartServer(t.Context(), cloudtest.StartRequest(sandbox, server))), provider.CodeInvalid)
-	if e.Retryable || !strings.HasSuffix(e.Message, "argument list too long") || len(e.Message) > 600 {
-		t.Errorf("%d bytes: %.700s", len(e.Message), e.Message)
+	_, p := setup(t)
+	opened, _, err := p.cluster.api.connect(t.Context(), sandbox{ID: cloudtest.Create(t, p, "s1").ID}, time.Hour)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if n := cloud.Traffic.Count("envd.Start"); n != 1 {
-		t.Errorf("tried %d times", n)
+	start := newClient[envd.StartRequest, envd.StartResponse](p.cluster, opened, envd.ProcedureStart)
+	for complaint, process := range map[string]*envd.ProcessConfig{
+		"argument list too long":        {Cmd: "/bin/echo", Args: []string{strings.Repeat("x", 200_000)}},
+		"cwd '/nowhere' does not exist": {Cmd: "/bin/echo", Cwd: proto.String("/nowhere")},
+	} {
+		request := connect.NewRequest(&envd.StartRequest{Process: process})
+		p.cluster.identify(request.Header(), opened)
+		events, err := start.CallServerStream(t.Context(), request)
+		if err != nil || events.Receive() {
+			t.Fatalf("%s: %v", complaint, err)
+		}
+		e := cloudtest.WantCode(t, p.cluster.envdFailure(t.Context(), opened, events.Err()), provider.CodeInvalid)
+		if e.Retryable || !strings.HasSuffix(e.Message, complaint) || len(e.Message) > 600 {
+			t.Errorf("%d bytes: %.700s", len(e.Message), e.Message)
+		}
 	}
 }
 
@@ -254,6 +267,60 @@ func TestTrapAnAPIWithoutTheSecondGenerationIsUsedThroughTheFirstAndSecured(t *t
 	if attempts != 2 { // one by each of the providers: the answer is remembered
 		t.Errorf("the second generation was tried %d times", attempts)
 	}
+	for _, call := range cloud.Traffic.Calls("connect") { // the sandbox tells which generation made it
+		if strings.HasPrefix(call.Path, "/v2/") {
+			t.Errorf("a call was lost on %s", call.Path)
+		}
+	}
+	cloud.Traffic.ClearCalls()
+	cloudtest.Create(t, newProvider(t, cloud, func(c *Config, _ *times) { c.FirstGeneration = true }), "s4")
+	if n := cloud.Traffic.Count("create"); n != 1 {
+		t.Errorf("%d creates although the configuration says it", n)
+	}
+}
+
+func TestTrapTheEndOfAProcessIsToldOnceAllHaveClosedItsOutput(t *testing.T) {
+	t.Parallel()
+	cloud, p := setup(t)
+	sandbox := cloudtest.Create(t, p, "s1")
+	began := time.Now()
+	startRaw(t.Context(), t, p, sandbox.ID, "sleep 0.4 & echo said", func(stream *connect.ServerStreamForClient[envd.StartResponse]) {
+		for stream.Receive() {
+			if stream.Msg().GetEvent().GetEnd() != nil && time.Since(began) < 400*time.Millisecond {
+				t.Errorf("the end was told after %s", time.Since(began))
+			}
+		}
+	})
+	// A server leaves children that hold what it was given: StartServer waits for none of them.
+	began = time.Now()
+	cloudtest.Start(t, p, sandbox, cloudtest.Shell("sleep 1000 & exec sleep 1000"))
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("starting took %s", took)
+	}
+	if n := cloud.Traffic.Count("envd.Connect"); n > 0 {
+		t.Errorf("%d connects", n)
+	}
+}
+
+func TestWhatPassesAtTheWayToASandboxIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	cloud, p := setup(t)
+	sandbox := cloudtest.Create(t, p, "s1")
+	for _, fault := range []simcloud.Fault{ // too many connections, and an envd that was just exchanged for a newer one
+		{Status: 429, Body: `{"sandboxId":"` + sandbox.ID + `","message":"Too many connections to the sandbox","connectionLimit":100,"code":429}`},
+		{Status: 401, Body: `{"code":401,"message":"envd not initialized"}`},
+		{Status: 409, Body: `{"sandboxId":"` + sandbox.ID + `","message":"The sandbox is still transitioning. Try again in a moment.","code":409}`},
+	} {
+		fault.Operation, fault.Count = "envd.Start", 2
+		cloud.Traffic.Fail(fault)
+	}
+	endpoints := cloudtest.Start(t, p, sandbox, cloudtest.ActionServer())
+	busy := cloud.Traffic.Fail(simcloud.Fault{Operation: "port", Status: 429, Body: `{"message":"Too many connections to the sandbox","connectionLimit":100}`})
+	if result := cloudtest.Ping(t, p, sandbox, endpoints); result.Status != provider.PingNotYet {
+		t.Errorf("%+v", result)
+	}
+	busy.Remove()
+	cloudtest.AwaitAlive(t, p, sandbox, endpoints)
 }
 
 func TestTrapTheSecondGenerationIsUsedWhereItIs(t *testing.T) {

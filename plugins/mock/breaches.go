@@ -6,8 +6,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -226,6 +228,10 @@ var callBreaches = []breach{
 
 	{check: "create/answer", does: "Create answers with another owner", method: "create",
 		effect: made(func(s *provider.Sandbox) { s.Owner = "somebody" })},
+	{check: "create/answer", form: "attempt", does: "Create answers with an attempt of its own", method: "create",
+		effect: made(func(s *provider.Sandbox) { s.Attempt = "some-attempt" })},
+	{check: "create/labels", form: "attempt", does: "List makes attempts up", method: "list",
+		effect: listed(func(s *provider.Sandbox) { s.Attempt = "some-attempt" })},
 	{check: "create/labels", does: "List leaves the labels out", method: "list",
 		effect: listed(func(s *provider.Sandbox) { s.Labels = nil })},
 	{check: "create/lifetime", does: "sandboxes never end", method: "create",
@@ -253,12 +259,10 @@ var callBreaches = []breach{
 		}}},
 	{check: "attach/creates-nothing", does: "Attach makes a sandbox where there is none, and says not found", method: "attach",
 		effect: onAttach(attachAndCreate)},
-	{check: "attach/running", does: "Attach claims to have woken a sandbox that runs", method: "attach",
-		effect: made(func(s *provider.Sandbox) { s.Origin = provider.OriginWoken })},
-	{check: "attach/running", form: "other-id", does: "Attach without an id makes up another one", method: "attach",
+	{check: "attach/running", does: "Attach without an id claims to have woken a sandbox that runs", method: "attach",
 		effect: after(func(_ context.Context, c *call) error {
 			if c.request.(provider.AttachRequest).SandboxID == "" {
-				c.reply.(*provider.Sandbox).ID += "-alias"
+				c.reply.(*provider.Sandbox).Origin = provider.OriginWoken
 			}
 			return nil
 		})},
@@ -295,6 +299,12 @@ var callBreaches = []breach{
 		effect: cloudSays(200, code(provider.CodeNotFound))},
 	{check: "cloud/attach", form: "429-denied", does: "Attach takes the cloud's 429 for a refusal", method: "attach",
 		effect: cloudSays(429, code(provider.CodeDenied))},
+	{check: "cloud/retry-after", does: "a rate limit's error does not say how long to wait", method: "attach",
+		effect: cloudSays(429, func(_ *call, err error) error {
+			e := *provider.AsError(err)
+			e.RetryAfter = 0
+			return &e
+		})},
 	{check: "cloud/list", form: "500", does: "List is empty when the cloud answers 500", method: "list", effect: cloudSays(500, success)},
 	{check: "cloud/list", form: "garbage", does: "List is empty when the cloud answers with a page", method: "list", effect: cloudSays(200, success)},
 	{check: "cloud/destroy", form: "403", does: "Destroy takes the cloud's 403 for gone", method: "destroy", effect: cloudSays(403, success)},
@@ -308,11 +318,12 @@ var callBreaches = []breach{
 	{check: "start/private", does: "URLs open without their headers", method: "configure",
 		effect: before(func(_ context.Context, c *call) error { c.faulty.cloud.public = true; return nil })},
 	{check: "start/private", form: "no-headers", does: "the server's URL is public and asks for no headers", method: "any",
-		effect: public(func(endpoints *provider.Endpoints) { endpoints.Server.Headers = nil })},
+		effect: headerless(func(c *cloud, endpoints *provider.Endpoints) { c.public, endpoints.Server.Headers = true, nil })},
 	{check: "start/extra-private", does: "extra ports open without their headers", method: "configure",
 		effect: before(func(_ context.Context, c *call) error { c.faulty.cloud.publicExtra = true; return nil })},
 	{check: "start/extra-private", form: "no-headers", does: "extra ports are public and ask for no headers", method: "any",
-		effect: public(func(endpoints *provider.Endpoints) {
+		effect: headerless(func(c *cloud, endpoints *provider.Endpoints) {
+			c.publicExtra = true
 			for name, endpoint := range endpoints.Extra {
 				endpoint.Headers = nil
 				endpoints.Extra[name] = endpoint
@@ -334,7 +345,25 @@ var callBreaches = []breach{
 			}
 			return honest(ctx, q)
 		})},
-	{check: "start/once", does: "StartServer replaces a server that runs", method: "start", effect: before(dropServer)},
+	{check: "start/environment", does: "a shell reads the variables of the server once more", method: "start",
+		effect: onStart(func(ctx context.Context, _ *faulty, q provider.StartServerRequest, honest starts) (provider.Endpoints, error) {
+			q.Server.Env = maps.Clone(q.Server.Env)
+			for name, value := range q.Server.Env {
+				q.Server.Env[name] = os.Expand(value, func(string) string { return "" })
+			}
+			return honest(ctx, q)
+		})},
+	{check: "start/environment", form: "words", does: "a shell splits the words of the command", method: "start",
+		effect: onStart(func(ctx context.Context, _ *faulty, q provider.StartServerRequest, honest starts) (provider.Endpoints, error) {
+			q.Server.Command = slices.Clone(q.Server.Command)
+			for i, word := range q.Server.Command {
+				if i > 2 {
+					q.Server.Command[i] = strings.Join(strings.Fields(word), " ")
+				}
+			}
+			return honest(ctx, q)
+		})},
+	{check: "start/once", does: "StartServer replaces a server that runs", method: "start", effect: before(dropSame)},
 	{check: "start/changed", does: "StartServer with another command replaces the server", method: "start", effect: before(dropOther)},
 	{check: "start/foreign", does: "StartServer does not look whose sandbox it is", method: "start",
 		effect: trusting(func(q *provider.StartServerRequest) *string { return &q.Owner }, nil,
@@ -404,7 +433,7 @@ var callBreaches = []breach{
 	{check: "ping/denied", does: "Ping goes on waiting when it is refused", method: "ping",
 		effect: after(func(_ context.Context, c *call) error {
 			result := c.reply.(*provider.PingResult)
-			if result.Status == provider.PingDenied && !strings.Contains(result.Reason, "redirected") {
+			if result.Status == provider.PingDenied && (strings.Contains(result.Reason, ": 401") || strings.Contains(result.Reason, ": 403")) {
 				result.Status = provider.PingNotYet
 			}
 			return nil
@@ -500,6 +529,14 @@ var callBreaches = []breach{
 	{check: "housekeeping/logs", does: "Logs gives the newest line first", method: "logs",
 		effect: after(func(_ context.Context, c *call) error { slices.Reverse(*c.reply.(*[]string)); return nil })},
 
+	{check: "housekeeping/logs", form: "limit", does: "Logs gives every line", method: "logs",
+		effect: before(func(ctx context.Context, c *call) error {
+			q := c.request.(provider.LogsRequest)
+			q.Lines, c.answered = 1000, true
+			all, err := c.faulty.cloud.Logs(ctx, q)
+			*c.reply.(*[]string) = all
+			return err
+		})},
 	{check: "cancel/create", does: "a Create that is cancelled goes on", method: "create",
 		effect: onCreate(createAfter(context.Canceled))},
 	{check: "cancel/create-deadline", does: "a Create whose deadline passes goes on", method: "create",
@@ -567,16 +604,15 @@ func gone(c *call, _ error) error {
 	return nil
 }
 
-// public opens everything, and takes headers out of answers.
-func public(without func(*provider.Endpoints)) effect {
+// headerless takes headers out of answers, and opens what they opened.
+func headerless(without func(*cloud, *provider.Endpoints)) effect {
 	return after(func(_ context.Context, c *call) error {
-		c.faulty.cloud.public = true
 		switch reply := c.reply.(type) {
 		case *provider.Endpoints:
-			without(reply)
+			without(c.faulty.cloud, reply)
 		case *provider.Sandbox:
 			if reply.Endpoints != nil {
-				without(reply.Endpoints)
+				without(c.faulty.cloud, reply.Endpoints)
 			}
 		}
 		return nil
@@ -681,12 +717,23 @@ func attachOtherSession(ctx context.Context, f *faulty, q provider.AttachRequest
 	return found, err
 }
 
-// dropOther ends a server that was started with another command.
+// dropOther ends the server when another command is asked for, and dropSame unless one is.
 func dropOther(ctx context.Context, c *call) error {
-	if !strings.Contains(strings.Join(c.request.(provider.StartServerRequest).Server.Command, " "), "process changed") {
+	if !asksForOther(c) {
 		return nil
 	}
 	return dropServer(ctx, c)
+}
+
+func dropSame(ctx context.Context, c *call) error {
+	if asksForOther(c) {
+		return nil
+	}
+	return dropServer(ctx, c)
+}
+
+func asksForOther(c *call) bool {
+	return strings.Contains(strings.Join(c.request.(provider.StartServerRequest).Server.Command, " "), "process changed")
 }
 
 // goneAtFirst makes the first Ping of a server that is on its way say that the sandbox is gone.

@@ -114,11 +114,11 @@ var earlyBreaches = []breach{
 			}
 		}))
 	}},
-	{check: "configure/once", does: "takes a second Configure", early: relayed(&relay{answers: func(method string, configured int) ([]byte, bool) {
+	{check: "configure/once", does: "takes a second Configure", early: relayed(&relay{answers: func(method string, _ []byte, configured int) ([]byte, bool) {
 		return nil, method == configureMethod && configured > 0
 	}})},
-	{check: "configure/before-calls", does: "answers Ping before it is configured", early: relayed(&relay{answers: func(method string, configured int) ([]byte, bool) {
-		return pingNotYet, method == pingMethod && configured == 0
+	{check: "configure/before-calls", does: "answers Ping before it is configured", early: relayed(&relay{answers: func(method string, request []byte, configured int) ([]byte, bool) {
+		return pingNotYet, method == pingMethod && configured == 0 && bytes.Contains(request, []byte("no-such-sandbox"))
 	}})},
 	{check: "configure/wrong-type", does: "ignores attributes of the wrong type", early: forgiving(func(oneOf bool) bool { return !oneOf })},
 	{check: "configure/one-of", does: "ignores values that are not allowed", early: forgiving(func(oneOf bool) bool { return oneOf })},
@@ -140,7 +140,7 @@ var earlyBreaches = []breach{
 		})
 	}},
 	{check: "robust/oversized", does: "takes requests of any size", early: relayed(&relay{limit: 1 << 30})},
-	{check: "robust/unknown-method", does: "answers calls that do not exist", early: relayed(&relay{answers: func(method string, _ int) ([]byte, bool) {
+	{check: "robust/unknown-method", does: "answers calls that do not exist", early: relayed(&relay{answers: func(method string, _ []byte, _ int) ([]byte, bool) {
 		return nil, strings.Contains(method, "BerthCheck") || strings.Contains(method, "berth.check")
 	}})},
 	{check: "robust/large", does: "takes no requests of more than 4 MiB", early: func(e *early) {

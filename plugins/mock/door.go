@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -43,7 +45,11 @@ func (d *door) ask(ctx context.Context, method string) error {
 	case response.StatusCode == http.StatusUnauthorized, response.StatusCode == http.StatusForbidden:
 		code = provider.CodeDenied
 	case response.StatusCode == http.StatusTooManyRequests:
-		return &provider.Error{Code: provider.CodeExhausted, Reason: provider.ReasonRateLimit, Retryable: true, Message: doorSays(response.StatusCode)}
+		seconds, _ := strconv.Atoi(response.Header.Get("Retry-After")) // 0 without
+		return &provider.Error{
+			Code: provider.CodeExhausted, Reason: provider.ReasonRateLimit, Retryable: true, Message: doorSays(response.StatusCode),
+			RetryAfter: time.Duration(seconds) * time.Second,
+		}
 	}
 	return provider.Errorf(code, "%s", doorSays(response.StatusCode))
 }

@@ -49,7 +49,7 @@ type cloud struct {
 	client *http.Client
 	// web answers for every server of this process. It is nil with serve = "none".
 	web *web
-	// public makes web answer without a token, publicExtra at extra ports.
+	// public makes web answer without a token at the server's port, publicExtra at extra ports.
 	public, publicExtra bool
 	// tokenLife, unless it is 0, is how long a token opens an endpoint after it was given out.
 	tokenLife time.Duration
@@ -448,7 +448,10 @@ func (w *web) sinceGiven(id string) time.Duration {
 // answer answers for the server in the sandbox that the path's first element names.
 func (c *cloud) answer(w http.ResponseWriter, r *http.Request) {
 	id, path, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
-	public := c.public || c.publicExtra && strings.HasPrefix(path, "extra/")
+	public := c.public
+	if strings.HasPrefix(path, "extra/") {
+		public = c.publicExtra
+	}
 	status, body := http.StatusBadGateway, map[string]string{"status": "no server"}
 	err := c.store.do(r.Context(), func(world *world) error {
 		now := time.Now()
@@ -458,7 +461,7 @@ func (c *cloud) answer(w http.ResponseWriter, r *http.Request) {
 		}
 		token := r.Header.Get(tokenHeader)
 		switch result := health(s, now); {
-		case c.tokenLife > 0 && c.web.sinceGiven(id) > c.tokenLife:
+		case c.tokenLife > 0 && s.Server != nil && s.Server.Lines == nil && c.web.sinceGiven(id) > c.tokenLife:
 			status, body = http.StatusUnauthorized, map[string]string{"status": tokenHeader + " has expired"}
 		case !public && subtle.ConstantTimeCompare([]byte(token), []byte(s.Token)) != 1:
 			status, body = http.StatusUnauthorized, map[string]string{"status": tokenHeader + " is missing or wrong"}

@@ -32,7 +32,7 @@ import (
 // passes calls on as the bytes they are.
 type relay struct {
 	// answers gives an answer in place of the plugin, if it wants to. configured counts the Configure calls so far.
-	answers func(method string, configured int) (answer []byte, instead bool)
+	answers func(method string, request []byte, configured int) (answer []byte, instead bool)
 	// limit is the size of the largest message that is accepted. What is larger than the plugin accepts is answered as if
 	// it were empty.
 	limit int
@@ -126,7 +126,7 @@ func (r *relay) pass(_ any, stream grpc.ServerStream) error {
 		r.mutex.Lock()
 		configured := r.configured
 		r.mutex.Unlock()
-		if answer, instead := r.answers(method, configured); instead {
+		if answer, instead := r.answers(method, request, configured); instead {
 			return stream.SendMsg(&answer)
 		}
 	}

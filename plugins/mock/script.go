@@ -15,7 +15,7 @@ type script struct {
 	code  int
 }
 
-// readScript understands echo, sleep, exit and exec, separated by semicolons, and ignores other words. An exec never
+// readScript understands echo, printf of one text, sleep, exit and exec, separated by semicolons, and ignores other words. An exec never
 // ends.
 func readScript(command []string, env map[string]string) (s script, ok bool) {
 	if len(command) < 3 || command[0] != "sh" || command[1] != "-c" {
@@ -23,17 +23,24 @@ func readScript(command []string, env map[string]string) (s script, ok bool) {
 	}
 	process := strconv.FormatInt(time.Now().UnixNano()%1e9, 10)
 	variable := func(name string) string {
-		if name == "$" {
+		switch {
+		case name == "$":
 			return process
+		case name == "1" && len(command) > 4:
+			return command[4]
 		}
 		return env[name]
 	}
 	for statement := range strings.SplitSeq(command[2], ";") {
 		word, rest, _ := strings.Cut(strings.TrimSpace(statement), " ")
+		unexpanded := rest
 		rest = os.Expand(strings.Trim(rest, `"`), variable)
 		switch word {
 		case "echo":
 			s.lines = append(s.lines, rest)
+		case "printf": // '%s\n' "TEXT"
+			_, text, _ := strings.Cut(unexpanded, `"`)
+			s.lines = append(s.lines, strings.Split(os.Expand(strings.TrimSuffix(text, `"`), variable), "\n")...)
 		case "sleep":
 			seconds, _ := strconv.Atoi(rest)
 			s.lives += time.Duration(seconds) * time.Second

@@ -84,10 +84,11 @@ type Granter[B any] interface {
 	Grant(ctx context.Context, box B, ports []int) (map[int]int, error)
 }
 
-// Denier is a Cloud that may know why the way to a server refuses its headers.
+// Denier is a Cloud whose way to servers refuses headers for another reason, too, than that they are wrong: while it cannot
+// ask the cloud. That passes, and so does a refusal while the cloud cannot be asked about it.
 type Denier[B any] interface {
-	// Denied explains it in words, or returns "". It is asked seldom.
-	Denied(ctx context.Context, box B, endpoint provider.Endpoint) string
+	// Denied reports whether the headers are wrong, and explains it in words, which may be empty. It is asked seldom.
+	Denied(ctx context.Context, box B, endpoint provider.Endpoint) (wrong bool, why string)
 }
 
 // Options are what the kit must know of a cloud.

@@ -114,9 +114,11 @@ func (c *creation[B]) obtain(ctx context.Context) (B, error) {
 		}
 		e := provider.AsError(err)
 		taken := e.Code == provider.CodeConflict && c.options.UniqueNames
+		// A full account may be told before a clash of names: the session may have its sandbox all the same.
+		full := e.Code == provider.CodeExhausted && e.Reason != provider.ReasonRateLimit && c.options.UniqueNames
 		lost := MayHaveWorked(e)
 		c.unclear = c.unclear || lost
-		if (taken || lost) && ctx.Err() == nil {
+		if (taken || full || lost) && ctx.Err() == nil {
 			c.log.Debug("a create had no clear answer: looking for what it made", "attempt", c.req.Attempt, "error", e.Message)
 			found, err := c.findLost(ctx)
 			if err != nil {

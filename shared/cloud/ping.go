@@ -15,6 +15,7 @@ type watch struct {
 	failing  time.Time // since when the server does not answer; zero before
 	server   time.Time // when its process was last looked at
 	cloud    time.Time // when the cloud was last asked about the sandbox
+	doubted  bool      // the server's refusal may pass, as was found then
 	silence  string    // what the last look at the process said of why it keeps silent, for the pings until the next one
 }
 
@@ -97,7 +98,7 @@ func (p *Provider[B]) judge(ctx context.Context, req provider.PingRequest, resul
 		if !denied {
 			p.changeWatch(req.SandboxID, func(w *watch) { result.Reason += w.silence })
 		}
-		return result
+		return p.doubt(req.SandboxID, result)
 	}
 	box, verdict := p.judgeSandbox(ctx, req, result)
 	switch {
@@ -105,14 +106,27 @@ func (p *Provider[B]) judge(ctx context.Context, req provider.PingRequest, resul
 		return *verdict
 	case denied:
 		if denier, able := p.cloud.(Denier[B]); able {
-			if why := denier.Denied(ctx, box, req.Endpoint); why != "" {
+			wrong, why := denier.Denied(ctx, box, req.Endpoint)
+			if why != "" {
 				result.Reason += " (" + why + ")"
 			}
+			p.changeWatch(req.SandboxID, func(w *watch) { w.doubted = !wrong })
+			return p.doubt(req.SandboxID, result)
 		}
 	case !known: // another process started the server
 		if said, err := p.lookAtServer(ctx, box); err == nil {
 			return judgeServer(said, result)
 		}
+	}
+	return result
+}
+
+// doubt makes "not yet" of a refusal that may pass.
+func (p *Provider[B]) doubt(id string, result provider.PingResult) provider.PingResult {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	if w := p.watches[id]; w != nil && w.doubted && result.Status == provider.PingDenied {
+		result.Status = provider.PingNotYet
 	}
 	return result
 }
@@ -140,6 +154,10 @@ func (p *Provider[B]) judgeSandbox(ctx context.Context, req provider.PingRequest
 	}
 	if err != nil {
 		result.Reason += fmt.Sprintf(" (%v)", err)
+		if _, able := p.cloud.(Denier[B]); able {
+			p.changeWatch(req.SandboxID, func(w *watch) { w.doubted = true })
+			result = p.doubt(req.SandboxID, result)
+		}
 		return box, &result
 	}
 	s := p.cloud.Describe(box)

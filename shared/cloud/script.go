@@ -130,14 +130,19 @@ func (s Script) read(output string) (report, error) {
 			first = i
 		}
 	}
-	if first < 0 || last < 0 {
+	cut := first < 0 && len(s.args) > 0 && s.args[0] == "logs" // some clouds keep the end of a long output alone
+	if first < 0 && !cut || last < 0 {
 		return report{}, &provider.Error{
 			Code: provider.CodeFailed, Reason: "NO_SHELL",
 			Message: "the sandbox cannot run the script that looks after servers; its image needs a POSIX shell (sh) with cat, mkdir, mv, rm and tail" +
 				said(lines),
 		}
 	}
-	state, detail, _ := strings.Cut(strings.TrimPrefix(lines[first], s.mark+" "), " ")
+	head := s.mark + " log"
+	if !cut {
+		head = lines[first]
+	}
+	state, detail, _ := strings.Cut(strings.TrimPrefix(head, s.mark+" "), " ")
 	r := report{state: state, log: lines[first+1 : last]}
 	for len(r.log) > 0 && r.log[len(r.log)-1] == "" { // the line that separates the log from the end
 		r.log = r.log[:len(r.log)-1]

@@ -89,9 +89,11 @@ func (c *Client) Attach(ctx context.Context, req AttachRequest) (Sandbox, error)
 		return sandbox, invalidReply("Attach", "it must not create, but says it did (%s)", sandbox.ID)
 	}
 	if sandbox.Endpoints != nil {
-		if err := checkEndpoints("Attach", *sandbox.Endpoints, req.Server); err != nil {
+		endpoints, err := checkEndpoints("Attach", *sandbox.Endpoints, req.Server)
+		if err != nil {
 			return sandbox, err
 		}
+		sandbox.Endpoints = &endpoints
 	}
 	return sandbox, nil
 }
@@ -104,8 +106,7 @@ func (c *Client) StartServer(ctx context.Context, req StartServerRequest) (Endpo
 	if err != nil {
 		return Endpoints{}, errorFromWire(ctx, "StartServer", err)
 	}
-	endpoints := endpointsFromWire(r.GetEndpoints())
-	return endpoints, checkEndpoints("StartServer", endpoints, req.Server)
+	return checkEndpoints("StartServer", endpointsFromWire(r.GetEndpoints()), req.Server)
 }
 
 // Ping is Provider.Ping.

@@ -135,26 +135,27 @@ func labelProblem(s Sandbox) string {
 	return ""
 }
 
-// checkEndpoints holds the endpoints of a server against the request: one for each port asked for, and no others.
-func checkEndpoints(method string, e Endpoints, s Server) error {
+// checkEndpoints holds the endpoints of a server against the request, and returns those of the ports asked for. Others are
+// left out: a sandbox may have been asked for them by an earlier connect.
+func checkEndpoints(method string, e Endpoints, s Server) (Endpoints, error) {
 	if problem := endpointProblem(e.Server); problem != "" {
-		return invalidReply(method, "the server's endpoint: %s", problem)
+		return e, invalidReply(method, "the server's endpoint: %s", problem)
 	}
+	asked := Endpoints{Server: e.Server}
 	for name := range s.ExtraPorts {
 		extra, ok := e.Extra[name]
 		if !ok {
-			return invalidReply(method, "no endpoint for extra port %q", name)
+			return e, invalidReply(method, "no endpoint for extra port %q", name)
 		}
 		if problem := endpointProblem(extra); problem != "" {
-			return invalidReply(method, "the endpoint of extra port %q: %s", name, problem)
+			return e, invalidReply(method, "the endpoint of extra port %q: %s", name, problem)
 		}
-	}
-	for name := range e.Extra {
-		if _, asked := s.ExtraPorts[name]; !asked {
-			return invalidReply(method, "an endpoint for the extra port %.80q, which was not asked for", name)
+		if asked.Extra == nil {
+			asked.Extra = map[string]Endpoint{}
 		}
+		asked.Extra[name] = extra
 	}
-	return nil
+	return asked, nil
 }
 
 // endpointProblem never quotes what it complains of: a URL or header may hold a token.
@@ -181,7 +182,9 @@ func endpointProblem(e Endpoint) string {
 	return ""
 }
 
-func validHeader(name string) bool { return httpguts.ValidHeaderFieldName(name) && len(name) <= nameBytes }
+func validHeader(name string) bool {
+	return httpguts.ValidHeaderFieldName(name) && len(name) <= nameBytes
+}
 
 var hostName = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9._-]{0,252})$`)
 

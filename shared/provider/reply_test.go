@@ -104,9 +104,6 @@ func TestEndpointsAreHeldAgainstTheRequest(t *testing.T) {
 		extra.Extra["vnc"] = Endpoint{URL: u}
 		bad["extra URL "+u] = extra
 	}
-	unasked := good("http://h", nil)
-	unasked.Extra["shell"] = Endpoint{URL: "http://h:1"}
-	bad["an extra port that nobody asked for"] = unasked
 	for name, e := range bad {
 		c := connect(t, &fake{endpoints: e, sandbox: Sandbox{
 			ID: "sb-1", State: StateRunning, Origin: OriginAttached, Owner: "me", Session: "s1", Endpoints: &e,
@@ -119,6 +116,10 @@ func TestEndpointsAreHeldAgainstTheRequest(t *testing.T) {
 		_, err = c.Attach(t.Context(), AttachRequest{Owner: "me", Session: "s1", Server: server})
 		wantInvalid(t, name+", by Attach", err)
 	}
+	unasked := good("http://h", nil)
+	unasked.Extra["shell"] = Endpoint{URL: "file:///etc/passwd"}
+	started, err := connect(t, &fake{endpoints: unasked}).StartServer(t.Context(), StartServerRequest{Server: server})
+	equal(t, "an extra port that nobody asked for", []any{started, err}, []any{good("http://h", nil), nil})
 	for _, u := range []string{"http://127.0.0.1:1", "http://[::1]:8000", "https://8000-abc.e2b.app", "https://x_y.example/proxy/8000", "HTTPS://Host", "http://localhost"} {
 		_, err := connect(t, &fake{endpoints: good(u, map[string]string{"A": "b\tc é", "x-b": ""})}).StartServer(t.Context(), StartServerRequest{Server: server})
 		equal(t, u, err, nil)
@@ -335,8 +336,8 @@ func FuzzSandboxReply(f *testing.F) {
 			t.Errorf("%+v is believed", s)
 		}
 		asked := Server{ExtraPorts: map[string]int{"vnc": 1}}
-		if checkEndpoints("Attach", *s.Endpoints, asked) == nil {
-			if extra != "vnc" || !strings.HasPrefix(strings.ToLower(u), "http") || strings.ContainsAny(header+value+u, "\r\n\x00") {
+		if e, err := checkEndpoints("Attach", *s.Endpoints, asked); err == nil {
+			if extra != "vnc" || len(e.Extra) != 1 || !strings.HasPrefix(strings.ToLower(u), "http") || strings.ContainsAny(header+value+u, "\r\n\x00") {
 				t.Errorf("%+v is believed", s.Endpoints)
 			}
 		}

@@ -138,6 +138,8 @@ func init() { // the checks lead back to this list
 
 		{"cloud", "attach", "A cloud that answers 500, 403, 429 or with a page that is not the API's makes Attach UNAVAILABLE, PERMISSION_DENIED and RESOURCE_EXHAUSTED, never NOT_FOUND.",
 			"Only the cloud's own \"no such sandbox\" is NOT_FOUND: a host creates another sandbox upon it.", cloudAttach, inBetween, nil},
+		{"cloud", "retry-after", "A rate limit's error says how long the cloud asked to wait.",
+			"Put the answer's Retry-After into RetryInfo (in Go: Error.RetryAfter).", cloudRetryAfter, inBetween, nil},
 		{"cloud", "list", "List fails when the cloud does: it is never empty for that.",
 			"Return the error of every page: a host takes what is not listed for gone.", cloudCalls("List", "List of a session"), inBetween, can(lists)},
 		{"cloud", "destroy", "Destroy fails when the cloud does: only \"no such sandbox\" is success.",
@@ -157,6 +159,8 @@ func init() { // the checks lead back to this list
 			"Publish every port of extra_ports, under its name.", startExtraPorts, inBetween, nil},
 		{"start", "placeholders", "{port} and {port.NAME} in command and environment become the ports, and PORT is set.",
 			"Expand the server with the ports that were granted (in Go: Server.Expand).", startPlaceholders, inBetween, can(logs)},
+		{"start", "environment", "The server gets the words of its command and its variables exactly as they are given.",
+			"Start the server without a shell in between, or quote for it; hand variables over in the cloud's own field, a file or a script's here-document.", startEnvironment, inBetween, can(logs)},
 		{"start", "once", "A second StartServer starts no second server, and answers with the same URL.",
 			"Look whether the server runs before starting it.", startOnce, inBetween, nil},
 		{"start", "changed", "A StartServer with another command leaves a server that runs as it is.",
@@ -235,7 +239,7 @@ func init() { // the checks lead back to this list
 			"Wait in Suspend until the cloud says that it has stopped.", suspendSuspends, inBetween, can(suspends)},
 		{"housekeeping", "suspend-twice", "Suspend of a suspended sandbox is success.",
 			"Return at once when it is suspended already.", suspendTwice, inBetween, can(suspends)},
-		{"housekeeping", "logs", "Logs gives the server's last lines, oldest first.",
+		{"housekeeping", "logs", "Logs gives the server's last lines, oldest first, and no more than asked for.",
 			"Return the end of the server's output, in order.", logsInOrder, inBetween, can(logs)},
 
 		{"cancel", "create", "A Create that is cancelled leaves nothing behind.",

@@ -11,6 +11,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -70,6 +71,9 @@ var answers = []struct {
 		[]provider.Code{provider.CodeUnreachable, provider.CodeFailed, provider.CodeInternal}},
 }
 
+// patienceAsked is how long a failing cloud asks to wait: longer than anybody should wait within a call.
+const patienceAsked = time.Hour
+
 func said(status int, body string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		kind := "application/json"
@@ -77,7 +81,7 @@ func said(status int, body string) http.HandlerFunc {
 			kind = "text/html"
 		}
 		w.Header().Set("Content-Type", kind)
-		w.Header().Set("Retry-After", "3600") // nobody should wait for it within a call
+		w.Header().Set("Retry-After", strconv.Itoa(int(patienceAsked.Seconds())))
 		w.WriteHeader(status)
 		fmt.Fprint(w, body)
 	}
@@ -209,6 +213,19 @@ func cloudAttach(_ context.Context, t *trial) error {
 			if code := provider.CodeOf(err); o.heard && code != provider.CodeTimeout && !slices.Contains(o.codes, code) {
 				return fmt.Errorf("%s answers %s", method, describeError(err))
 			}
+		}
+		return nil
+	})
+}
+
+func cloudRetryAfter(_ context.Context, t *trial) error {
+	return t.inOutages(func(o outage) error {
+		e := provider.AsError(o.errs["Attach"])
+		if e == nil || e.Code != provider.CodeExhausted {
+			return nil
+		}
+		if e.RetryAfter < patienceAsked-time.Minute || e.RetryAfter > patienceAsked+time.Minute {
+			return fmt.Errorf("asked for %s of patience, the error says %s", patienceAsked, e.RetryAfter)
 		}
 		return nil
 	})

@@ -146,17 +146,16 @@ func endpointLasts(ctx context.Context, t *trial) error {
 	if r.aliveErr != nil {
 		return needed(r.aliveErr, "the health wait")
 	}
+	if r.openErr != nil {
+		return needed(r.openErr, "the endpoint of StartServer")
+	}
 	wait(ctx, time.Until(r.opened.Add(t.pace.lasting)))
 	if end := r.endpoints.Server.ExpiresAt; !end.IsZero() && time.Now().After(end) {
 		return skipf("its expires_at has passed: hosts ask for another one")
 	}
-	status, err := t.get(ctx, r.endpoints.Server, r.endpoints.Server.Headers)
 	age := time.Since(r.opened).Round(time.Millisecond)
-	switch {
-	case err != nil:
-		return fmt.Errorf("after %s a request to it fails: %w", age, err)
-	case status < 200 || status >= 300:
-		return fmt.Errorf("after %s a request to it is answered with status %d", age, status)
+	if err := t.opens(ctx, r.endpoints.Server); err != nil {
+		return fmt.Errorf("after %s: %w", age, err)
 	}
 	t.saw("it was asked after %s", age)
 	return nil

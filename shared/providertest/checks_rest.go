@@ -174,12 +174,20 @@ func logsInOrder(ctx context.Context, t *trial) error {
 	if err := talker.ready(); err != nil {
 		return err
 	}
-	lines, err := t.lines(ctx, talker.sandbox, 3)
-	for i := range lines {
-		lines[i] = strings.TrimSpace(lines[i])
+	var lines []string
+	for _, line := range talker.tail {
+		lines = append(lines, strings.TrimSpace(line))
 	}
+	err := talker.tailErr
 	if err == nil && !slices.Equal(lines, []string{"two", "three", "four"}) {
 		err = fmt.Errorf("the last three of the lines one, two, three, four are %q", lines)
+	}
+	if err != nil {
+		return err
+	}
+	count, err := t.shared.countLogs(ctx, t.owner, talker.sandbox.ID, 3)
+	if err == nil && count > 3 {
+		err = fmt.Errorf("asked for 3 lines, it answers with %d", count)
 	}
 	return err
 }

@@ -25,8 +25,8 @@ func createAnswers(_ context.Context, t *trial) error {
 		return fmt.Errorf("the origin is %s", s.Origin)
 	case s.Owner != t.owner:
 		return fmt.Errorf("the owner is %q instead of %q", s.Owner, t.owner)
-	case s.Attempt == "":
-		return errors.New("the attempt is missing")
+	case s.Attempt != r.attempt:
+		return fmt.Errorf("the attempt is %q instead of %q", s.Attempt, r.attempt)
 	}
 	t.saw("%s in %s", r.sandbox.ID, r.creation.Round(time.Millisecond))
 	return nil
@@ -41,7 +41,7 @@ func createLabels(ctx context.Context, t *trial) error {
 	switch {
 	case err != nil:
 		return err
-	case listed.Session != r.sandbox.Session, listed.Owner != t.owner, listed.Attempt != r.sandbox.Attempt:
+	case listed.Session != r.sandbox.Session, listed.Owner != t.owner, listed.Attempt != r.attempt:
 		return fmt.Errorf("it is listed with session %q, owner %q, attempt %q", listed.Session, listed.Owner, listed.Attempt)
 	case listed.Labels["check"] != t.id:
 		return fmt.Errorf("the label check=%s is missing: %v", t.id, listed.Labels)
@@ -79,6 +79,14 @@ func createOnce(ctx context.Context, t *trial) error {
 	return sameSandbox(again, err, r.sandbox, provider.OriginAttached)
 }
 
+// failed describes a Create that failed where another check is about what it answers.
+func failed(err error, what string) error {
+	if provider.AsError(err).Reason == provider.ReasonInvalidReply {
+		return needed(err, "Create")
+	}
+	return fmt.Errorf("%s: %s", what, describeError(err))
+}
+
 func sameSandbox(got provider.Sandbox, err error, want provider.Sandbox, origin provider.Origin) error {
 	switch {
 	case err != nil:
@@ -106,7 +114,7 @@ func createOnceAtOnce(ctx context.Context, t *trial) error {
 	ids := map[string]bool{}
 	for n, err := range failures {
 		if err != nil {
-			return fmt.Errorf("one of them fails: %s", describeError(err))
+			return failed(err, "one of them fails")
 		}
 		ids[sandboxes[n].ID] = true
 	}
@@ -135,7 +143,7 @@ func (t *trial) listsOne(ctx context.Context, session string) error {
 
 // createAcross races two processes of the plugin, which share nothing but their cloud.
 func createAcross(ctx context.Context, t *trial) error {
-	const rounds, each = 2, 2
+	const rounds = 3
 	other, err := t.other()
 	if err != nil {
 		return err
@@ -147,18 +155,16 @@ func createAcross(ctx context.Context, t *trial) error {
 		ids := map[string]bool{}
 		var failure error
 		for _, client := range []*provider.Client{t.shared.client, other.client} {
-			for range each {
-				all.Go(func() {
-					sandbox, err := t.create(ctx, client, t.createRequest(t.owner, session, t.server()))
-					mutex.Lock()
-					defer mutex.Unlock()
-					if err != nil {
-						failure = fmt.Errorf("one of them fails: %s", describeError(err))
-						return
-					}
-					ids[sandbox.ID] = true
-				})
-			}
+			all.Go(func() {
+				sandbox, err := t.create(ctx, client, t.createRequest(t.owner, session, t.server()))
+				mutex.Lock()
+				defer mutex.Unlock()
+				if err != nil {
+					failure = failed(err, "one of them fails")
+					return
+				}
+				ids[sandbox.ID] = true
+			})
 		}
 		all.Wait()
 		switch {
@@ -184,7 +190,7 @@ func createNames(ctx context.Context, t *trial) error {
 	for _, session := range []string{long + "y", long + "Y"} {
 		sandbox, err := t.create(ctx, t.shared.client, t.createRequest(t.owner, session, t.server()))
 		if err != nil {
-			return fmt.Errorf("creating for %q: %s", session, describeError(err))
+			return failed(err, fmt.Sprintf("creating for %q", session))
 		}
 		sandboxes[session] = sandbox
 	}
@@ -193,7 +199,7 @@ func createNames(ctx context.Context, t *trial) error {
 	}
 	for session, sandbox := range sandboxes {
 		found, err := t.shared.client.Attach(ctx, t.attachRequest(provider.Sandbox{Session: session}))
-		if err := sameSandbox(found, err, sandbox, provider.OriginAttached); err != nil {
+		if err := sameSandbox(found, err, sandbox, found.Origin); err != nil {
 			return fmt.Errorf("attaching for %q: %w", session, err)
 		}
 		if _, err := t.lookAt(ctx, sandbox); err != nil {
@@ -322,12 +328,8 @@ func attachEndpoints(ctx context.Context, t *trial) error {
 		case found.Endpoints == nil:
 			return fmt.Errorf("%s answers without endpoints: a host cannot ask the server whether it is alive, and takes it for dead", what)
 		}
-		status, err := t.get(ctx, found.Endpoints.Server, found.Endpoints.Server.Headers)
-		switch {
-		case err != nil:
-			return fmt.Errorf("a request to the endpoint of %s fails: %w", what, err)
-		case status < 200 || status >= 300:
-			return fmt.Errorf("a request to the endpoint of %s is answered with status %d", what, status)
+		if err := t.opens(ctx, found.Endpoints.Server); err != nil {
+			return fmt.Errorf("the endpoint of %s: %w", what, err)
 		}
 	}
 	return nil

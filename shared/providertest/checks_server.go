@@ -27,35 +27,43 @@ func startEndpoint(ctx context.Context, t *trial) error {
 	case r.startErr != nil:
 		return fmt.Errorf("%s", describeError(r.startErr))
 	}
-	status := 0
-	opens, err := eventually(ctx, t.pace.verdict, func() (bool, error) {
-		var err error
-		status, err = t.get(ctx, r.endpoints.Server, r.endpoints.Server.Headers)
-		return err == nil && status >= 200 && status < 300, err
+	return t.opensSoon(ctx, r.endpoints.Server)
+}
+
+func (t *trial) opensSoon(ctx context.Context, endpoint provider.Endpoint) error {
+	_, err := eventually(ctx, t.pace.verdict, func() (bool, error) {
+		err := t.opens(ctx, endpoint)
+		return err == nil, err
 	})
+	return err
+}
+
+// opens requests an endpoint with its headers once. An answer other than 2xx is an error.
+func (s *suite) opens(ctx context.Context, endpoint provider.Endpoint) error {
+	status, err := s.get(ctx, endpoint, endpoint.Headers)
 	switch {
-	case opens:
-		return nil
 	case err != nil:
 		return fmt.Errorf("a request to it fails: %w", err)
+	case status < 200 || status >= 300:
+		return fmt.Errorf("a request to it is answered with status %d", status)
 	}
-	return fmt.Errorf("a request to it is answered with status %d", status)
+	return nil
 }
 
 // get requests an endpoint and returns the status. It follows no redirects.
-func (t *trial) get(ctx context.Context, endpoint provider.Endpoint, headers map[string]string) (status int, _ error) {
-	ctx, cancel := context.WithTimeout(ctx, t.pace.overtime)
+func (s *suite) get(ctx context.Context, endpoint provider.Endpoint, headers map[string]string) (status int, _ error) {
+	ctx, cancel := context.WithTimeout(ctx, s.pace.overtime)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, endpoint.URL+t.plugin.Health.Paths[0], nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, endpoint.URL+s.plugin.Health.Paths[0], nil)
 	if err != nil {
 		return 0, errors.New("the URL is malformed")
 	}
-	for _, some := range []map[string]string{t.plugin.Headers, headers} {
+	for _, some := range []map[string]string{s.plugin.Headers, headers} {
 		for name, value := range some {
 			request.Header.Set(name, value)
 		}
 	}
-	response, err := t.probe.Do(request)
+	response, err := s.probe.Do(request)
 	if err != nil {
 		return 0, err
 	}
@@ -116,21 +124,14 @@ func startExtraPrivate(ctx context.Context, t *trial) error {
 	if err != nil {
 		return needed(err, "StartServer")
 	}
-	extra, status := endpoints.Extra["extra"], 0
-	opens, err := eventually(ctx, t.pace.verdict, func() (bool, error) {
-		var err error
-		status, err = t.get(ctx, extra, extra.Headers)
-		return err == nil && status >= 200 && status < 300, err
-	})
-	switch {
-	case err != nil:
-		return fmt.Errorf("a request to it fails: %w", err)
-	case !opens:
-		return fmt.Errorf("a request to it is answered with status %d", status)
-	case len(extra.Headers) == 0:
+	extra := endpoints.Extra["extra"]
+	if err := t.opensSoon(ctx, extra); err != nil {
+		return err
+	}
+	if len(extra.Headers) == 0 {
 		return t.mayBeOpen(extra)
 	}
-	if status, err = t.get(ctx, extra, nil); err == nil && status >= 200 && status < 300 {
+	if status, err := t.get(ctx, extra, nil); err == nil && status >= 200 && status < 300 {
 		return fmt.Errorf("a request without the headers is answered with status %d", status)
 	}
 	return nil
@@ -161,16 +162,15 @@ func (t talker) ready() error {
 	return t.err
 }
 
-func startPlaceholders(ctx context.Context, t *trial) error {
+func startPlaceholders(_ context.Context, t *trial) error {
 	talker := t.talker()
 	if err := talker.ready(); err != nil {
 		return err
 	}
-	lines, err := t.lines(ctx, talker.sandbox, 10)
-	if err != nil {
-		return needed(err, "Logs")
+	if talker.logErr != nil {
+		return needed(talker.logErr, "Logs")
 	}
-	for _, line := range lines {
+	for _, line := range talker.log {
 		words := strings.Fields(line)
 		if len(words) == 0 || words[0] != "ports" {
 			continue
@@ -181,7 +181,29 @@ func startPlaceholders(ctx context.Context, t *trial) error {
 		t.saw("port %s, extra port %s", words[1], words[4])
 		return nil
 	}
-	return needed(fmt.Errorf("the line that the server wrote is not among %q", lines), "Logs")
+	return needed(fmt.Errorf("the line that the server wrote is not among %q", talker.log), "Logs")
+}
+
+func startEnvironment(_ context.Context, t *trial) error {
+	talker := t.talker()
+	if err := talker.ready(); err != nil {
+		return err
+	}
+	if talker.logErr != nil {
+		return needed(talker.logErr, "Logs")
+	}
+	var lines []string
+	for _, line := range talker.log {
+		lines = append(lines, strings.TrimRight(line, "\r"))
+	}
+	for what, want := range map[string]string{
+		"a variable": "value " + hardText, "a variable's first line": "lines first", "its second line": " second", "a word of the command": "word " + hardText,
+	} {
+		if !slices.Contains(lines, want) {
+			return fmt.Errorf("%s did not arrive as %q: the server wrote %q", what, want, lines)
+		}
+	}
+	return nil
 }
 
 func number(word string) bool {

@@ -16,6 +16,7 @@ import (
 // running is a sandbox whose server is alive. Checks must leave it so.
 type running struct {
 	sandbox   provider.Sandbox
+	attempt   string
 	before    time.Time // when Create was called
 	creation  time.Duration
 	createErr error
@@ -27,6 +28,7 @@ type running struct {
 
 	aliveErr error
 	early    string // a verdict of a Ping while the server was on its way
+	openErr  error  // of a request to the server, once it is alive
 }
 
 // ready returns an error if the scene cannot be used.
@@ -113,6 +115,9 @@ type talker struct {
 	sandbox   provider.Sandbox
 	endpoints provider.Endpoints
 	startErr  error
+	// The whole log, and the last three lines of it.
+	log, tail       []string
+	logErr, tailErr error
 }
 
 // crowd is many calls at once.
@@ -147,8 +152,9 @@ func (s *suite) prepareScenes(ctx context.Context) {
 }
 
 func (s *suite) playRunning(ctx context.Context) (r running) {
-	r.before = time.Now()
-	r.sandbox, r.createErr = s.create(ctx, s.shared.client, s.createRequest(s.owner, s.session(), s.server()))
+	request := s.createRequest(s.owner, s.session(), s.server())
+	r.before, r.attempt = time.Now(), request.Attempt
+	r.sandbox, r.createErr = s.create(ctx, s.shared.client, request)
 	r.creation = time.Since(r.before)
 	if r.createErr != nil {
 		return r
@@ -161,7 +167,9 @@ func (s *suite) playRunning(ctx context.Context) (r running) {
 	}
 	s.keepHeaders(r.sandbox, r.endpoints)
 	r.opened = time.Now()
-	r.early, r.aliveErr = s.watchAlive(ctx, r.sandbox, r.endpoints)
+	if r.early, r.aliveErr = s.watchAlive(ctx, r.sandbox, r.endpoints); r.aliveErr == nil {
+		r.openErr = s.opens(ctx, r.endpoints.Server)
+	}
 	return r
 }
 
@@ -348,15 +356,24 @@ func (s *suite) playTalker(ctx context.Context) (t talker) {
 	if t.sandbox, t.err = s.newSandbox(ctx, s.talk()); t.err == nil {
 		t.endpoints, t.startErr = s.shared.client.StartServer(ctx, s.startRequest(t.sandbox, s.talk()))
 	}
+	if t.err == nil && t.startErr == nil && s.description.Can(provider.CapabilityLogs) {
+		t.log, t.logErr = s.lines(ctx, t.sandbox, 1000)
+		t.tail, t.tailErr = s.lines(ctx, t.sandbox, 3)
+	}
 	return t
 }
+
+// hardText is what a careless quoting spoils.
+const hardText = "a  b\\n 'c' \"d\" $HOME `id` ; & | # é*"
 
 // talk returns the talker's server, which writes its process ID, its ports and four more lines.
 func (s *suite) talk() provider.Server {
 	server := s.script(`echo "process $$"; echo "ports {port} $PORT $NOTE {port.extra}"; ` +
+		`printf '%s\n' "value $BERTH_CHECK_HARD"; printf '%s\n' "lines $BERTH_CHECK_LINES"; printf '%s\n' "word $1"; ` +
 		`echo one; echo two; echo three; echo four; exec sleep 600`)
+	server.Command = append(server.Command, "berth-check", hardText)
 	server.ExtraPorts = map[string]int{"extra": s.plugin.Server.Port + 1}
-	server.Env["NOTE"] = "{port}"
+	server.Env["NOTE"], server.Env["BERTH_CHECK_HARD"], server.Env["BERTH_CHECK_LINES"] = "{port}", hardText, "first\n second"
 	return server
 }
 

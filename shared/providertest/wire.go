@@ -137,6 +137,17 @@ func (i *instance) send(ctx context.Context, method string, message []byte) ([]b
 	return answer, err
 }
 
+// countLogs makes the call Logs, and returns how many lines come.
+func (i *instance) countLogs(ctx context.Context, owner, sandboxID string, lines uint64) (int, error) {
+	const ownerField, idField, linesField = 1, 2, 3 // of LogsRequest
+	request := protowire.AppendString(protowire.AppendTag(nil, ownerField, protowire.BytesType), owner)
+	request = protowire.AppendString(protowire.AppendTag(request, idField, protowire.BytesType), sandboxID)
+	request = protowire.AppendVarint(protowire.AppendTag(request, linesField, protowire.VarintType), lines)
+	answer, err := i.send(ctx, service+"Housekeeping/Logs", request)
+	const answerField = 1 // of LogsResponse
+	return len(fields(answer, answerField)), err
+}
+
 // listedSessions makes the call List, and returns the sessions of the sandboxes as they come.
 func (i *instance) listedSessions(ctx context.Context, owner, session string) (sessions []string, _ error) {
 	const ownerField, sessionField = 1, 2 // of ListRequest

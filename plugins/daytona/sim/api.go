@@ -165,6 +165,8 @@ func (c *Cloud) check(r createRequest) *problem {
 		return refusal(http.StatusBadRequest, "Snapshot %s not found. Did you add it through the Daytona Dashboard?", r.Snapshot)
 	case r.Target != "" && r.Target != "us" && r.Target != "eu":
 		return refusal(http.StatusBadRequest, "No available runners")
+	case c.options.MaxCPU > 0 && c.cores()+cmp.Or(r.CPU, 1) > c.options.MaxCPU: // told before a clash of names
+		return refusal(http.StatusBadRequest, "Total CPU limit exceeded. Maximum allowed: %d.", c.options.MaxCPU)
 	}
 	if r.Name != nil && *r.Name != "" {
 		for _, s := range c.all {
@@ -174,6 +176,17 @@ func (c *Cloud) check(r createRequest) *problem {
 		}
 	}
 	return nil
+}
+
+// cores counts the cores that sandboxes have. The caller must have locked the mutex.
+func (c *Cloud) cores() (n int) {
+	for _, s := range c.all {
+		s.advance()
+		if s.state != destroyed && s.state != archived {
+			n += s.cpu
+		}
+	}
+	return n
 }
 
 // make creates a sandbox that is about to start. The caller must have locked the mutex.
@@ -207,6 +220,7 @@ func (c *Cloud) make(r createRequest) (*sandbox, error) {
 		return nil, err
 	}
 	s.renewToken()
+	s.move()
 	c.all = append(c.all, s)
 	if r.BuildInfo != nil {
 		s.build, s.state = r.BuildInfo.DockerfileContent, pendingBuild
@@ -303,7 +317,13 @@ func (c *Cloud) operations() []operation {
 		}
 	}
 	return []operation{
-		{name: "getSandbox", route: "GET /api/sandbox/{id}", do: func(s *sandbox, _ *http.Request, _ []byte) (any, *problem) { return s.dto(), nil }},
+		{name: "getSandbox", route: "GET /api/sandbox/{id}", do: func(s *sandbox, r *http.Request, _ []byte) (any, *problem) {
+			key, now := r.PathValue("id"), time.Now()
+			if now.After(c.looks[key].until) {
+				c.looks[key] = kept[map[string]any]{s.dto(), now.Add(c.options.LookLag)}
+			}
+			return c.looks[key].value, nil
+		}},
 		{name: "deleteSandbox", route: "DELETE /api/sandbox/{id}", do: func(s *sandbox, _ *http.Request, _ []byte) (any, *problem) {
 			if s.desired == destroyed {
 				return nil, nil
@@ -330,6 +350,7 @@ func (c *Cloud) operations() []operation {
 				return nil, refusal(http.StatusBadRequest, "Sandbox is not in a recoverable state")
 			}
 			s.renewToken()
+			s.move()
 			s.recoverable = false // the error is shown until it runs
 			s.plan(started, s.cloud.options.Start, started)
 			return nil, nil
@@ -416,6 +437,7 @@ func startSandbox(s *sandbox, _ *http.Request, _ []byte) (any, *problem) {
 		s.plan(started, o.Start, started)
 	case s.state == archived:
 		s.renewToken()
+		s.move()
 		s.plan(started, o.Start, restoring, o.Restore, started)
 	case s.state == paused:
 		return nil, refusal(http.StatusUnprocessableEntity, "Resume is not supported for this sandbox class")

@@ -14,7 +14,7 @@ import (
 	"github.com/berth-dev/berth/plugins/internal/simcloud"
 )
 
-// What the proxy reads and removes from requests.
+// What the proxy reads in requests.
 const (
 	tokenHeader   = "X-Daytona-Preview-Token"
 	tokenQuery    = "DAYTONA_SANDBOX_AUTH_KEY"
@@ -74,49 +74,101 @@ func (c *Cloud) preview(label, path string) http.Handler {
 	}))
 }
 
+// proxyMemory is what the proxy remembers of the API's answers.
+type proxyMemory struct {
+	keys    map[string]kept[bool]     // by sandbox and key or token: whether it opens it
+	places  map[string]kept[int]      // by sandbox: the machine that it is on
+	touches map[string]kept[struct{}] // by sandbox: that its activity was reported
+	cut     bool                      // the API cannot be asked
+	runners int                       // the number of the last machine
+}
+
+func newProxyMemory() proxyMemory {
+	return proxyMemory{keys: map[string]kept[bool]{}, places: map[string]kept[int]{}, touches: map[string]kept[struct{}]{}}
+}
+
 // enter finds the sandbox of a request to a port, and reports whether the request is allowed.
 func (c *Cloud) enter(id string, port int, r *http.Request) (box *simcloud.Box, allowed bool, _ *problem) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
-	s := c.find(id)
 	for _, other := range c.all {
 		if token, known := other.signed[id]; known && token.port == port && time.Now().Before(token.until) && c.find(other.id) != nil {
-			s, allowed = other, true
+			id, allowed = other.id, true
 		}
 	}
-	if s == nil {
-		return nil, false, nil // does not reveal whether it exists
+	s := c.byID(id)
+	if bearer, has := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); has && !allowed {
+		if allowed, _ = c.opens(id, bearer, s != nil && bearer == c.options.APIKey); allowed {
+			r.Header.Del("Authorization")
+		}
 	}
-	given := cmp.Or(r.Header.Get(tokenHeader), r.URL.Query().Get(tokenQuery))
-	bearer := r.Header.Get("Authorization") == "Bearer "+c.options.APIKey
-	if !allowed && !s.public && given != s.token && !bearer {
+	if given := cmp.Or(r.Header.Get(tokenHeader), r.URL.Query().Get(tokenQuery)); given != "" && !allowed {
+		allowed, _ = c.opens(id, given, s != nil && given == s.token)
+	}
+	if !allowed && (s == nil || !s.public) { // which does not reveal whether it exists
 		return nil, false, nil
 	}
-	if bearer {
-		r.Header.Del("Authorization")
-	}
-	box, p := s.reach(r)
+	box, p := c.reach(id, r)
 	return box, true, p
 }
 
-// reach returns the box of a running sandbox and counts the request as activity. The caller must have locked the mutex.
-func (s *sandbox) reach(r *http.Request) (*simcloud.Box, *problem) {
-	if s.state != started {
+// byID finds a sandbox by its id alone. The caller must have locked the mutex, as for the methods below.
+func (c *Cloud) byID(id string) *sandbox {
+	if s := c.find(id); s != nil && s.id == id {
+		return s
+	}
+	return nil
+}
+
+// opens reports whether a key or token opens a sandbox. right is the API's answer. The proxy remembers that one does for two
+// minutes, and that one does not for five seconds. It cannot tell what it does not remember while the API cannot be asked.
+func (c *Cloud) opens(id, key string, right bool) (allowed bool, _ *problem) {
+	remembered, now := c.memory.keys[id+":"+key], time.Now()
+	switch {
+	case now.Before(remembered.until):
+		return remembered.value, nil
+	case c.memory.cut:
+		return false, refusal(http.StatusUnauthorized, "authentication failed:\nBearer token validation error: failed to validate: no connection")
+	}
+	long := c.options.Minute / 12
+	if right {
+		long = 2 * c.options.Minute
+	}
+	c.memory.keys[id+":"+key] = kept[bool]{right, now.Add(long)}
+	return right, nil
+}
+
+// reach returns the box of a running sandbox and counts the request as activity. Where a sandbox is the proxy remembers for
+// two minutes, and that it has reported its activity for nearly one.
+func (c *Cloud) reach(id string, r *http.Request) (*simcloud.Box, *problem) {
+	s, now := c.byID(id), time.Now()
+	if now.After(c.memory.places[id].until) {
+		switch {
+		case c.memory.cut:
+			return nil, refusal(http.StatusBadRequest, "bad request: failed to get runner info: no connection")
+		case s == nil, s.runner == 0:
+			return nil, refusal(http.StatusBadRequest, "bad request: failed to get runner info: 404 Not Found")
+		}
+		c.memory.places[id] = kept[int]{s.runner, now.Add(2 * c.options.Minute)}
+	}
+	switch {
+	case s == nil, s.runner != c.memory.places[id].value:
+		return nil, refusal(http.StatusNotFound, "sandbox container not found")
+	case s.state != started:
 		return nil, refusal(http.StatusBadRequest,
 			"bad request: failed to resolve container IP after 3 attempts: no IP address found. Is the Sandbox started?")
 	}
-	if r.Header.Get(idleHeader) != "true" {
-		s.active = time.Now()
+	if r.Header.Get(idleHeader) != "true" && now.After(c.memory.touches[id].until) && !c.memory.cut {
+		s.active = now
+		c.memory.touches[id] = kept[struct{}]{until: now.Add(c.options.Minute * 3 / 4)}
 	}
 	return s.box, nil
 }
 
-// forward forwards a request without what was meant for the proxy.
+// forward forwards a request without what was meant for the proxy alone.
 func forward(box *simcloud.Box, port int, path string, w http.ResponseWriter, r *http.Request) {
 	r = r.Clone(r.Context())
-	for _, name := range []string{tokenHeader, warningHeader, idleHeader} {
-		r.Header.Del(name)
-	}
+	r.Header.Del(tokenHeader)
 	query := r.URL.Query()
 	query.Del(tokenQuery)
 	r.URL = &url.URL{Path: path, RawQuery: query.Encode()}

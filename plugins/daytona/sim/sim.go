@@ -5,6 +5,7 @@
 package sim
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
@@ -30,13 +31,17 @@ type Options struct {
 	Create, Start, Stop, Archive, Restore, Delete time.Duration // how long each takes
 	// Hold is how long the answer to a create or start waits for the sandbox to run. The default is 30 s.
 	Hold time.Duration
-	// ListLag is how outdated listings are.
-	ListLag time.Duration
+	// ListLag is how outdated listings are, and LookLag how long a look-up by id or name repeats an earlier answer. In the
+	// cloud that is up to 10 s.
+	ListLag, LookLag time.Duration
 	// TokenCache is how long a port's token is still returned after it was looked up. The default is 1 s. If negative,
 	// there is no cache.
 	TokenCache time.Duration
-	// Minute is the length of a minute for the automatic stop, archive and delete. The default is a minute.
+	// Minute is the length of a minute for the automatic stop, archive and delete, and for what the proxy remembers. The
+	// default is a minute.
 	Minute time.Duration
+	// MaxCPU is the organization's limit of cores that sandboxes have, or 0 for none.
+	MaxCPU int
 }
 
 // Cloud is a simulated cloud. It is safe for concurrent use.
@@ -53,6 +58,14 @@ type Cloud struct {
 	mutex      sync.Mutex
 	all        []*sandbox // including destroyed ones, because listings lag
 	startError *startError
+	looks      map[string]kept[map[string]any] // by what was looked up: what LookLag repeats
+	memory     proxyMemory
+}
+
+// kept is what is remembered for a while.
+type kept[T any] struct {
+	value T
+	until time.Time
 }
 
 type startError struct {
@@ -77,6 +90,7 @@ type sandbox struct {
 	reason                   string
 	recoverable              bool
 	stop, archive, remove    int // in minutes
+	runner                   int // the machine that it is on, 0 for none
 	token                    string
 	shownToken               string // what port look-ups return
 	shownUntil               time.Time
@@ -117,7 +131,7 @@ func New(options Options) (*Cloud, error) {
 	if options.Minute == 0 {
 		options.Minute = time.Minute
 	}
-	c := &Cloud{options: options}
+	c := &Cloud{options: options, looks: map[string]kept[map[string]any]{}, memory: newProxyMemory()}
 	var err error
 	if c.proxy, err = simcloud.Serve(c.proxyHandler(), simcloud.ServeOptions{}); err != nil {
 		return nil, err
@@ -230,6 +244,13 @@ func (c *Cloud) Box(id string) *simcloud.Box {
 	return nil
 }
 
+// Cut breaks or repairs the proxy's connection to the API.
+func (c *Cloud) Cut(broken bool) {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	c.memory.cut = broken
+}
+
 // Desire sets the desired state of a sandbox without acting on it.
 func (c *Cloud) Desire(id, state string) {
 	c.mutex.Lock()
@@ -299,29 +320,37 @@ func (s *sandbox) advance() {
 		s.next = s.next[1:]
 		s.enter(due.at, due.state)
 	}
-	minutes := func(n int) time.Duration { return time.Duration(n) * s.cloud.options.Minute }
+	idle := func(n int) bool { return now.Sub(s.active) > time.Duration(n)*s.cloud.options.Minute }
+	asleep := s.state == stopped && s.desired == stopped
 	switch {
-	case s.state == started && s.desired == started && s.stop > 0 && now.Sub(s.active) > minutes(s.stop):
+	case s.state == started && s.desired == started && s.stop > 0 && idle(s.stop):
 		s.halt()
-	case s.state == stopped && s.desired == stopped && s.remove > 0 && now.Sub(s.updated) > minutes(s.remove):
-		s.destroy()
-	case s.state == stopped && s.desired == stopped && s.archive > 0 && now.Sub(s.updated) > minutes(s.archive):
+	// Archiving and deleting are looked at each by itself. What is archived is not deleted any more.
+	case asleep && idle(cmp.Or(s.archive, longestStop)):
 		s.file()
+	case asleep && s.remove > 0 && idle(s.remove):
+		s.destroy()
 	}
 }
 
+// longestStop is how many minutes a sandbox can be stopped at most until it is archived.
+const longestStop = 43200
+
 // enter sets the state.
 func (s *sandbox) enter(at time.Time, state string) {
-	s.state, s.updated = state, at
+	s.state, s.updated, s.active = state, at, at
 	switch state {
 	case started:
 		_ = s.box.Start()
-		s.active, s.reason = at, ""
+		s.reason = ""
 	case destroyed:
 		_ = s.box.Close()
 	default:
 		s.box.Stop()
 		s.sessions = map[string]*session{}
+	}
+	if state == archived {
+		s.runner = 0
 	}
 	if e := s.cloud.startError; e != nil && state == started {
 		s.cloud.startError = nil
@@ -409,6 +438,12 @@ func (s *sandbox) derived() string {
 
 // changing reports whether the cloud is working on the sandbox, and therefore refuses other operations.
 func (s *sandbox) changing() bool { return len(s.next) > 0 || s.state != s.desired }
+
+// move puts the sandbox on another machine.
+func (s *sandbox) move() {
+	s.cloud.memory.runners++
+	s.runner = s.cloud.memory.runners
+}
 
 // renewToken replaces the token for the ports, as every start does.
 func (s *sandbox) renewToken() { s.token = strings.ToLower(rand.Text() + rand.Text())[:32] }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -81,32 +82,35 @@ type tool struct {
 }
 
 func (c *Cloud) tool(w http.ResponseWriter, r *http.Request) (t tool, ok bool) {
-	if r.Header.Get("Authorization") != "Bearer "+c.options.APIKey {
-		refuseGin(w, r, refusal(http.StatusUnauthorized, "unauthorized: invalid bearer token"))
-		return t, false
-	}
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
-	s := c.find(r.PathValue("id"))
-	if s == nil || s.id != r.PathValue("id") { // not by name
-		refuseGin(w, r, refusal(http.StatusUnauthorized, "unauthorized: no access to the sandbox"))
-		return t, false
+	id := r.PathValue("id") // not a name
+	key, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	allowed, p := c.opens(id, key, c.byID(id) != nil && key == c.options.APIKey)
+	if p == nil && !allowed {
+		p = refusal(http.StatusUnauthorized, "authentication failed:\nBearer token is invalid")
 	}
-	box, p := s.reach(r)
+	var box *simcloud.Box
+	if p == nil {
+		box, p = c.reach(id, r)
+	}
 	if p != nil {
 		refuseGin(w, r, p)
 		return t, false
 	}
-	return tool{c, s, box, w, r}, true
+	return tool{c, c.byID(id), box, w, r}, true
 }
 
 func (t tool) refuse(status int, format string, args ...any) {
 	refuseGin(t.w, t.r, refusal(status, format, args...))
 }
 
-// shellArgv returns how the daemon runs a command line.
-func shellArgv(line string) []string { return []string{"bash", "-c", line} }
+// shell is what reads commands from its standard input.
+var shell = []string{"bash"}
 
+var variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
+// execute runs a command. It answers once everybody has closed the command's outputs: also what it left in the background.
 func (t tool) execute() {
 	var request struct {
 		Command string            `json:"command"`
@@ -115,25 +119,33 @@ func (t tool) execute() {
 		Timeout int               `json:"timeout"`
 	}
 	if json.NewDecoder(t.r.Body).Decode(&request) != nil || strings.TrimSpace(request.Command) == "" {
-		t.w.WriteHeader(http.StatusBadRequest)
+		t.refuse(http.StatusBadRequest, "invalid request body: command is required")
 		return
+	}
+	for name := range request.Envs {
+		if !variableName.MatchString(name) {
+			t.refuse(http.StatusBadRequest, "bad request: invalid environment variable name: %s", name)
+			return
+		}
 	}
 	ctx, cancel := t.r.Context(), context.CancelFunc(func() {})
 	if request.Timeout > 0 {
 		ctx, cancel = context.WithTimeout(ctx, time.Duration(request.Timeout)*time.Second)
 	}
 	defer cancel()
-	process, err := t.box.Exec(ctx, simcloud.ExecSpec{Argv: shellArgv(request.Command), Env: request.Envs, Dir: request.Cwd})
-	if err != nil {
-		t.refuse(http.StatusInternalServerError, "failed to execute command: %v", err)
+	process, err := t.box.Exec(ctx, simcloud.ExecSpec{Argv: shell, Env: request.Envs, Dir: request.Cwd, Stdin: true})
+	if err != nil { // such as too large an environment
+		answer(t.w, http.StatusOK, map[string]any{"exitCode": -1, "result": ""})
 		return
 	}
-	exit, err := process.Wait(ctx)
-	if errors.Is(err, context.DeadlineExceeded) {
+	_, _ = io.WriteString(process.Stdin, request.Command)
+	_ = process.Stdin.Close()
+	if err := process.Output.Ended(ctx); errors.Is(err, context.DeadlineExceeded) {
 		_ = process.SignalGroup(context.WithoutCancel(ctx), syscall.SIGKILL)
 		t.refuse(http.StatusRequestTimeout, "request timeout: command execution timeout")
 		return
 	}
+	exit, _ := process.Wait(ctx)
 	answer(t.w, http.StatusOK, map[string]any{"exitCode": exit.Code, "result": string(process.Output.Bytes(simcloud.Both))})
 }
 
@@ -156,7 +168,7 @@ func (t tool) createSession() {
 		t.refuse(http.StatusBadRequest, "bad request: the session id is reserved")
 		return
 	}
-	shell, err := t.box.Exec(t.r.Context(), simcloud.ExecSpec{Argv: []string{"bash"}, Stdin: true})
+	shell, err := t.box.Exec(t.r.Context(), simcloud.ExecSpec{Argv: shell, Stdin: true})
 	if err != nil {
 		t.refuse(http.StatusInternalServerError, "%v", err)
 		return
@@ -182,7 +194,7 @@ func (t tool) sessionExecute() {
 		Async    bool   `json:"async"`
 	}
 	if json.NewDecoder(t.r.Body).Decode(&request) != nil || strings.TrimSpace(request.Command) == "" {
-		t.w.WriteHeader(http.StatusBadRequest)
+		t.refuse(http.StatusBadRequest, "invalid request body: command is required")
 		return
 	}
 	session := t.session()
@@ -352,8 +364,8 @@ func speaksJSON(version string) bool {
 
 func (t tool) portInUse() {
 	port, err := strconv.Atoi(t.r.PathValue("port"))
-	if err != nil || port < 3000 || port > 65535 {
-		t.w.WriteHeader(http.StatusBadRequest)
+	if err != nil || port < 3000 || port > 9999 {
+		t.refuse(http.StatusBadRequest, "bad request: port must be between 3000 and 9999")
 		return
 	}
 	answer(t.w, http.StatusOK, map[string]any{"isInUse": t.box.Listening(port)})

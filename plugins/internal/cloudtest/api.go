@@ -132,6 +132,7 @@ func testSecret(f *fixture) {
 	p = f.open(Curt)
 	said := []string{fmt.Sprint(sandbox, endpoints), f.inside(sandbox.ID, "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline; cat /tmp/.berth/* ~/.berth/*")}
 	echo := secret + " is not a key.\n" + strings.Repeat("Really. ", 200)
+	f.inject(simcloud.Fault{Operation: f.cloud.Port, Status: 500, Body: "oops"}) // a server is never told the secret, so it cannot repeat it
 	faults := []simcloud.Fault{Answer(401, echo), {Status: 500, Body: echo}, {Drop: true}, Answer(302, "", "Location", "/login?key="+secret)}
 	for _, fault := range faults {
 		injected := f.inject(fault)

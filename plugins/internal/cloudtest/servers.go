@@ -177,16 +177,22 @@ func testPorts(f *fixture) {
 func testLogs(f *fixture) {
 	p := f.start(Options{})
 	sandbox := Create(f.T, p, "s1")
-	logs := func() []string {
-		lines, err := f.open(Brisk).(provider.LogReader).Logs(f.Context(), provider.LogsRequest{SandboxRef: Ref(sandbox), Lines: 2})
+	logs := func(count int) []string {
+		lines, err := f.open(Brisk).(provider.LogReader).Logs(f.Context(), provider.LogsRequest{SandboxRef: Ref(sandbox), Lines: count})
 		if err != nil {
 			f.Fatal(err)
 		}
 		return lines
 	}
-	if lines := logs(); len(lines) > 0 {
+	if lines := logs(2); len(lines) > 0 {
 		f.Errorf("before any server: %q", lines)
 	}
-	Start(f.T, p, sandbox, Shell("seq 1 1000; exec sleep 1000"))
-	Eventually(f.T, "the log has its last lines", func() bool { return slices.Equal(logs(), []string{"999", "1000"}) })
+	const last = 400_000 // nearly 3 MB
+	Start(f.T, p, sandbox, Shell(fmt.Sprintf("seq 1 %d; exec sleep 1000", last)))
+	want := []string{fmt.Sprint(last - 1), fmt.Sprint(last)}
+	Eventually(f.T, "the log has its last lines", func() bool { return slices.Equal(logs(2), want) })
+	// Of more than can be had, the last ones are.
+	if lines := logs(2 * last); len(lines) < 50_000 || !slices.Equal(lines[len(lines)-2:], want) {
+		f.Errorf("%d lines, which end with %q", len(lines), lines[max(0, len(lines)-2):])
+	}
 }

@@ -497,14 +497,14 @@ func TestOutputIsReadFromAnyOffset(t *testing.T) {
 func TestOutputForgetsTheOldest(t *testing.T) {
 	t.Parallel()
 	output := newOutput()
-	for range 100 {
+	for range 200 {
 		printed(output, Stdout, make([]byte, 32<<10))
 	}
 	if kept := len(output.Bytes(Both)); kept > outputLimit || kept < outputLimit/2 {
 		t.Errorf("%d bytes are kept", kept)
 	}
 	chunk, err := output.Next(t.Context(), Stdout, 0)
-	if err != nil || chunk.Offset != 100*32<<10-outputLimit {
+	if err != nil || chunk.Offset != 200*32<<10-outputLimit {
 		t.Errorf("the oldest is at %d, %v", chunk.Offset, err)
 	}
 }

@@ -17,7 +17,7 @@ const (
 )
 
 // outputLimit is how many bytes an Output keeps.
-const outputLimit = 1 << 20
+const outputLimit = 4 << 20
 
 // Chunk is a piece of output from one stream.
 type Chunk struct {
@@ -29,7 +29,7 @@ type Chunk struct {
 // End returns the offset after the chunk, which is the next one to request.
 func (c Chunk) End() int64 { return c.Offset + int64(len(c.Data)) }
 
-// Output keeps the latest 1 MiB that a process and its children printed. It ends when all of them have closed their
+// Output keeps the latest 4 MiB that a process and its children printed. It ends when all of them have closed their
 // outputs; children in the background may do so long after the process. An Output is safe for concurrent use.
 type Output struct {
 	mutex   sync.Mutex
@@ -64,6 +64,23 @@ func (o *Output) Next(ctx context.Context, stream Stream, offset int64) (Chunk, 
 		case <-changed:
 		case <-ctx.Done():
 			return Chunk{}, ctx.Err()
+		}
+	}
+}
+
+// Ended waits until the output has ended. It returns ctx's error if that ends first.
+func (o *Output) Ended(ctx context.Context) error {
+	for {
+		o.mutex.Lock()
+		open, changed := o.open, o.changed
+		o.mutex.Unlock()
+		if open == 0 {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 }

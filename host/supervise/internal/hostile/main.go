@@ -26,6 +26,9 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
+// configured is what the process does besides, once the host has configured it.
+var configured = func() {}
+
 func main() {
 	switch behaviour := os.Getenv("HOSTILE"); behaviour {
 	case "die":
@@ -42,12 +45,12 @@ func main() {
 		for range 20 {
 			_, _ = io.WriteString(stderr, noise+"\n")
 		}
-		time.AfterFunc(100*time.Millisecond, func() {
+		configured = func() {
 			for range 20 {
 				_, _ = io.WriteString(stdout, noise)
 				_, _ = io.WriteString(stderr, noise)
 			}
-		})
+		}
 		serve(true)
 	case "fork":
 		child := exec.CommandContext(context.Background(), "sleep", "60")
@@ -81,7 +84,7 @@ type services struct {
 	housekeeping bool
 }
 
-func (s services) GRPCServer(_ *plugin.GRPCBroker, server *grpc.Server) error {
+func (s services) GRPCServer(_ *plugin.GRPCBroker, server *grpc.Server) error { //nolint:unparam // an interface has it
 	pb.RegisterSetupServer(server, s.h)
 	// Create is a stream here, so that it can answer twice or not at all.
 	desc := pb.Provider_ServiceDesc
@@ -184,6 +187,7 @@ func (*hostile) Describe(context.Context, *pb.DescribeRequest) (*pb.DescribeResp
 }
 
 func (*hostile) Configure(context.Context, *pb.ConfigureRequest) (*pb.ConfigureResponse, error) {
+	go configured()
 	return &pb.ConfigureResponse{}, nil
 }
 
@@ -268,7 +272,7 @@ func (h *hostile) Attach(_ context.Context, r *pb.AttachRequest) (*pb.AttachResp
 	return &pb.AttachResponse{Sandbox: b.sandbox(pb.Origin_ORIGIN_ATTACHED)}, nil
 }
 
-func (h *hostile) StartServer(_ context.Context, r *pb.StartServerRequest) (*pb.StartServerResponse, error) {
+func (h *hostile) StartServer(_ context.Context, r *pb.StartServerRequest) (*pb.StartServerResponse, error) { //nolint:unparam // an interface has it
 	server := &pb.Endpoint{Url: "https://box.example", Headers: map[string]string{"X-Edge": "token"}}
 	reply := &pb.Endpoints{Server: server}
 	switch act(r.GetSession()) {
@@ -286,7 +290,7 @@ func (h *hostile) StartServer(_ context.Context, r *pb.StartServerRequest) (*pb.
 	return &pb.StartServerResponse{Endpoints: reply}, nil
 }
 
-func (*hostile) Ping(_ context.Context, r *pb.PingRequest) (*pb.PingResponse, error) {
+func (*hostile) Ping(_ context.Context, r *pb.PingRequest) (*pb.PingResponse, error) { //nolint:unparam // an interface has it
 	switch act(r.GetSession()) {
 	case "no-status":
 		return &pb.PingResponse{}, nil
