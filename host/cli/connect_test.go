@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -13,6 +15,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/berth-dev/berth/internal/testbin"
 )
 
 // request asks a connected server. headers may be nil.
@@ -213,5 +217,60 @@ func TestTwoCommandsThatConnectANewSessionAtOnceGetOneSandbox(t *testing.T) {
 	}
 	if list := m.sessions(); len(list) != 10 {
 		t.Fatalf("%d sandboxes for 10 sessions: %+v", len(list), list)
+	}
+}
+
+// shellLines returns the lines that the help of connect shows for a shell, as they are there.
+func (m *machine) shellLines() string {
+	m.Helper()
+	_, lines, _ := strings.Cut(m.fine("connect", "--help").stdout, "\n  variables=")
+	lines, _, found := strings.Cut("variables="+lines, "\n\n")
+	if !found || !strings.Contains(lines, "curl") {
+		m.Fatalf("the help of connect shows no lines for a shell:\n%s", lines)
+	}
+	return lines
+}
+
+// shell runs lines of a shell that finds berth, and first of all what is in dir.
+func (m *machine) shell(dir, lines string) result {
+	m.Helper()
+	c := m.prepare("connect")
+	c.exec.Path, c.exec.Args = "/bin/sh", []string{"sh", "-c", lines}
+	c.exec.Env = append(c.exec.Env, "PATH="+strings.Join([]string{dir, m.bin, os.Getenv("PATH")}, string(os.PathListSeparator)))
+	must(m.T, c.exec.Start())
+	return c.wait()
+}
+
+func TestTheHelpsLinesForAShellReachTheServerAndStopWhenConnectFails(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath("curl"); err != nil {
+		t.Skip("there is no curl")
+	}
+	m := newMachine(t)
+	m.configure(localBlock)
+	r := m.shell("", m.shellLines())
+	if r.code != 0 || !strings.Contains(r.stdout, `"status":"ok"`) {
+		t.Errorf("exit code %d: %s%s", r.code, r.stdout, r.stderr)
+	}
+	m.fine("disconnect", "s1")
+
+	tools := filepath.Join(m.dir, "tools")
+	must(t, os.Mkdir(tools, 0o700))
+	testbin.Write(t, filepath.Join(tools, "curl"), []byte("#!/bin/sh\ncat\necho curl was run \"$@\"\n"))
+	m.configureMock(faults("create=error:denied"))
+	if r := m.shell(tools, m.shellLines()); r.code != 3 || r.stdout != "" {
+		t.Errorf("exit code %d: %s", r.code, r.stdout)
+	}
+	m.configureMock()
+	r = m.shell(tools, m.shellLines())
+	headers := m.connect("s1").Headers
+	if len(headers) < 2 || r.code != 0 {
+		t.Errorf("exit code %d, %v", r.code, headers)
+	}
+	for name, value := range headers {
+		wants(t, r.stdout, name+": "+value+"\n")
+		if _, arguments, _ := strings.Cut(r.stdout, "curl was run"); strings.Contains(arguments, value) {
+			t.Errorf("the value of %s is among the arguments of curl", name)
+		}
 	}
 }

@@ -3,6 +3,8 @@ package cli_test
 import (
 	"os"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -138,4 +140,55 @@ func TestEveryOtherCommandCanBeInterruptedToo(t *testing.T) {
 			m.eventually("no process is left", func() bool { return len(m.processes()) == 0 })
 		})
 	}
+}
+
+func TestAKilledHostsSocketsGoWithTheNextRecover(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	m.configureMock(faults("create=hang"))
+	c := m.start("connect", "s1")
+	c.plugin()
+	sockets := func() int {
+		entries, err := os.ReadDir(m.sockets)
+		must(t, err)
+		return len(entries)
+	}
+	m.eventually("its plugin has a socket", func() bool { return sockets() == 1 })
+	m.fine("sessions") // of another host, which starts a plugin
+	if n := sockets(); n != 1 {
+		t.Errorf("%d directories of sockets while the host is alive", n)
+	}
+	must(t, c.exec.Process.Kill())
+	_ = c.exec.Wait()
+	c.stop()
+	m.fine("recover")
+	m.leavesNothing()
+}
+
+func TestPluginsInheritNoDescriptors(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("this system has no /proc")
+	}
+	m := newMachine(t)
+	m.configureMock(faults("create=hang"))
+	private, err := os.Create(filepath.Join(m.dir, "private"))
+	must(t, err)
+	defer private.Close()
+	c := m.prepare("connect", "s1")
+	c.exec.ExtraFiles = []*os.File{private}
+	must(t, c.exec.Start())
+	descriptors := filepath.Join("/proc", strconv.Itoa(c.plugin()), "fd")
+	names, err := os.ReadDir(descriptors)
+	must(t, err)
+	for _, name := range names {
+		if target, _ := os.Readlink(filepath.Join(descriptors, name.Name())); target == private.Name() {
+			t.Errorf("the plugin has descriptor %s of its host", name.Name())
+		}
+	}
+	if len(names) < 3 {
+		t.Errorf("only %d descriptors were looked at", len(names))
+	}
+	c.interrupt(syscall.SIGINT)
+	c.wait()
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"reflect"
@@ -43,8 +44,10 @@ func (s cleanSink) Accept(name string, level hclog.Level, message string, pairs 
 // cleanValue returns a value of an entry as a log shows it, cleaned.
 func (a *app) cleanValue(value any) any {
 	switch v := value.(type) {
-	case nil, bool, time.Time, time.Duration:
+	case nil, bool, time.Time, json.Number:
 		return v
+	case time.Duration: // JSON would show a bare number
+		return v.String()
 	case string:
 		return a.clean(v)
 	case error:

@@ -163,5 +163,9 @@ func (c *Config) Trust(plugin string) Trust {
 	if c.Lock == nil {
 		return Trust{}
 	}
-	return Trust{SHA256: c.Lock.Plugins[plugin].SHA256[Platform], Remedy: "run berth plugin lock " + plugin}
+	remedy := "run berth plugin lock " + plugin
+	if c.Path != "config.hcl" { // which is found without being named
+		remedy += " --config " + c.Path
+	}
+	return Trust{SHA256: c.Lock.Plugins[plugin].SHA256[Platform], Remedy: remedy}
 }

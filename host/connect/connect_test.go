@@ -580,3 +580,73 @@ func TestErrorsKeepTheirCause(t *testing.T) {
 		}
 	})
 }
+
+func TestAConnectEndsAtItsDeadlineAndTheUndoSaysWhatItWaitsFor(t *testing.T) {
+	t.Parallel()
+	for name, late := range map[string]bool{"the create answers late": true, "the create never answers": false} {
+		synctest.Test(t, func(t *testing.T) {
+			c := fakecloud.New()
+			c.OnCreate = func(ctx context.Context, made func() provider.Sandbox) (provider.Sandbox, error) {
+				if late {
+					time.Sleep(4 * time.Second)
+					return made(), nil
+				}
+				<-ctx.Done()
+				return provider.Sandbox{}, ctx.Err()
+			}
+			req := request()
+			req.Limits.Total = 3 * time.Second
+			began := time.Now()
+			var ended, undoing time.Duration
+			var told []string
+			_, err := connector(c).Connect(t.Context(), req, func(e Event) {
+				switch {
+				case e.Phase == PhaseAcquire && e.Status == StatusFailed:
+					ended = time.Since(began)
+				case e.Phase == PhaseUndo && e.Status == StatusStarted:
+					undoing = time.Since(began)
+				case e.Phase == PhaseUndo && e.Status == StatusProgress:
+					told = append(told, e.Message)
+				}
+			})
+			e := failure(t, err, CodeDeadline)
+			same(t, name+": the connect ended after", ended, 3*time.Second)
+			same(t, name+": the undo began after", undoing, 3*time.Second)
+			same(t, name+": the message", e.Message, "not connected within the overall deadline of 3s (given up after 3s)")
+			same(t, name+": the limit", e.Limit, Limit{LimitTotal, 3 * time.Second, 3 * time.Second})
+			same(t, name+": cleanup", e.Cleanup, CleanupDone)
+			if text := strings.Join(told, "; "); !strings.Contains(text, "waiting for what the provider answers") ||
+				!late && !strings.Contains(text, "looking for what attempt") {
+				t.Errorf("%s: the undo tells %q", name, text)
+			}
+			nothingLeft(t, c)
+		})
+	}
+}
+
+func TestALateRefusalOfACreateLeavesNothingToUndo(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := fakecloud.New()
+		c.OnCreate = func(context.Context, func() provider.Sandbox) (provider.Sandbox, error) {
+			time.Sleep(4 * time.Second)
+			return provider.Sandbox{}, provider.Errorf(provider.CodeDenied, "no")
+		}
+		req := request()
+		req.Limits.Total = 3 * time.Second
+		_, err := connector(c).Connect(t.Context(), req, nil)
+		same(t, "cleanup", failure(t, err, CodeDeadline).Cleanup, CleanupDone)
+		same(t, "calls", c.Called(), "attach create")
+	})
+}
+
+func TestAMessageHasTheLimitThatWasSetAndTheTimeThatWasTaken(t *testing.T) {
+	t.Parallel()
+	for want, limit := range map[string]Limit{
+		"the overall deadline of 1s (given up after 1.2s)": {LimitTotal, time.Second, 1234 * time.Millisecond},
+		"the limit of 5m0s (given up after 5m0s)":          {LimitCreate, 5 * time.Minute, 5*time.Minute + 3*time.Millisecond},
+		"the limit of 300ms (given up after 301ms)":        {LimitHealth, 300 * time.Millisecond, 301 * time.Millisecond},
+	} {
+		same(t, "the text", limit.String(), want)
+	}
+}

@@ -188,8 +188,8 @@ func TestACallerThatHasLeftIsToldNothingMore(t *testing.T) {
 		whenLeft, stayed := left.Load(), stays.Load()
 		<-done
 		same(t, "events after leaving", left.Load(), whenLeft)
-		if whenLeft == 0 || stays.Load() <= stayed {
-			t.Errorf("events: %d before leaving; the other caller had %d, and %d at the end", whenLeft, stayed, stays.Load())
+		if end := stays.Load(); whenLeft == 0 || end <= stayed {
+			t.Errorf("events: %d before leaving; the other caller had %d, and %d at the end", whenLeft, stayed, end)
 		}
 	})
 }

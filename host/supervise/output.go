@@ -94,7 +94,9 @@ func parseEntry(line []byte) (level hclog.Level, message string, pairs []any, ok
 		return hclog.NoLevel, "", nil, false
 	}
 	var entry map[string]any
-	if json.Unmarshal(line, &entry) != nil {
+	decoder := json.NewDecoder(bytes.NewReader(line))
+	decoder.UseNumber() // numbers are shown as the plugin wrote them
+	if decoder.Decode(&entry) != nil || decoder.More() {
 		return hclog.NoLevel, "", nil, false
 	}
 	message, isText := entry["@message"].(string)

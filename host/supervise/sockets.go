@@ -93,14 +93,18 @@ var socketDirName = regexp.MustCompile(`^berth-[0-9]+$`)
 // may be another's, or alive, stays. What cannot be removed stays for the next time.
 func RemoveAbandoned() {
 	for _, parent := range socketParents() {
-		entries, err := os.ReadDir(parent)
-		if err != nil {
-			continue
-		}
-		for _, entry := range entries {
-			if entry.IsDir() && socketDirName.MatchString(entry.Name()) {
-				removeIfAbandoned(filepath.Join(parent, entry.Name()))
-			}
+		removeAbandonedIn(parent)
+	}
+}
+
+func removeAbandonedIn(parent string) {
+	entries, err := os.ReadDir(parent)
+	if err != nil {
+		return
+	}
+	for _, entry := range entries {
+		if entry.IsDir() && socketDirName.MatchString(entry.Name()) {
+			removeIfAbandoned(filepath.Join(parent, entry.Name()))
 		}
 	}
 }

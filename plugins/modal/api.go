@@ -119,7 +119,7 @@ func notes(log hclog.Logger, limit time.Duration) grpc.UnaryClientInterceptor {
 		}
 		began := time.Now()
 		err := invoke(ctx, method, request, reply, conn, options...)
-		log.Debug("call", "operation", method[strings.LastIndex(method, "/")+1:], "code", status.Code(err).String(), "took", time.Since(began).Round(time.Millisecond).String())
+		log.Debug("call", "operation", method[strings.LastIndex(method, "/")+1:], "code", status.Code(err).String(), "took", time.Since(began).Round(time.Millisecond))
 		if wanted, ok := ctx.Value(detailsKey{}).(*details); ok {
 			switch answer := reply.(type) {
 			case *pb.SandboxCreateV2Response:

@@ -46,7 +46,7 @@ func (t *loggedTransport) RoundTrip(request *http.Request) (*http.Response, erro
 		response.Body = limitedBody{io.LimitReader(response.Body, answerLimit), response.Body}
 	}
 	t.log.Debug("called the cloud", "method", request.Method, "path", request.URL.Path, "status", status,
-		"took", time.Since(began).Round(time.Millisecond).String())
+		"took", time.Since(began).Round(time.Millisecond))
 	return response, err
 }
 

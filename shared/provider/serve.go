@@ -53,7 +53,7 @@ func Serve[C any, P Provider](info Info, open func(ctx context.Context, config C
 		os.Exit(2)
 	}
 	refuseOtherProtocols(info)
-	log := hclog.New(&hclog.LoggerOptions{Name: info.Name, Level: hclog.Trace, Output: os.Stderr, JSONFormat: !debug})
+	log := newLog(info.Name, os.Stderr, !debug)
 	server := newServer(info, log, open)
 	guard := &callGuard{log: log}
 	config := &plugin.ServeConfig{

@@ -245,6 +245,7 @@ func Run(t *testing.T, cloud Cloud) {
 		{"Faults", false, testFaults},
 
 		{"EachProcessFindsWhatTheOneBeforeLeft", false, testProcesses},
+		{"TheLinesForAShellReachTheServer", false, testShell},
 		{"TwoProcessesAtOnceMakeOneSandbox", false, testRace},
 		{"AnInterruptLeavesNothing", false, testInterrupt},
 		{"ARefusedKeyIsNotAnEmptyCloud", false, testRefusedKey},
