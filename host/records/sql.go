@@ -122,7 +122,7 @@ func Open(ctx context.Context, o Options) (*SQL, error) {
 	s.db.SetMaxOpenConns(n + 1)
 	s.db.SetMaxIdleConns(n + 1)
 	if q := s.database.queue(); q != nil {
-		s.reader, s.writer = newPrepared(s.db), newWriter(s, q)
+		s.reader, s.writer = newPrepared(s.db), newWriter(s, q) //nolint:contextcheck // it works until Close
 	}
 	s.lifetime, s.endLifetime = context.WithCancel(context.Background())
 	if err := s.begin(ctx); err != nil {
