@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -63,14 +64,19 @@ func TestAConnectThatNobodyIsToldOfIsUndone(t *testing.T) {
 				t.Parallel()
 				m := newMachine(t)
 				m.configureMock()
-				c := m.prepare("connect", "s1", "-o", form, "--timeout", "2s")
+				c := m.prepare("connect", "s1", "-o", form)
 				c.exec.Stdout = output(t)
 				must(t, c.exec.Start())
-				r := c.wait()
-				if r.code != 9 {
-					t.Errorf("exit code %d", r.code)
+				code, says := 9, "the result could not be written to standard output"
+				if name == "not read" {
+					c.saying("ready (").interrupt(syscall.SIGTERM)
+					code, says = 130, "interrupted, undoing what was made"
 				}
-				wants(t, r.stderr, "the result could not be written to standard output", "nothing of this attempt is left")
+				r := c.wait()
+				if r.code != code {
+					t.Errorf("exit code %d: %s", r.code, r.stderr)
+				}
+				wants(t, r.stderr, says, "nothing of this attempt is left")
 				if living := m.living("mock"); len(living) > 0 {
 					t.Errorf("%v is left", living)
 				}
@@ -155,7 +161,7 @@ func TestAReaderOfStandardErrorCostsTextOnly(t *testing.T) {
 			m := newMachine(t)
 			m.configureMock()
 			for _, line := range []string{
-				"connect s1 -o json --timeout 20s --log-level trace", "connect s1 -o json --progress ndjson", "ping s1 --log-level trace",
+				"connect s1 -o json --log-level trace", "connect s1 -o json --progress ndjson", "ping s1 --log-level trace",
 				"sessions --log-level trace", "disconnect s1 --log-level trace", "gc --log-level trace", "recover --log-level trace",
 				"plugin describe mock --log-level trace",
 			} {
@@ -179,12 +185,12 @@ func TestAnOutputThatNobodyTakesKeepsNothingFromEnding(t *testing.T) {
 			m := newMachine(t)
 			m.configureMock(faults("ping=not_yet"))
 			// ends runs a command, and terminates it when it is due.
-			ends := func(line string, want int, due func() bool) {
+			ends := func(line string, want int, due func(c *command) bool) {
 				c := m.prepare(strings.Fields(line)...)
 				c.exec.Stdout, c.exec.Stderr = output(t), output(t)
 				must(t, c.exec.Start())
 				if due != nil {
-					m.eventually("it is due", due)
+					m.eventually("it is due", func() bool { return due(c) })
 					_ = c.exec.Process.Signal(syscall.SIGTERM) // it may have ended by itself
 				}
 				began := time.Now()
@@ -192,21 +198,25 @@ func TestAnOutputThatNobodyTakesKeepsNothingFromEnding(t *testing.T) {
 					t.Errorf("%s: exit code %d after %s", line, r.code, time.Since(began))
 				}
 			}
-			soon := func() func() bool {
-				at := time.Now().Add(300 * time.Millisecond)
-				return func() bool { return time.Now().After(at) }
+			atWork := func(c *command) bool { // its plugin runs, or it has ended
+				all := m.processes()
+				return slices.ContainsFunc(all, func(p process) bool { return p.parent == c.exec.Process.Pid }) ||
+					!slices.ContainsFunc(all, func(p process) bool { return p.pid == c.exec.Process.Pid })
 			}
-			made := func(n int) func() bool { return func() bool { return len(m.living("mock")) == n } }
-			ends("connect s1 --timeout 1s --log-level trace", 124, nil)
+			made := func(n int) func(*command) bool {
+				return func(*command) bool { return len(m.living("mock")) == n }
+			}
+			m.fine("sessions") // there are records, so that the time is the connect's
+			ends("connect s1 --timeout 2s --log-level trace", 124, nil)
 			ends("connect s1 --log-level trace", 130, made(1))
 			if living := m.living("mock"); len(living) > 0 {
 				t.Errorf("%v is left", living)
 			}
 			m.configureMock()
 			m.fine("connect", "s1")
-			ends("sessions", 0, soon())
-			ends("hold s1 --log-level trace", 130, soon())
-			ends("plugin call mock List --timeout 1s", 9, nil)
+			ends("sessions", 0, atWork)
+			ends("hold s1 --log-level trace", 130, atWork)
+			ends("plugin call mock List --timeout 5s", 9, nil)
 			ends("disconnect s1", 0, made(0))
 			m.leavesNothing()
 		})

@@ -42,9 +42,9 @@ func (a *app) end(ctx context.Context, command *cobra.Command, err error) int {
 	}
 	if err != nil {
 		code = a.show(command, err)
-		_ = a.stdout.flush(context.Background(), grace)
+		_ = a.stdout.flush(context.WithoutCancel(ctx), grace)
 	}
-	_ = a.screen.out.flush(context.Background(), grace)
+	_ = a.screen.out.flush(context.WithoutCancel(ctx), grace)
 	return code
 }
 

@@ -49,7 +49,7 @@ func (s *screen) Write(p []byte) (int, error) {
 func (s *screen) styled(text string) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
-	s.out.Write([]byte(s.clear() + text))
+	fmt.Fprint(s.out, s.clear()+text)
 }
 
 // draw shows the last line anew. So that the terminal does not wrap it, text is cut where there is no room for it and

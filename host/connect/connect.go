@@ -56,6 +56,11 @@ func (c *Connector) Account() recovery.Account { return c.account }
 // connector returns can keep the key out of it. tell is called concurrently. Call TellKeys before anything else.
 func (c *Connector) TellKeys(tell func(key string)) { c.keys.tell = tell }
 
+// TellKeyOf tells the key of a session's sandbox, for work on it that needs no key: what its provider says may quote the key.
+func (c *Connector) TellKeyOf(record records.Record) {
+	c.keys.of(c.account.Owner, record.Session, record.Generation)
+}
+
 // Connect connects a session and returns once its server is healthy. Errors are *Error.
 //
 // When it fails or ctx ends, it undoes what it made, in a context of its own bounded by Limits.Undo, and then returns.

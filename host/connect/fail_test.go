@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -167,28 +168,28 @@ func TestACallerThatHasLeftIsToldNothingMore(t *testing.T) {
 		c := fakecloud.New()
 		c.BootTime = 10 * time.Second
 		con := connector(c)
-		left, stays := 0, 0
+		var left, stays atomic.Int64
 		leaving, leave := context.WithCancel(t.Context())
 		gone, done := make(chan struct{}), make(chan struct{})
 		go func() {
 			defer close(done)
-			_, err := con.Connect(t.Context(), request(), func(Event) { stays++ })
+			_, err := con.Connect(t.Context(), request(), func(Event) { stays.Add(1) })
 			if err != nil {
 				t.Error(err)
 			}
 		}()
 		go func() {
 			defer close(gone)
-			_, _ = con.Connect(leaving, request(), func(Event) { left++ })
+			_, _ = con.Connect(leaving, request(), func(Event) { left.Add(1) })
 		}()
 		time.Sleep(5 * time.Second)
 		leave()
 		<-gone
-		whenLeft, stayed := left, stays
+		whenLeft, stayed := left.Load(), stays.Load()
 		<-done
-		same(t, "events after leaving", left, whenLeft)
-		if whenLeft == 0 || stays <= stayed {
-			t.Errorf("events: %d before leaving; the other caller had %d, and %d at the end", whenLeft, stayed, stays)
+		same(t, "events after leaving", left.Load(), whenLeft)
+		if end := stays.Load(); whenLeft == 0 || end <= stayed {
+			t.Errorf("events: %d before leaving; the other caller had %d, and %d at the end", whenLeft, stayed, end)
 		}
 	})
 }

@@ -28,7 +28,7 @@ func beInTurn(dir string) {
 	turn.who.Since = turn.who.Since.Add(-time.Hour)
 	turn.sayWho()
 	fmt.Println("ok")
-	io.Copy(io.Discard, os.Stdin) //nolint:errcheck // it ends either way
+	io.Copy(io.Discard, os.Stdin)
 	q.end(turn)
 }
 

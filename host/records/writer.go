@@ -3,6 +3,7 @@ package records
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"slices"
 	"sync"
 	"time"
@@ -356,13 +357,13 @@ func (w *writer) connect(ctx context.Context) error {
 	return err
 }
 
-// disconnect gives the connection back. What was begun on it and not committed is taken back.
+// disconnect closes the connection. What was begun on it and not committed is taken back.
 func (w *writer) disconnect() {
 	if w.conn == nil {
 		return
 	}
-	_, _ = w.conn.ExecContext(context.Background(), "ROLLBACK") // fails if there is no transaction
 	w.known.close()
+	_ = w.conn.Raw(func(any) error { return driver.ErrBadConn }) // so that it is closed rather than kept for others
 	w.conn.Close()
 	w.conn = nil
 }

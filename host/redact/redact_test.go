@@ -301,7 +301,8 @@ func FuzzNoShapeOfASecretStays(f *testing.F) {
 	f.Add(`\\"%25&amp;`, `\`, "%")
 	f.Fuzz(func(t *testing.T, secret, before, after string) {
 		words := regexp.MustCompile("[^0-9A-Za-z]").ReplaceAllString(secret, "")
-		if len(words) < 6 || !utf8.ValidString(secret) || strings.ContainsAny(secret, "[]\n\r") || strings.Contains(redact.Mask, secret) {
+		masked := strings.Contains(redact.Mask, secret) //nolint:gocritic // the secret may be a part of the mask
+		if len(words) < 6 || !utf8.ValidString(secret) || strings.ContainsAny(secret, "[]\n\r") || masked {
 			t.Skip("a secret that is too short, or could be part of the mask, says nothing about redaction")
 		}
 		var set redact.Set

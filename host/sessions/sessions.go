@@ -73,6 +73,7 @@ func (s *Sessions) underLease(
 	if err != nil {
 		return s.failure(session, "", err)
 	}
+	s.connector.TellKeyOf(l.Record)
 	if err = s.account.CheckProvider(l.Record); err == nil {
 		err = work(l.Fenced(ctx), l)
 	}
@@ -90,6 +91,7 @@ func (s *Sessions) ifFree(ctx context.Context, session string, work func(context
 	if err != nil {
 		return s.failure(session, "", err)
 	}
+	s.connector.TellKeyOf(l.Record)
 	ctx, cancel := context.WithTimeout(ctx, endLimit)
 	defer cancel()
 	return s.release(ctx, l, work(l.Fenced(ctx), l))

@@ -598,3 +598,37 @@ func TestKeepAliveEndsAtOnceWhenWaitingChangesNothing(t *testing.T) {
 		})
 	}
 }
+
+func TestWorkOnASessionTellsItsKeyFirst(t *testing.T) {
+	t.Parallel()
+	for name, work := range map[string]func(*testing.T, host){
+		"disconnect": func(t *testing.T, h host) {
+			_, err := h.Disconnect(t.Context(), "s1", ActionDestroy, nil)
+			ok(t, err)
+		},
+		"recover": func(t *testing.T, h host) {
+			_, _, err := h.Recover(t.Context(), "s1")
+			ok(t, err)
+		},
+		"check": func(t *testing.T, h host) {
+			_, err := h.Check(t.Context(), request())
+			ok(t, err)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				c, memory := fakecloud.New(), records.NewMemory()
+				result, err := hostOf(c, memory, "one").Connect(t.Context(), request(), nil)
+				ok(t, err)
+				var told []string
+				other := hostOf(c, memory, "two")
+				other.TellKeys(func(key string) { told = append(told, key) })
+				work(t, other)
+				if key := result.Endpoint.Headers["X-Key"]; len(told) == 0 || told[0] != key {
+					t.Errorf("the key is %s, and told was %v", key, told)
+				}
+			})
+		})
+	}
+}

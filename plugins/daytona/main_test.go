@@ -22,7 +22,7 @@ func timesFor(p cloudtest.Pace) times {
 	if p == cloudtest.Normal {
 		return normalTimes
 	}
-	t := times{Times: p.Times(), call: 20 * time.Second, slowCall: 20 * time.Second, token: 60 * time.Millisecond, stale: 500 * time.Millisecond, moved: 5 * time.Second}
+	t := times{Times: p.Times(), call: 20 * time.Second, slowCall: 20 * time.Second, token: 60 * time.Millisecond, stale: 500 * time.Millisecond, moved: time.Minute}
 	if p == cloudtest.Curt {
 		t.call, t.slowCall = 4*time.Second, 4*time.Second
 	}

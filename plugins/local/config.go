@@ -13,6 +13,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/berth-dev/berth/plugins/local/keeper"
 	"github.com/berth-dev/berth/plugins/local/store"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -26,7 +27,7 @@ type Config struct {
 	Isolation string   `berth:"isolation" default:"none" oneof:"none,bwrap" doc:"none runs servers as plain processes. bwrap (Linux) hides other processes from them, and lets them write to their own directory only."`
 }
 
-// open checks the configuration. It makes nothing.
+// open checks the configuration. It makes nothing, and removes what killed processes have left.
 func open(ctx context.Context, config Config, log hclog.Logger) (*Local, error) {
 	executable, err := os.Executable()
 	if err != nil {
@@ -52,6 +53,13 @@ func open(ctx context.Context, config Config, log hclog.Logger) (*Local, error) 
 	}
 	if err := l.store.RemoveLeftovers(); err != nil {
 		log.Warn("removing what an interrupted run left behind", "root", root, "error", err)
+	}
+	ids, err := l.store.IDs()
+	if err != nil {
+		log.Warn("looking for what killed keepers left behind", "root", root, "error", err)
+	}
+	for _, id := range ids {
+		keeper.CleanUp(l.store, id)
 	}
 	return l, nil
 }

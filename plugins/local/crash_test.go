@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -417,5 +419,74 @@ func TestWhatAServerDetachedEndsWithItHoweverItHides(t *testing.T) {
 	suspend(t, l, sandbox)
 	if lives(t, daemon) {
 		t.Error("the daemon lives on")
+	}
+}
+
+func TestTheNextStartEndsWhatAKilledKeeperLeft(t *testing.T) {
+	t.Parallel()
+	l := newLocal(t, Config{})
+	sandbox := create(t, l, "s1")
+	start(t, l, sandbox, shell(`(setsid sh -c 'echo $$ >stray; exec sleep 1000' &); exec sleep 1000`))
+	stray := pidFrom(t, l, sandbox.ID, "stray")
+	if err := syscall.Kill(keeperOf(t, l, sandbox.ID), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	l.keepers.Wait()
+	other := create(t, l, "s2") // whose keeper lives
+	start(t, l, other, shell("echo $$ >self; exec sleep 1000"))
+	self := pidFrom(t, l, other.ID, "self")
+	if _, err := open(t.Context(), Config{Root: l.store.Root}, hclog.NewNullLogger()); err != nil {
+		t.Fatal(err)
+	}
+	if lives(t, stray) || !lives(t, self) {
+		t.Errorf("the stray lives %v, the server of another sandbox %v", lives(t, stray), lives(t, self))
+	}
+}
+
+func TestPipesInTheTreeHangNothing(t *testing.T) {
+	t.Parallel()
+	l := newLocal(t, Config{})
+	create(t, l, "s1")
+	odd := store.NewID(provider.SandboxName(owner, "odd"))
+	for _, path := range []string{
+		filepath.Join("sandboxes", odd, "sandbox.json"), filepath.Join("sandboxes", odd, "keeper.json"), filepath.Join("sandboxes", odd, "keeper.lock"),
+		filepath.Join("sandboxes", store.NewID(provider.SandboxName(owner, "s3"))), filepath.Join("locks", "odd"), filepath.Join("ports", "21000"),
+		filepath.Join("pending", store.NewID(provider.SandboxName(owner, "s2"))),
+	} {
+		path = filepath.Join(l.store.Root, path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Mkfifo(path, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if _, err := open(context.Background(), Config{Root: l.store.Root}, hclog.NewNullLogger()); err != nil {
+			t.Error(err)
+		}
+		listed, err := l.List(context.Background(), provider.ListRequest{Owner: owner})
+		if err != nil || len(listed) != 1 {
+			t.Errorf("listed %+v, %v", listed, err)
+		}
+		if _, err := l.Attach(context.Background(), provider.AttachRequest{Session: "odd", Owner: owner}); err == nil {
+			t.Error("attached to a pipe")
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(30 * time.Second):
+		t.Fatal("it hangs")
+	}
+	if err := os.RemoveAll(l.store.Dir(odd)); err != nil { // so that the end of the test finds nothing it cannot read
+		t.Error(err)
+	}
+	ids, _ := l.store.IDs()
+	for _, id := range ids {
+		if info, err := os.Stat(l.store.Dir(id)); err == nil && !info.IsDir() {
+			os.Remove(l.store.Dir(id))
+		}
 	}
 }

@@ -122,16 +122,6 @@ func compareAge(a, b provider.Sandbox) int {
 	return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID))
 }
 
-func oldestOf[B any](c Cloud[B], boxes []B) *B {
-	var oldest *B
-	for i := range boxes {
-		if oldest == nil || compareAge(c.Describe(boxes[i]), c.Describe(*oldest)) < 0 {
-			oldest = &boxes[i]
-		}
-	}
-	return oldest
-}
-
 // attachNamed takes the sandbox that the request names: it needs no listing, which may lag. CodeNotFound: it names none, or
 // one that has ended.
 func (p *Provider[B]) attachNamed(ctx context.Context, req provider.AttachRequest) (provider.Sandbox, error) {

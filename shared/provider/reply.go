@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/net/http/httpguts"
 )
@@ -38,18 +39,22 @@ const (
 	listEach, listEmpty = 256, 16 << 10
 )
 
-var sandboxIDForm = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._:@/+=~%,-]{0,255}$`)
-
 // idProblem returns what is wrong with a sandbox id, or "". Ids are printed, recorded, and arguments of commands.
 func idProblem(id string) string {
 	switch {
 	case id == "":
 		return "no sandbox id"
-	case !sandboxIDForm.MatchString(id):
+	case len(id) > nameBytes || !isWordByte(id[0]) || strings.ContainsFunc(id, func(r rune) bool {
+		return r >= utf8.RuneSelf || !isWordByte(byte(r)) && !strings.ContainsRune(".:@/+=~%,-", r)
+	}):
 		return fmt.Sprintf("the sandbox id %.80q is not 1 to 256 of A-Z a-z 0-9 . _ : @ / + = ~ %% , - "+
 			"beginning with a letter, digit or underscore", id)
 	}
 	return ""
+}
+
+func isWordByte(b byte) bool {
+	return b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z' || b >= '0' && b <= '9' || b == '_'
 }
 
 func invalidReply(method, format string, args ...any) *Error {

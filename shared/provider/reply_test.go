@@ -4,17 +4,19 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"slices"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/berth-dev/berth/shared/proto/berth/provider/v1"
 )
+
+// idForm is what the document says of ids.
+var idForm = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._:@/+=~%,-]{0,255}$`)
 
 var made = Sandbox{ID: "sb-1", State: StateRunning, Origin: OriginCreated, Owner: "me", Session: "s1", Attempt: "a1"}
 
@@ -177,36 +179,33 @@ func (e endless) List(_ *pb.ListRequest, stream grpc.ServerStreamingServer[pb.Li
 
 func TestAListWithoutEndIsCutAndSaysSo(t *testing.T) {
 	t.Parallel()
-	page := func(n, count int, session string, more map[string]string) *pb.ListResponse {
-		w := &pb.ListResponse{}
-		for i := range count {
-			w.Sandboxes = append(w.Sandboxes, &pb.Sandbox{Id: fmt.Sprintf("%d-%d", n, i), Owner: "me", Session: session, Labels: more})
+	page := func(n int, session string) []Sandbox {
+		var sandboxes []Sandbox
+		for i := range 1000 {
+			sandboxes = append(sandboxes, Sandbox{ID: fmt.Sprintf("%d-%d", n, i), Owner: "me", Session: session})
 		}
-		return w
+		return sandboxes
 	}
+	same := func(sandboxes []Sandbox) func(int) []Sandbox { return func(int) []Sandbox { return sandboxes } }
 	for name, test := range map[string]struct {
-		message func(int) *pb.ListResponse
-		says    string
-		least   int
+		page  func(int) []Sandbox
+		size  int // of a message
+		says  string
+		least int
 	}{
-		"many": {func(n int) *pb.ListResponse { return page(n, 1000, "s1", nil) }, "50000 sandboxes", listCount},
-		"large": {func(n int) *pb.ListResponse {
-			return page(n, 100, "s1", map[string]string{"a": strings.Repeat("x", 8<<10)})
-		}, "64 MiB", 3000},
-		"of other sessions": {func(n int) *pb.ListResponse { return page(n, 1000, "s2", nil) }, "64 MiB", 0},
-		"the same again":    {func(int) *pb.ListResponse { return page(0, 1000, "s1", nil) }, "64 MiB", 1000},
-		"broken": {func(n int) *pb.ListResponse {
-			return &pb.ListResponse{Sandboxes: slices.Repeat([]*pb.Sandbox{{}}, 1000)}
-		}, "64 MiB", 0},
-		"nothing at all": {func(int) *pb.ListResponse { return &pb.ListResponse{} }, "64 MiB", 0},
+		"many":              {func(n int) []Sandbox { return page(n, "s1") }, 10_000, "50000 sandboxes", listCount},
+		"large":             {func(n int) []Sandbox { return page(n, "s1") }, 8 << 20, "64 MiB", 7000},
+		"of other sessions": {same(page(0, "s2")), 10_000, "64 MiB", 0},
+		"the same again":    {same(page(0, "s1")), 10_000, "64 MiB", 1000},
+		"broken":            {same(make([]Sandbox, 1000)), 2000, "64 MiB", 0},
+		"nothing at all":    {same(nil), 0, "64 MiB", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			l := listing{request: ListRequest{Owner: "me", Session: "s1"}, seen: map[string]int{}}
 			var err error
 			for n := 0; err == nil; n++ {
-				w := test.message(n)
-				err = l.add(sandboxesFromWire(w.GetSandboxes()), proto.Size(w))
+				err = l.add(test.page(n), test.size)
 			}
 			if e := AsError(err); e.Reason != ReasonListCut || !strings.Contains(e.Message, "more than "+test.says) {
 				t.Errorf("got %v", err)
@@ -222,14 +221,17 @@ func TestTheCallOfAListThatIsCutIsEnded(t *testing.T) {
 	t.Parallel()
 	c := NewClient(dial(t, func(r grpc.ServiceRegistrar) {
 		pb.RegisterHousekeepingServer(r, endless{message: func(n int) *pb.ListResponse {
-			return &pb.ListResponse{Sandboxes: []*pb.Sandbox{{Id: fmt.Sprint(n), Owner: "me", Detail: strings.Repeat("x", 1<<20)}}}
+			if n == 0 {
+				return &pb.ListResponse{Sandboxes: []*pb.Sandbox{{Id: "sb-1", Owner: "me"}}}
+			}
+			return &pb.ListResponse{}
 		}})
 	}))
 	got, err := c.List(t.Context(), ListRequest{Owner: "me"})
 	if e := AsError(err); e == nil || e.Reason != ReasonListCut {
 		t.Errorf("got %v", err)
 	}
-	equal(t, "sandboxes", len(got), listBytes>>20-1)
+	equal(t, "sandboxes", len(got), 1)
 }
 
 func TestAListThatBreaksOffKeepsWhatWasRead(t *testing.T) {
@@ -271,9 +273,9 @@ func TestTimesThatJSONCannotCarryAreNone(t *testing.T) {
 
 func TestTextForPeopleIsCut(t *testing.T) {
 	t.Parallel()
-	long := strings.Repeat("é", 1<<19)
+	long, longest := strings.Repeat("é", 1<<14), strings.Repeat("x", logBytes)
 	c := connect(t, &fake{
-		ping: PingResult{Status: PingExited, Reason: long, LogTail: []string{long, long}}, lines: []string{long, long, "the last"},
+		ping: PingResult{Status: PingExited, Reason: long, LogTail: []string{long, long}}, lines: []string{longest, "the last"},
 		sandbox: Sandbox{ID: "a", State: StateRunning, Origin: OriginAttached, Detail: long},
 	})
 	ping, err := c.Ping(t.Context(), PingRequest{})
@@ -332,7 +334,7 @@ func FuzzSandboxReply(f *testing.F) {
 			},
 		}
 		s := sandboxFromWire(w)
-		if checkSandbox("Create", s, "me", "s1") == nil && (s.Owner != "me" || s.Session != "s1" || !sandboxIDForm.MatchString(s.ID)) {
+		if checkSandbox("Create", s, "me", "s1") == nil && (s.Owner != "me" || s.Session != "s1" || !idForm.MatchString(s.ID)) {
 			t.Errorf("%+v is believed", s)
 		}
 		asked := Server{ExtraPorts: map[string]int{"vnc": 1}}
@@ -346,7 +348,7 @@ func FuzzSandboxReply(f *testing.F) {
 			t.Error(err)
 		}
 		for got := range maps.Keys(l.seen) {
-			if !sandboxIDForm.MatchString(got) || owner != "me" {
+			if !idForm.MatchString(got) || owner != "me" {
 				t.Errorf("%q of %q is listed", got, owner)
 			}
 		}

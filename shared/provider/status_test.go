@@ -151,7 +151,7 @@ func FuzzErrorFromWire(f *testing.F) {
 		if domain != errorDomain && (e.Code == CodeExhausted || e.Code == CodeDenied || e.Code == CodeUnsupported || e.Code == CodeUnreachable) {
 			t.Errorf("%s is believed of the domain %q", e.Code, domain)
 		}
-		if e.SandboxID != "" && !sandboxIDForm.MatchString(e.SandboxID) || e.RetryAfter < 0 || e.RetryAfter > longestWaited {
+		if e.SandboxID != "" && !idForm.MatchString(e.SandboxID) || e.RetryAfter < 0 || e.RetryAfter > longestWaited {
 			t.Errorf("id %q, pause %s", e.SandboxID, e.RetryAfter)
 		}
 		again := AsError(errorFromWire(t.Context(), "Create", errorToWire(e)))

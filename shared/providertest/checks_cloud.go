@@ -250,7 +250,7 @@ func cloudPing(_ context.Context, t *trial) error {
 		case provider.CodeOf(o.errs["Ping"]) == provider.CodeNotFound:
 			return notMistaken("Ping", o.errs["Ping"])
 		case o.ping.Status == provider.PingGone, o.ping.Status == provider.PingStopped, o.ping.Status == provider.PingExited:
-			return fmt.Errorf("Ping answers %s: %s", o.ping.Status, o.ping.Reason)
+			return fmt.Errorf("it answers %s: %s", o.ping.Status, o.ping.Reason)
 		}
 		return nil
 	})

@@ -251,6 +251,15 @@ func (c *Cloud) Cut(broken bool) {
 	c.memory.cut = broken
 }
 
+// Forget makes the proxy forget what it remembers, as minutes do.
+func (c *Cloud) Forget() {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	clear(c.memory.keys)
+	clear(c.memory.places)
+	clear(c.memory.touches)
+}
+
 // Desire sets the desired state of a sandbox without acting on it.
 func (c *Cloud) Desire(id, state string) {
 	c.mutex.Lock()

@@ -92,8 +92,7 @@ func (e *envdServer) isSetUp() bool {
 	return !e.crashed
 }
 
-// write writes a line to envd's log, which goes to E2B: the whole request of every procedure but StreamInput, and in some
-// versions what processes print.
+// write writes a line to envd's log, which goes to E2B: the whole request of every procedure but StreamInput.
 func (e *envdServer) write(what string, message proto.Message) {
 	text, _ := protojson.Marshal(message)
 	e.mutex.Lock()
@@ -155,14 +154,15 @@ func (e *envdServer) user(header http.Header) (unixUser, error) {
 // keepalive returns the interval of keepalive messages that the client wants. Zero also crashes the real envd.
 func (e *envdServer) keepalive(header http.Header) (time.Duration, error) {
 	n, err := strconv.Atoi(header.Get("Keepalive-Ping-Interval"))
-	if err != nil {
-		return 90 * time.Second, nil
-	}
-	if n <= 0 {
+	switch {
+	case err == nil && n <= 0:
 		e.crash()
 		return 0, connect.NewError(connect.CodeUnavailable, errors.New("envd crashed"))
+	case err == nil:
+		return time.Duration(n) * time.Second, nil
+	default:
+		return 90 * time.Second, nil
 	}
-	return time.Duration(n) * time.Second, nil
 }
 
 func (e *envdServer) start(ctx context.Context, req *connect.Request[envd.StartRequest], stream *connect.ServerStream[envd.StartResponse]) error {
@@ -182,10 +182,7 @@ func (e *envdServer) start(ctx context.Context, req *connect.Request[envd.StartR
 	if err != nil {
 		return err
 	}
-	send := func(event *envd.ProcessEvent) error {
-		e.write("event", event)
-		return stream.Send(&envd.StartResponse{Event: event})
-	}
+	send := func(event *envd.ProcessEvent) error { return stream.Send(&envd.StartResponse{Event: event}) }
 	return e.follow(ctx, p, interval, 0, send)
 }
 

@@ -147,7 +147,7 @@ func (c *Cloud) reachable(ctx context.Context, s *sandbox, port int) bool {
 		if !simcloud.NothingListens(err) {
 			return false
 		}
-		c.forwardLoopback(s, port)
+		c.forwardLoopback(s, port) //nolint:contextcheck // it reads a file
 		if try < 4 {
 			linger(ctx, c.options.DialTime*time.Duration(try+1)/10)
 		}

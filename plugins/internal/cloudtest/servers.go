@@ -187,7 +187,7 @@ func testLogs(f *fixture) {
 	if lines := logs(2); len(lines) > 0 {
 		f.Errorf("before any server: %q", lines)
 	}
-	const last = 400_000 // nearly 3 MB
+	const last = 200_000 // 1.3 MB
 	Start(f.T, p, sandbox, Shell(fmt.Sprintf("seq 1 %d; exec sleep 1000", last)))
 	want := []string{fmt.Sprint(last - 1), fmt.Sprint(last)}
 	Eventually(f.T, "the log has its last lines", func() bool { return slices.Equal(logs(2), want) })

@@ -4,6 +4,8 @@ import (
 	"os"
 	"syscall"
 	"time"
+
+	"github.com/berth-dev/berth/plugins/local/store"
 )
 
 // Mark is the environment variable of a server's processes whose value only their keeper and its successors know: a new
@@ -25,6 +27,22 @@ func SweepDead(mark string) {
 	}
 	entry := Mark + "=" + mark
 	killAll(func() []int { return marked(entry) }, func(pid int) bool { return hasEnvironment(pid, entry) })
+}
+
+// CleanUp kills what the keeper of a sandbox has left if it was itself killed. It never waits, and does nothing to a sandbox
+// that somebody else is at.
+func CleanUp(s store.Store, id string) {
+	client, err := Dial(s, id)
+	if err != nil || hasArgument(client.PID(), s.Dir(id)) {
+		return
+	}
+	lock, err := s.LockKeeper(id)
+	if err != nil || lock == nil {
+		return
+	}
+	defer lock.Close()
+	SweepDead(client.Mark())
+	os.Remove(contactFile(s, id)) // as a keeper that ends in good order does
 }
 
 // killAll kills the processes that find finds, until it finds none.

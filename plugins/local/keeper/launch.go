@@ -36,7 +36,7 @@ const (
 // goroutine in children does.
 func Launch(ctx context.Context, executable string, s store.Store, id string, lock *os.File, children *sync.WaitGroup) error {
 	defer lock.Close() // the keeper's copy keeps the lock
-	complaints, err := os.OpenFile(filepath.Join(s.Dir(id), "keeper.log"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	complaints, err := store.Open(filepath.Join(s.Dir(id), "keeper.log"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"sync"
+
+	"github.com/berth-dev/berth/plugins/local/store"
 )
 
 // logLimit limits each of the two files of a server's log, in bytes.
@@ -20,7 +22,7 @@ type logFile struct {
 }
 
 func openLog(path string) (*logFile, error) {
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	file, err := store.Open(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +59,7 @@ func (l *logFile) rotate() {
 	if os.Rename(l.path, l.path+".1") != nil {
 		return
 	}
-	file, err := os.OpenFile(l.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	file, err := store.Open(l.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return // keep writing to the renamed file
 	}
@@ -79,7 +81,7 @@ func History(path string, count int) ([]string, error) {
 }
 
 func readLines(path string) ([]string, error) {
-	content, err := os.ReadFile(path)
+	content, err := store.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

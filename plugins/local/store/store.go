@@ -24,10 +24,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
+	"syscall"
 	"time"
 )
 
@@ -86,7 +88,7 @@ func (s Store) IDs() ([]string, error) {
 	}
 	var ids []string
 	for _, entry := range entries {
-		if idPattern.MatchString(entry.Name()) {
+		if entry.IsDir() && idPattern.MatchString(entry.Name()) {
 			ids = append(ids, entry.Name())
 		}
 	}
@@ -206,7 +208,7 @@ func WriteJSON(path string, value any) error {
 
 // ReadJSON reads a file written by WriteJSON.
 func ReadJSON(path string, value any) error {
-	content, err := os.ReadFile(path)
+	content, err := ReadFile(path)
 	if err != nil {
 		return err
 	}
@@ -214,4 +216,31 @@ func ReadJSON(path string, value any) error {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
+}
+
+// Open is os.OpenFile for regular files. It refuses whatever else stands there, such as a pipe, on which everybody would wait.
+func Open(path string, flag int, mode fs.FileMode) (*os.File, error) {
+	file, err := os.OpenFile(path, flag|syscall.O_NONBLOCK, mode)
+	if err != nil {
+		return nil, err
+	}
+	info, err := file.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = &fs.PathError{Op: "open", Path: path, Err: errors.New("not a regular file")}
+	}
+	if err != nil {
+		file.Close()
+		return nil, err
+	}
+	return file, nil
+}
+
+// ReadFile is os.ReadFile for regular files, as Open is.
+func ReadFile(path string) ([]byte, error) {
+	file, err := Open(path, os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	return io.ReadAll(file)
 }

@@ -26,9 +26,6 @@ import (
 	"github.com/berth-dev/berth/shared/provider"
 )
 
-// configured is what the process does besides, once the host has configured it.
-var configured = func() {}
-
 func main() {
 	switch behaviour := os.Getenv("HOSTILE"); behaviour {
 	case "die":
@@ -40,21 +37,11 @@ func main() {
 		_, _ = os.Stdout.WriteString(strings.Repeat("\x00\xff\x1b[2J", 200_000))
 		_, _ = io.Copy(io.Discard, os.Stdin)
 	case "flood":
-		stdout, stderr := os.NewFile(1, "stdout"), os.NewFile(2, "stderr") // go-plugin replaces os.Stdout and os.Stderr
-		noise := strings.Repeat("\x1b]0;noise\x07\xff", 10_000)
-		for range 20 {
-			_, _ = io.WriteString(stderr, noise+"\n")
-		}
-		configured = func() {
-			for range 20 {
-				_, _ = io.WriteString(stdout, noise)
-				_, _ = io.WriteString(stderr, noise)
-			}
-		}
+		flood(rawStderr)
 		serve(true)
 	case "fork":
 		child := exec.CommandContext(context.Background(), "sleep", "60")
-		child.Stdout, child.Stderr = os.NewFile(1, "stdout"), os.NewFile(2, "stderr")
+		child.Stdout, child.Stderr = rawStdout, rawStderr
 		if err := child.Start(); err != nil {
 			panic(err)
 		}
@@ -64,6 +51,21 @@ func main() {
 	default:
 		serve(true)
 	}
+}
+
+// The original descriptors: go-plugin replaces os.Stdout and os.Stderr.
+var (
+	rawStdout = os.NewFile(1, "stdout")
+	rawStderr = os.NewFile(2, "stderr")
+)
+
+// flood writes 2 MB of what harms a terminal, almost all in one line.
+func flood(file *os.File) {
+	noise := strings.Repeat("\x1b]0;noise\x07\xff", 10_000)
+	for range 20 {
+		_, _ = io.WriteString(file, noise)
+	}
+	_, _ = io.WriteString(file, "\n")
 }
 
 func serve(housekeeping bool) {
@@ -187,7 +189,10 @@ func (*hostile) Describe(context.Context, *pb.DescribeRequest) (*pb.DescribeResp
 }
 
 func (*hostile) Configure(context.Context, *pb.ConfigureRequest) (*pb.ConfigureResponse, error) {
-	go configured()
+	if os.Getenv("HOSTILE") == "flood" {
+		flood(rawStdout)
+		flood(rawStderr)
+	}
 	return &pb.ConfigureResponse{}, nil
 }
 

@@ -179,7 +179,7 @@ const (
 	SandboxState_SANDBOX_STATE_SUSPENDED SandboxState = 3
 	// Ended, or on its way there: nothing can wake it.
 	SandboxState_SANDBOX_STATE_GONE SandboxState = 4
-	// The provider gave up on it. It may still occupy its name and cost money.
+	// The provider gave up on it. It may still occupy its name and cost money, so it is listed, and never NOT_FOUND.
 	SandboxState_SANDBOX_STATE_FAILED SandboxState = 5
 	// A state this plugin does not know.
 	SandboxState_SANDBOX_STATE_UNKNOWN SandboxState = 6
@@ -771,7 +771,8 @@ type HealthCheck struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Asked in order; the next one only when the answer was 404.
 	Paths []string `protobuf:"bytes,1,rep,name=paths,proto3" json:"paths,omitempty"`
-	// Fields the JSON answer must have, with these values; empty for any answer.
+	// Fields the JSON answer must have, with these values: text as it is, numbers and booleans as JSON writes them. Empty
+	// for any answer.
 	JsonFields map[string]string `protobuf:"bytes,2,rep,name=json_fields,json=jsonFields,proto3" json:"json_fields,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// For one probe.
 	Timeout       *durationpb.Duration `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`
@@ -836,7 +837,7 @@ type Endpoint struct {
 	Url string `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
 	// What every request must carry, such as the provider's own token. Secret.
 	Headers map[string]string `protobuf:"bytes,2,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Unset when the URL lives as long as the sandbox runs.
+	// Unset when the URL lives as long as the sandbox runs. Until then it works, even when a newer one was given out since.
 	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -957,9 +958,10 @@ type Sandbox struct {
 	Attempt   string                 `protobuf:"bytes,6,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	Labels    map[string]string      `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// When the provider ends it by itself; unset when it never does.
+	// When the provider ends it by itself as things stand; unset when it never does.
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
-	// From Attach: where a server on the requested ports is reached, when that is known without starting it.
+	// From Attach: how a server on the requested ports is reached. It is set where one runs, whatever process started it, and
+	// may be set where none does.
 	Endpoints *Endpoints `protobuf:"bytes,10,opt,name=endpoints,proto3" json:"endpoints,omitempty"`
 	// The provider's own word for the state, for people.
 	Detail        string `protobuf:"bytes,11,opt,name=detail,proto3" json:"detail,omitempty"`
@@ -1075,8 +1077,9 @@ func (x *Sandbox) GetDetail() string {
 }
 
 type CreateRequest struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	Session string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 128 of A-Z a-z 0-9 . _ : @ / + = -, the first a letter or digit. Case counts.
+	Session string `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	// The installation that owns the sandbox. Two owners never see or touch each other's.
 	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
 	// Unique to this attempt; written to the sandbox, so that a lost answer can be matched to it.

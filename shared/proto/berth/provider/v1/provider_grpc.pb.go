@@ -205,17 +205,19 @@ const (
 type ProviderClient interface {
 	// Create makes one sandbox for the session and waits until it runs. It never makes a second one for the same owner
 	// and session: when one exists already it is adopted (origin ATTACHED) if its labels are ours, and refused with
-	// ALREADY_EXISTS if they are not.
+	// ALREADY_EXISTS if they are not. That holds for Creates at the same time from several processes, too, and for one to
+	// which the cloud's answer got lost.
 	Create(ctx context.Context, in *CreateRequest, opts ...grpc.CallOption) (*CreateResponse, error)
-	// Attach finds the session's sandbox, wakes it if it sleeps and waits until it runs. It never creates. Safe to
-	// repeat.
+	// Attach finds the session's sandbox, wakes it if it sleeps and waits until it runs. It never creates, and brings the end
+	// of a running sandbox no nearer. Safe to repeat.
 	Attach(ctx context.Context, in *AttachRequest, opts ...grpc.CallOption) (*AttachResponse, error)
 	// StartServer launches the action server unless it runs already, and returns where to reach it. It returns as soon
 	// as the server was launched. A server that dies at once is reported by the error SERVER_EXITED or by the next Ping
-	// with EXITED, in both cases with its exit code and last log lines. Safe to repeat: there is never a second copy.
+	// with EXITED, in both cases with its exit code and last log lines. Safe to repeat: there is never a second copy, and a
+	// server that runs stays, whatever other one is asked for.
 	StartServer(ctx context.Context, in *StartServerRequest, opts ...grpc.CallOption) (*StartServerResponse, error)
 	// Ping asks the server's health path once. The host repeats it, up to several times a second at first, so it stays
-	// off the provider's control API while things go well.
+	// off the provider's control API while things go well. It wakes nothing.
 	Ping(ctx context.Context, in *PingRequest, opts ...grpc.CallOption) (*PingResponse, error)
 }
 
@@ -275,17 +277,19 @@ func (c *providerClient) Ping(ctx context.Context, in *PingRequest, opts ...grpc
 type ProviderServer interface {
 	// Create makes one sandbox for the session and waits until it runs. It never makes a second one for the same owner
 	// and session: when one exists already it is adopted (origin ATTACHED) if its labels are ours, and refused with
-	// ALREADY_EXISTS if they are not.
+	// ALREADY_EXISTS if they are not. That holds for Creates at the same time from several processes, too, and for one to
+	// which the cloud's answer got lost.
 	Create(context.Context, *CreateRequest) (*CreateResponse, error)
-	// Attach finds the session's sandbox, wakes it if it sleeps and waits until it runs. It never creates. Safe to
-	// repeat.
+	// Attach finds the session's sandbox, wakes it if it sleeps and waits until it runs. It never creates, and brings the end
+	// of a running sandbox no nearer. Safe to repeat.
 	Attach(context.Context, *AttachRequest) (*AttachResponse, error)
 	// StartServer launches the action server unless it runs already, and returns where to reach it. It returns as soon
 	// as the server was launched. A server that dies at once is reported by the error SERVER_EXITED or by the next Ping
-	// with EXITED, in both cases with its exit code and last log lines. Safe to repeat: there is never a second copy.
+	// with EXITED, in both cases with its exit code and last log lines. Safe to repeat: there is never a second copy, and a
+	// server that runs stays, whatever other one is asked for.
 	StartServer(context.Context, *StartServerRequest) (*StartServerResponse, error)
 	// Ping asks the server's health path once. The host repeats it, up to several times a second at first, so it stays
-	// off the provider's control API while things go well.
+	// off the provider's control API while things go well. It wakes nothing.
 	Ping(context.Context, *PingRequest) (*PingResponse, error)
 	mustEmbedUnimplementedProviderServer()
 }
@@ -444,7 +448,8 @@ const (
 //
 // Housekeeping ends, keeps and finds sandboxes. Each call is optional and declared as a capability.
 type HousekeepingClient interface {
-	// List streams all sandboxes of an owner, in as many messages as the plugin likes, whatever their state.
+	// List streams all sandboxes of an owner, in as many messages as the plugin likes, whatever their state. It may lag
+	// behind by a minute. When a part of the cloud's listing fails, so does the call.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListResponse], error)
 	// Renew moves the end of a sandbox's life to now plus the lifetime.
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error)
@@ -530,7 +535,8 @@ func (c *housekeepingClient) Logs(ctx context.Context, in *LogsRequest, opts ...
 //
 // Housekeeping ends, keeps and finds sandboxes. Each call is optional and declared as a capability.
 type HousekeepingServer interface {
-	// List streams all sandboxes of an owner, in as many messages as the plugin likes, whatever their state.
+	// List streams all sandboxes of an owner, in as many messages as the plugin likes, whatever their state. It may lag
+	// behind by a minute. When a part of the cloud's listing fails, so does the call.
 	List(*ListRequest, grpc.ServerStreamingServer[ListResponse]) error
 	// Renew moves the end of a sandbox's life to now plus the lifetime.
 	Renew(context.Context, *RenewRequest) (*RenewResponse, error)
