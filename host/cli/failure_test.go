@@ -286,3 +286,26 @@ func TestSessionsShowsTheGoodProviderBesideABrokenOne(t *testing.T) {
 	wants(t, r.stderr, "provider broken: ", "told to fail with denied")
 	m.fine("sessions", "--provider", "good")
 }
+
+func TestEveryCommandAnswersAlikeForASessionThatIsNotThereOrElsewhere(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	m.configure(m.mockBlock("good") + m.mockBlock("other"))
+	id := m.connect("s1", "-p", "good").Sandbox.ID
+	for _, command := range []string{"ping", "disconnect", "hold"} {
+		r := m.berth(command, "nobody", "-o", "json")
+		if f := r.failure(t); r.code != 4 || f.Code != "not_found" || f.Session != "nobody" || f.Retryable || !strings.Contains(f.Hint, "--provider") {
+			t.Errorf("%s nobody: exit code %d: %+v", command, r.code, f)
+		}
+	}
+	for _, line := range []string{"ping s1", "disconnect s1", "hold s1", "connect s1"} {
+		r := m.berth(append(strings.Fields(line), "-p", "other", "-o", "json")...)
+		if f := r.failure(t); r.code != 6 || f.Code != "already_exists" || f.SandboxID != id || !strings.Contains(f.Hint, "--provider good") {
+			t.Errorf("%s: exit code %d: %+v", line, r.code, f)
+		}
+	}
+	if r := m.berth("connect", "nobody", "-o", "json"); r.code != 2 || r.failure(t).Code != "usage" {
+		t.Errorf("exit code %d: %s", r.code, r.stdout) // it would have to guess
+	}
+	m.fine("ping", "s1")
+}
