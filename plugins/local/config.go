@@ -65,7 +65,7 @@ func open(ctx context.Context, config Config, log hclog.Logger) (*Local, error) 
 }
 
 func rootOf(config Config) (string, error) {
-	root, err := config.Root, error(nil)
+	root := config.Root
 	home, state := os.Getenv("HOME"), os.Getenv("XDG_STATE_HOME")
 	fromHome := strings.HasPrefix(root, "~/")
 	switch {
@@ -78,7 +78,8 @@ func rootOf(config Config) (string, error) {
 	case fromHome:
 		root = filepath.Join(home, root[2:])
 	}
-	if root, err = filepath.Abs(root); err != nil {
+	root, err := filepath.Abs(root)
+	if err != nil {
 		return "", provider.InvalidField("root", "%v", err)
 	}
 	switch info, err := os.Stat(root); {

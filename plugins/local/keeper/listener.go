@@ -34,9 +34,9 @@ func FindListener(s store.Store, id string, port int) (Listener, error) {
 	if !hasArgument(keeper, s.Dir(id)) { // it is dead, and the number may be another process's
 		keeper = 0
 	}
-	four, six, err := listening(port)
+	four, six, told := listening(port)
 	switch {
-	case err != nil:
+	case !told:
 		return Listener{Unknown: true}, nil
 	case len(four) == 0:
 		return Listener{IPv6: len(six) > 0 && stranger(keeper, six) == nil}, nil

@@ -20,26 +20,24 @@ var (
 )
 
 // listening returns the sockets that listen on a port: those that connections to 127.0.0.1 reach, and those that only
-// connections to ::1 do.
-func listening(port int) (four, six []socket, err error) {
-	if four, err = readTable("tcp", reachIPv4, port); err != nil {
-		return nil, nil, err
-	}
-	if len(four) == 0 {
+// connections to ::1 do. told reports whether the kernel tells.
+func listening(port int) (four, six []socket, told bool) {
+	four, err := readTable("tcp", reachIPv4, port)
+	if err == nil && len(four) == 0 {
 		four, err = readTable("tcp6", reachBoth, port)
 	}
-	if len(four) == 0 && err == nil {
+	if err == nil && len(four) == 0 {
 		six, err = readTable("tcp6", reachIPv6, port)
 	}
-	if os.IsNotExist(err) { // a kernel without IPv6
-		err = nil
-	}
-	return four, six, err
+	return four, six, err == nil
 }
 
 // readTable returns the sockets in one of the kernel's tables that listen on the port at one of the addresses.
 func readTable(name string, addresses []string, port int) ([]socket, error) {
 	file, err := os.Open("/proc/self/net/" + name)
+	if os.IsNotExist(err) && name == "tcp6" { // a kernel without IPv6
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}
