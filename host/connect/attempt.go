@@ -115,13 +115,13 @@ func (a *attempt) ready(sandbox provider.Sandbox, endpoints provider.Endpoints) 
 	}
 }
 
-// handOver gives the result to whoever asked for it, while the record still says that the sandbox is being made: if this host dies before
-// anybody was told, the sandbox is found and ended.
+// handOver gives the result to whoever asked for it, while the record still says that the sandbox is being made: if this
+// host dies before anybody was told, the sandbox is found and ended.
 func (a *attempt) handOver(ctx context.Context, result Result) error {
 	if a.req.HandOver == nil {
 		return nil
 	}
-	if err := a.lease.Check(ctx); err != nil {
+	if err := a.lease.Confirm(ctx); err != nil {
 		return err
 	}
 	if err := a.req.HandOver(ctx, result); err != nil {

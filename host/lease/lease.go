@@ -90,6 +90,11 @@ func (l *Lease) Check(ctx context.Context) error {
 	if time.Since(l.known) < certain && l.store.Valid() {
 		return ctx.Err()
 	}
+	return l.Confirm(ctx)
+}
+
+// Confirm is Check for what cannot be taken back: it looks into the records however short ago the last look was.
+func (l *Lease) Confirm(ctx context.Context) error {
 	began := time.Now()
 	look, cancel := context.WithTimeout(ctx, checkLimit)
 	defer cancel()
