@@ -89,9 +89,9 @@ func (s *SQL) withHolder(ctx context.Context, f func(h *holder, register change)
 	case s.registering <- struct{}{}:
 	case <-ctx.Done(): // the call that registers one waits for the records
 		if s.writer != nil {
-			return s.explain(ctx, s.writer.queue.explain(ctx.Err(), began))
+			return s.explain(ctx, began, s.writer.queue.explain(ctx.Err(), began))
 		}
-		return s.explain(ctx, ctx.Err())
+		return s.explain(ctx, began, ctx.Err())
 	}
 	if old := s.currentHolder(); old != nil && old.valid() { // registered by another call
 		<-s.registering

@@ -148,7 +148,7 @@ func TestTablesThatAreNotBerthsAreRefused(t *testing.T) {
 func TestAServerThatNeverAnswersIsGivenUpAtTheDeadline(t *testing.T) {
 	t.Parallel()
 	silent := newProxy(t, "")
-	ctx, cancel := context.WithTimeout(testContext(t), 200*time.Millisecond)
+	ctx, cancel := context.WithTimeout(testContext(t), fair+200*time.Millisecond)
 	defer cancel()
 	_, err := Open(ctx, Options{URL: "postgres://berth:hunter2@" + silent.address() + "/berth?sslmode=disable", Dir: t.TempDir(), Owner: "tests"})
 	if e := wantUnusable(t, err, "does not answer"); !e.Passes {
@@ -172,7 +172,7 @@ func TestAConnectionThatFallsSilentIsReplaced(t *testing.T) {
 		"Take":    func(ctx context.Context) error { _, _, err := s.Take(ctx, "s2"); return err },
 		"Get":     func(ctx context.Context) error { _, err := s.Get(ctx, "s1"); return err },
 	} {
-		ctx, cancel := context.WithTimeout(testContext(t), 100*time.Millisecond)
+		ctx, cancel := context.WithTimeout(testContext(t), fair+100*time.Millisecond)
 		defer cancel()
 		if e := wantUnusable(t, call(ctx), "does not answer"); !e.Passes {
 			t.Errorf("%s: it is said not to pass", name)

@@ -173,7 +173,7 @@ func TestAStoppedProcessIsToldFromACrowd(t *testing.T) {
 	s := openSQL(t, o)
 	lease, record := take(t, s, "s1")
 	save := func() error {
-		ctx, cancel := context.WithTimeout(testContext(t), 50*time.Millisecond)
+		ctx, cancel := context.WithTimeout(testContext(t), fair+50*time.Millisecond)
 		defer cancel()
 		return s.Save(ctx, lease, record)
 	}
@@ -236,7 +236,7 @@ func TestAProgramOutsideOfTheQueueIsNamedAsSuch(t *testing.T) {
 		return err == nil && who.Blocked
 	})
 	for _, s := range []*SQL{s, waiter} { // the one in its turn, and one that waits behind it
-		ctx, cancel := context.WithTimeout(testContext(t), 20*time.Millisecond)
+		ctx, cancel := context.WithTimeout(testContext(t), fair+20*time.Millisecond)
 		defer cancel()
 		_, _, err := s.Take(ctx, "s2")
 		if e := wantUnusable(t, err, "does not queue"); !e.Passes {
@@ -246,4 +246,19 @@ func TestAProgramOutsideOfTheQueueIsNamedAsSuch(t *testing.T) {
 	_, err = conn.ExecContext(testContext(t), "ROLLBACK")
 	wantNil(t, "unlocking", err)
 	wantNil(t, "Take", <-taken)
+}
+
+// A deadline that passes while the records are being asked is not their failure: they had no time to answer.
+func TestRecordsThatHadLittleTimeAreNotBlamedForTheDeadline(t *testing.T) {
+	t.Parallel()
+	o := Options{Dir: t.TempDir()}
+	s := openSQL(t, o)
+	lease, record := take(t, s, "s1")
+	_, end := inTurn(t, o.Dir)
+	defer end()
+	ctx, cancel := context.WithTimeout(testContext(t), 20*time.Millisecond)
+	defer cancel()
+	if err := s.Save(ctx, lease, record); !errors.Is(err, context.DeadlineExceeded) || ofContract(err) {
+		t.Errorf("got %v", err)
+	}
 }

@@ -93,6 +93,8 @@ const (
 	patience = 10 * time.Second
 	// tryTimeout limits one try, so that a connection that died silently is replaced before patience ends.
 	tryTimeout = 4 * time.Second
+	// fair is how long the records must have been waited for to be blamed for a deadline that has passed.
+	fair = time.Second
 )
 
 // Open opens the records. It creates or migrates them if need be.
@@ -114,8 +116,9 @@ func Open(ctx context.Context, o Options) (*SQL, error) {
 	if s.database, err = choose(o.URL, o.Dir); err != nil {
 		return nil, err
 	}
+	began := time.Now()
 	if s.db, err = s.database.open(ctx); err != nil {
-		return nil, s.explain(ctx, err)
+		return nil, s.explain(ctx, began, err)
 	}
 	n := s.database.connections()
 	s.slots = make(chan struct{}, n)
@@ -642,7 +645,8 @@ func (s *SQL) retrying(ctx context.Context, f func(context.Context) error) error
 	if _, limited := ctx.Deadline(); !limited {
 		backoff = retry.WithMaxDuration(patience, backoff)
 	}
-	return s.explain(ctx, repeat(ctx, backoff, s.database.transient, f))
+	began := time.Now()
+	return s.explain(ctx, began, repeat(ctx, backoff, s.database.transient, f))
 }
 
 // repeat calls f until it succeeds, or fails with an error that is not transient, or backoff or ctx ends.
@@ -699,13 +703,15 @@ func (s *SQL) transaction(ctx context.Context, durable bool, f change) error {
 	})
 }
 
-// explain turns every error into one that Store documents, or that of a context that was cancelled. Records that do not
-// answer before a deadline are unusable.
-func (s *SQL) explain(ctx context.Context, err error) error {
+// explain turns every error of a call that began then into one that Store documents, or that of a context that has ended.
+// Records that do not answer before a deadline are unusable, unless there was little time left for them to answer.
+func (s *SQL) explain(ctx context.Context, began time.Time, err error) error {
 	switch {
 	case err == nil, ofContract(err):
 		return err
 	case errors.Is(ctx.Err(), context.Canceled):
+		return ctx.Err()
+	case errors.Is(ctx.Err(), context.DeadlineExceeded) && time.Since(began) < fair:
 		return ctx.Err()
 	}
 	return s.database.explain(err)
