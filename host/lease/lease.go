@@ -146,9 +146,11 @@ func outlive(parent context.Context, more time.Duration) (context.Context, conte
 	if parent.Err() != nil {
 		return context.WithTimeout(ctx, more)
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	var cancel context.CancelFunc
 	if deadline, limited := parent.Deadline(); limited {
 		ctx, cancel = context.WithDeadline(ctx, deadline.Add(more))
+	} else {
+		ctx, cancel = context.WithCancel(ctx)
 	}
 	stop := context.AfterFunc(parent, func() { time.AfterFunc(more, cancel) })
 	return ctx, func() {
