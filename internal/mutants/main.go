@@ -111,7 +111,7 @@ func unleash(ctx context.Context, pkg string) ([]mutation, error) {
 	defer os.Remove(out.Name())
 	// Without --test-cpu: gremlins 0.6.0 hands it to go test in a form that makes every run fail, which counts as noticed.
 	gremlins := exec.CommandContext(ctx, "go", "tool", "-modfile=tools/go.mod", "gremlins", "unleash", "./"+pkg,
-		"--output", out.Name(), "--workers", "2", "--timeout-coefficient", "20")
+		"--output", out.Name(), "--workers", "2", "--timeout-coefficient", "5")
 	gremlins.Stdout, gremlins.Stderr = os.Stderr, os.Stderr
 	if err := gremlins.Run(); err != nil {
 		return nil, err
