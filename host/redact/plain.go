@@ -4,6 +4,7 @@ import (
 	"html"
 	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -87,8 +88,8 @@ func (p *plain) undoLetter(b byte) {
 	}
 	if letter := letters[b]; letter != "" {
 		p.replace(2, letter)
-	} else if b < utf8.RuneSelf && !isWord(b) && b != '{' {
-		p.replace(2, string(rune(b)))
+	} else if !isWord(b) && b != '{' {
+		p.replace(2, string([]byte{b}))
 	}
 }
 
@@ -136,8 +137,24 @@ func (p *plain) undoEntity() {
 	if at < 0 {
 		return
 	}
+	if number, numeric := strings.CutPrefix(tail[at:len(tail)-1], "&#"); numeric {
+		p.undoNumericEntity(len(tail)-at, number)
+		return
+	}
 	if text := html.UnescapeString(tail[at:]); text != tail[at:] && len(text) <= utf8.UTFMax {
 		p.replace(len(tail)-at, text)
+	}
+}
+
+// undoNumericEntity puts the character with the number in place of the last n bytes. A browser makes something else of some
+// numbers, such as 0, but whoever encodes them means what they say.
+func (p *plain) undoNumericEntity(n int, number string) {
+	base := 10
+	if strings.HasPrefix(number, "x") || strings.HasPrefix(number, "X") {
+		number, base = number[1:], 16
+	}
+	if value, err := strconv.ParseUint(number, base, 32); err == nil && value <= unicode.MaxRune {
+		p.replaceRune(n, rune(value))
 	}
 }
 
