@@ -120,7 +120,7 @@ func (a *app) configPath() string {
 	if path, _ := a.getenv("BERTH_CONFIG"); path != "" {
 		return path
 	}
-	if _, err := os.Stat("config.hcl"); err == nil {
+	if _, err := os.Lstat("config.hcl"); err == nil { // a link to nothing is no reason to use another one
 		return "config.hcl"
 	}
 	return ""

@@ -149,6 +149,9 @@ func (a *app) printSessions(states []fleet.SessionState, problems map[string]err
 		exit = cmp.Or(exit, code)
 		failures = append(failures, f)
 		a.say("berth: provider %s: %s", name, f.Message)
+		if f.Hint != "" {
+			a.say("  hint      %s", f.Hint)
+		}
 	}
 	list := []wire.Session{}
 	rows := [][]any{{"SESSION", "PROVIDER", "SANDBOX", "STATE", "CREATED", "SANDBOX ENDS", "NOTE"}}

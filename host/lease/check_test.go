@@ -61,9 +61,9 @@ func TestALeaseThatWasKnownAMomentAgoIsNotLookedForAgain(t *testing.T) {
 			}
 		}
 		check("just taken", 0)
-		time.Sleep(certain - 1)
+		time.Sleep(certain - time.Nanosecond)
 		check("a moment later", 0)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		check("when it is no longer certain", 1)
 		check("just looked", 1)
 		time.Sleep(certain)

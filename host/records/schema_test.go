@@ -3,6 +3,8 @@ package records
 import (
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -217,4 +219,16 @@ func TestAHostOfTheVersionBeforeWorksBesideThisOne(t *testing.T) {
 			t.Error("what is owed was forgotten with the record")
 		}
 	})
+}
+
+func TestRecordsThatAreAwayAreNotReplaced(t *testing.T) {
+	t.Parallel()
+	dir, away := t.TempDir(), t.TempDir()
+	link := filepath.Join(dir, "records.db")
+	wantNil(t, "linking", os.Symlink(filepath.Join(away, "records.db"), link))
+	_, err := Open(testContext(t), Options{Dir: dir, Owner: "tests"})
+	wantUnusable(t, err, "symbolic link to nothing")
+	if info, err := os.Lstat(link); err != nil || info.Mode()&os.ModeSymlink == 0 {
+		t.Errorf("the link became %v, %v", info, err)
+	}
 }

@@ -44,6 +44,11 @@ func (f *sqliteFile) now() string { return `CAST(ROUND(unixepoch('subsec') * 100
 func (f *sqliteFile) lock() string { return "" } // every transaction locks the whole database, see _txlock
 
 func (f *sqliteFile) open(ctx context.Context) (*sql.DB, error) {
+	if regular.Dangling(f.path) { // other records must not take the place of those that are away
+		return nil, &UnusableError{
+			Where: f.path, Problem: "the file is a symbolic link to nothing", Hint: "mount the disk that it leads to, or remove the link",
+		}
+	}
 	if _, err := os.Stat(f.path); errors.Is(err, fs.ErrNotExist) {
 		if err := f.locked(ctx, f.create); err != nil {
 			return nil, err

@@ -22,6 +22,9 @@ func OpenFile(path string, flag int, perm os.FileMode) (*os.File, error) {
 		if info, failed := os.Stat(path); failed == nil && !info.Mode().IsRegular() {
 			return nil, irregular(path, info.Mode()) // the system's error is that of the attempt, such as "no such device"
 		}
+		if Dangling(path) {
+			err = &fs.PathError{Op: "open", Path: path, Err: errDangling} // a file that is away is not one that never was
+		}
 		return nil, err
 	}
 	info, err := file.Stat()
@@ -34,6 +37,15 @@ func OpenFile(path string, flag int, perm os.FileMode) (*os.File, error) {
 	}
 	return file, nil
 }
+
+// Dangling reports whether the path is a symbolic link to nothing, such as to a disk that is not mounted.
+func Dangling(path string) bool {
+	_, missing := os.Stat(path)
+	_, err := os.Lstat(path)
+	return err == nil && errors.Is(missing, fs.ErrNotExist)
+}
+
+var errDangling = errors.New("it is a symbolic link to nothing")
 
 // Read returns the content of a regular file of at most limit bytes.
 func Read(path string, limit int64) ([]byte, error) {

@@ -2,6 +2,7 @@ package regular
 
 import (
 	"errors"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -68,5 +69,19 @@ func TestWhatIsNoRegularFileIsRefusedAtOnce(t *testing.T) {
 		if _, err := Read(path, 10); !errors.Is(err, ErrIrregular) {
 			t.Errorf("%s: %v", path, err)
 		}
+	}
+}
+
+func TestALinkToNothingIsNotAMissingFile(t *testing.T) {
+	t.Parallel()
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(link+"-target", link); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(link); err == nil || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v", err)
+	}
+	if !Dangling(link) || Dangling(link+"-target") || Dangling(t.TempDir()) {
+		t.Error("what is a link to nothing is not known")
 	}
 }

@@ -50,7 +50,7 @@ func message(e *cloud.StatusError, body []byte) {
 	} else if kind, _, _ := mime.ParseMediaType(e.Header.Get("Content-Type")); kind == "text/plain" {
 		e.Message = string(bytes.TrimSpace(body))
 	}
-	e.Message = strings.ToValidUTF8(e.Message[:min(len(e.Message), 300)], "")
+	e.Message = strings.ToValidUTF8(provider.Shorten(e.Message, 300), "")
 	if id := e.Header.Get("X-Runloop-Request-Id"); id != "" {
 		e.Message = strings.TrimSpace(e.Message + " (request " + id + ")")
 	}

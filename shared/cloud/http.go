@@ -273,11 +273,7 @@ func Presentable(text string, secrets ...string) string {
 			text = strings.ReplaceAll(text, secret, "...")
 		}
 	}
-	text = strings.Join(strings.Fields(text), " ")
-	if len(text) > 500 {
-		text = text[:500] + "..."
-	}
-	return strings.ToValidUTF8(text, "")
+	return strings.ToValidUTF8(provider.Shorten(strings.Join(strings.Fields(text), " "), 500), "")
 }
 
 // ReadStatus returns the class that an HTTP status suggests, with e as the cause.

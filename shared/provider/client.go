@@ -65,7 +65,7 @@ func (c *Client) Create(ctx context.Context, req CreateRequest) (Sandbox, error)
 		return sandbox, err
 	}
 	if sandbox.Origin == OriginCreated && sandbox.Attempt != req.Attempt {
-		err := invalidReply("Create", "sandbox %s was made by the attempt %.80q, not by %q", sandbox.ID, sandbox.Attempt, req.Attempt)
+		err := invalidReply("Create", "sandbox %s was made by the attempt %q, not by %q", sandbox.ID, Shorten(sandbox.Attempt, 80), req.Attempt)
 		err.SandboxID = sandbox.ID
 		return sandbox, err
 	}

@@ -185,3 +185,12 @@ func tail(lines []string, count, bytes int) []string {
 	}
 	return lines
 }
+
+// Shorten returns at most that many bytes of text, and "..." in place of the rest. Whoever takes secrets out of a text must
+// see where it was cut, because what is left of a secret there is a secret, too.
+func Shorten(text string, most int) string {
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + "..."
+}

@@ -159,10 +159,7 @@ func hide(text, secret string) string {
 // oneLine makes one line of a foreign text that can be printed, and cuts it.
 func oneLine(text string, most int) string {
 	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == utf8.RuneError || !unicode.IsGraphic(r) || unicode.IsSpace(r) }), " ")
-	if len(text) <= most {
-		return text
-	}
-	return strings.ToValidUTF8(text[:most], "") + "..."
+	return Shorten(text, most)
 }
 
 func notYet(format string, args ...any) PingResult {
@@ -215,7 +212,7 @@ func missingFields(response *http.Response, want map[string]string) string {
 	var problems []string
 	for _, name := range slices.Sorted(maps.Keys(want)) {
 		if got := fmt.Sprint(answer[name]); got != want[name] {
-			problems = append(problems, fmt.Sprintf("%q is %.40q instead of %q", name, got, want[name]))
+			problems = append(problems, fmt.Sprintf("%q is %q instead of %q", name, Shorten(got, 40), want[name]))
 		}
 	}
 	return strings.Join(problems, ", ")

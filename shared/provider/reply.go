@@ -47,8 +47,8 @@ func idProblem(id string) string {
 	case len(id) > nameBytes || !isWordByte(id[0]) || strings.ContainsFunc(id, func(r rune) bool {
 		return r >= utf8.RuneSelf || !isWordByte(byte(r)) && !strings.ContainsRune(".:@/+=~%,-", r)
 	}):
-		return fmt.Sprintf("the sandbox id %.80q is not 1 to 256 of A-Z a-z 0-9 . _ : @ / + = ~ %% , - "+
-			"beginning with a letter, digit or underscore", id)
+		return fmt.Sprintf("the sandbox id %q is not 1 to 256 of A-Z a-z 0-9 . _ : @ / + = ~ %% , - "+
+			"beginning with a letter, digit or underscore", Shorten(id, 80))
 	}
 	return ""
 }
@@ -75,9 +75,9 @@ func checkDescription(d Description) error {
 	case d.Name == "":
 		return invalidReply("Describe", "without a name")
 	case !pluginName.MatchString(d.Name):
-		return invalidReply("Describe", "the name %.80q is not one of a provider", d.Name)
+		return invalidReply("Describe", "the name %q is not one of a provider", Shorten(d.Name, 80))
 	case !versionForm.MatchString(d.Version):
-		return invalidReply("Describe", "the version %.80q is not plain text", d.Version)
+		return invalidReply("Describe", "the version %q is not plain text", Shorten(d.Version, 80))
 	case len(d.EndpointHeaders) > headerCount || slices.ContainsFunc(d.EndpointHeaders, func(name string) bool { return !validHeader(name) }):
 		return invalidReply("Describe", "the endpoints' headers are more than %d, or one is malformed", headerCount)
 	case len(d.Attributes) > attributeCount:
@@ -87,7 +87,7 @@ func checkDescription(d Description) error {
 	for _, a := range d.Attributes {
 		switch {
 		case !attributeName.MatchString(a.Name) || len(a.Name) > nameBytes || a.Type == "":
-			return invalidReply("Describe", "attribute %.80q has a name or type that is not allowed", a.Name)
+			return invalidReply("Describe", "attribute %q has a name or type that is not allowed", Shorten(a.Name, 80))
 		case seen[a.Name]:
 			return invalidReply("Describe", "attribute %q is there twice", a.Name)
 		case a.Default != "" && !json.Valid([]byte(a.Default)):
@@ -107,9 +107,9 @@ func checkSandbox(method string, s Sandbox, owner, session string) error {
 	}
 	switch {
 	case s.Owner != owner:
-		problem = fmt.Sprintf("sandbox %s belongs to the owner %.80q, not to %q", s.ID, s.Owner, owner)
+		problem = fmt.Sprintf("sandbox %s belongs to the owner %q, not to %q", s.ID, Shorten(s.Owner, 80), owner)
 	case s.Session != session:
-		problem = fmt.Sprintf("sandbox %s belongs to session %.140q, not %q", s.ID, s.Session, session)
+		problem = fmt.Sprintf("sandbox %s belongs to session %q, not %q", s.ID, Shorten(s.Session, 140), session)
 	case s.Origin == "":
 		problem = "no origin"
 	case s.State != StateRunning:
