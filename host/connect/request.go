@@ -121,27 +121,12 @@ func (r Request) Validate(providerName string) error {
 	return &Error{Code: CodeInvalidConfig, Message: message, Session: r.Session, Provider: providerName, Cleanup: CleanupNone}
 }
 
-const (
-	// longestString is what Linux allows one argument or variable to have, with the zero byte at its end.
-	longestString = 128 << 10
-	// longestStart is what Linux allows all of them together, each with a pointer, less room for the variables that
-	// providers add.
-	longestStart = 2<<20 - 128<<10
-	pointer      = 8
-	// keyLength is that of a session key.
-	keyLength = 64
-)
+// keyLength is the length, in bytes, of a session key.
+const keyLength = 64
 
-// startProblem returns why no Linux program can be started with the server's command and environment, whatever the
-// provider, or "". Values are not quoted: they may be secrets.
+// startProblem returns why no program can be started with the server's command and environment, whatever the provider, or
+// "". Values are not quoted: they may be secrets.
 func (s Server) startProblem() string {
-	total := 0
-	for i, word := range s.Command {
-		if problem := stringProblem(word); problem != "" {
-			return fmt.Sprintf("word %d of the server's command %s", i+1, problem)
-		}
-		total += len(word) + 1 + pointer
-	}
 	env := maps.Clone(s.Env)
 	if env == nil {
 		env = map[string]string{}
@@ -149,38 +134,21 @@ func (s Server) startProblem() string {
 	for _, name := range s.KeyEnv {
 		env[name] = strings.Repeat("k", keyLength)
 	}
-	largest := ""
+	if err := provider.CheckProcess(s.Command, env, s.Workdir, 0); err != nil {
+		return provider.AsError(err).Message
+	}
+	for i, word := range s.Command {
+		if !utf8.ValidString(word) {
+			return fmt.Sprintf("word %d of the server's command is not valid UTF-8", i+1)
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(env)) {
-		if name == "" || strings.ContainsAny(name, "=\x00") || !utf8.ValidString(name) {
-			return fmt.Sprintf("the server's environment has a variable with the name %.80q, which no program can be given", name)
-		}
-		if problem := stringProblem(name + "=" + env[name]); problem != "" {
-			return fmt.Sprintf("the variable %.80s of the server's environment %s", name, problem)
-		}
-		total += len(name) + 1 + len(env[name]) + 1 + pointer
-		if largest == "" || len(env[name]) > len(env[largest]) {
-			largest = name
+		if !utf8.ValidString(name + env[name]) {
+			return fmt.Sprintf("the environment variable %q is not valid UTF-8", provider.Shorten(name, 100))
 		}
 	}
-	switch {
-	case strings.Contains(s.Workdir, "\x00") || !utf8.ValidString(s.Workdir):
-		return "the server's workdir is not text"
-	case total > longestStart:
-		return fmt.Sprintf("the server's command and environment have %d bytes together, and no program can be started with more than %d; "+
-			"the largest variable is %.80s: put it into a file", total, longestStart, largest)
-	}
-	return ""
-}
-
-// stringProblem returns what is wrong with an argument, or with a variable as NAME=VALUE, or "".
-func stringProblem(s string) string {
-	switch {
-	case len(s)+1 > longestString:
-		return fmt.Sprintf("has %d bytes, and no program can be started with one of more than %d: put it into a file", len(s), longestString-1)
-	case strings.Contains(s, "\x00"):
-		return "has a zero byte, with which no program can be started"
-	case !utf8.ValidString(s):
-		return "is not valid UTF-8"
+	if !utf8.ValidString(s.Workdir) {
+		return "the server's working directory is not valid UTF-8"
 	}
 	return ""
 }

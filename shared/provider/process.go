@@ -36,20 +36,23 @@ func CheckProcess(command []string, env map[string]string, workdir string, overh
 				"%d in one: let the server read it from a file", name, size, LongestWord-overhead)
 		}
 	}
-	for _, word := range command {
+	for i, word := range command {
 		total += len(word)
-		if len(word) > LongestWord {
-			return Errorf(CodeInvalid, "a word of the server's command has %d bytes, and no program can be started with more than %d in one",
-				len(word), LongestWord)
+		switch {
+		case len(word) > LongestWord:
+			return Errorf(CodeInvalid, "word %d of the server's command has %d bytes, and no program can be started with more than %d in one: "+
+				"let the server read it from a file", i+1, len(word), LongestWord)
+		case strings.ContainsRune(word, 0):
+			return Errorf(CodeInvalid, "word %d of the server's command holds a zero byte", i+1)
 		}
 	}
 	switch {
-	case strings.ContainsRune(strings.Join(append(slices.Clone(command), workdir), ""), 0):
-		return Errorf(CodeInvalid, "the server's command or working directory holds a zero byte")
+	case strings.ContainsRune(workdir, 0):
+		return Errorf(CodeInvalid, "the server's working directory holds a zero byte")
 	case len(workdir) > 4096:
 		return Errorf(CodeInvalid, "the server's working directory has %d bytes, and no path more than 4096", len(workdir))
 	case total > mostWords:
-		return Errorf(CodeInvalid, "the server's command and environment have %d bytes, and programs are started with %d at most; the largest "+
+		return Errorf(CodeInvalid, "the server's command and environment have %d bytes together, and programs are started with %d at most; the largest "+
 			"variable is %.100s", total, mostWords, largest(env))
 	}
 	return nil

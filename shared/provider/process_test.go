@@ -22,7 +22,7 @@ func TestWhatNoProcessCanBeStartedWithIsRefusedByItsName(t *testing.T) {
 		"just fits":     {run, map[string]string{"PROMPT": strings.Repeat("p", LongestWord-len("PROMPT=")-10)}, "", ""},
 		"one too long":  {run, map[string]string{"PROMPT": strings.Repeat("p", LongestWord-len("PROMPT=")-9)}, "", "variable PROMPT has 131062 bytes"},
 		"all too long":  {run, many, "", "largest variable is LARGEST"},
-		"long word":     {append(run, strings.Repeat("w", LongestWord+1)), nil, "", "a word of the server's command"},
+		"long word":     {append(run, strings.Repeat("w", LongestWord+1)), nil, "", "word 4 of the server's command"},
 		"no command":    {nil, nil, "", "no command"},
 		"empty command": {[]string{""}, nil, "", "no command"},
 		"zero in value": {run, map[string]string{"A": "a\x00b"}, "", "variable A holds a zero byte"},
