@@ -244,7 +244,7 @@ func (m *machine) shell(dir, lines string) result {
 func TestTheHelpsLinesForAShellReachTheServerAndStopWhenConnectFails(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("curl"); err != nil {
-		t.Skip("there is no curl")
+		t.Skip("curl is missing, with which the help's lines ask the server")
 	}
 	m := newMachine(t)
 	m.configure(localBlock)

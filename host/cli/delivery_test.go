@@ -45,7 +45,7 @@ func fullDevice(t *testing.T) *os.File {
 	t.Helper()
 	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
 	if err != nil {
-		t.Skip("this system has no /dev/full")
+		t.Skipf("/dev/full is missing, which stands for a full disk: %v", err)
 	}
 	t.Cleanup(func() { full.Close() })
 	return full
@@ -89,7 +89,7 @@ func TestAConnectThatNobodyIsToldOfIsUndone(t *testing.T) {
 func TestAConnectWithoutStandardOutputIsUndone(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS != "linux" {
-		t.Skip("this system does not tell a closed output from /dev/null")
+		t.Skip("host/stdio is missing an entry for this system, so that a closed output looks like /dev/null")
 	}
 	m := newMachine(t)
 	m.configureMock()

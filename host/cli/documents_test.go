@@ -3,13 +3,13 @@ package cli
 import (
 	"bytes"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/spf13/cobra"
+
+	"github.com/berth-dev/berth/internal/docs"
 )
 
 // commandLine is a call of berth in a shell's line: at its beginning, or where another command may begin.
@@ -63,13 +63,9 @@ func newRoot() *cobra.Command {
 
 func TestEveryCommandLineInTheDocumentsExists(t *testing.T) {
 	t.Parallel()
-	output, err := exec.CommandContext(t.Context(), "git", "-C", "../..", "ls-files", "--cached", "--others", "--exclude-standard", "*.md").Output()
-	if err != nil {
-		t.Skip("not a git checkout")
-	}
 	found := 0
-	for _, document := range strings.Fields(string(output)) {
-		text, err := os.ReadFile(filepath.Join("../..", document))
+	for _, document := range docs.Markdown(t, "../..") {
+		text, err := os.ReadFile(document)
 		if err != nil {
 			t.Fatal(err)
 		}

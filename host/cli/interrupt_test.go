@@ -168,7 +168,7 @@ func TestAKilledHostsSocketsGoWithTheNextRecover(t *testing.T) {
 func TestPluginsInheritNoDescriptors(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS != "linux" {
-		t.Skip("this system has no /proc")
+		t.Skip("/proc is missing, which tells what a process has open")
 	}
 	m := newMachine(t)
 	m.configureMock(faults("create=hang"))

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // outlet writes to a stream that may be slow, full, gone or blocked for good, without making anybody wait for it: what is
@@ -128,9 +130,13 @@ func (o *outlet) put(text []byte) error {
 	for len(text) > 0 {
 		n, err := o.to.Write(text[:min(part, len(text))])
 		text = text[n:]
+		if errors.Is(err, syscall.EAGAIN) { // whoever shares the stream has made it non-blocking
+			err = awaitWritable(o.to)
+			if err == nil && n == 0 {
+				continue
+			}
+		}
 		switch {
-		case errors.Is(err, syscall.EAGAIN): // whoever shares the stream has made it non-blocking
-			time.Sleep(5 * time.Millisecond)
 		case err != nil:
 			return err
 		case n == 0:
@@ -141,6 +147,25 @@ func (o *outlet) put(text []byte) error {
 		o.mutex.Unlock()
 	}
 	return nil
+}
+
+// awaitWritable waits until the stream takes more, or is broken, as writing to a blocking one does.
+func awaitWritable(to io.Writer) error {
+	stream, is := to.(syscall.Conn)
+	if !is {
+		return syscall.EAGAIN
+	}
+	raw, err := stream.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		for failed = unix.EINTR; errors.Is(failed, unix.EINTR); {
+			_, failed = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, -1)
+		}
+	})
+	return errors.Join(err, failed)
 }
 
 // errNotRead is why text was not written that nobody took.

@@ -135,7 +135,7 @@ func TestAMistakeBesideASecretDoesNotShowIt(t *testing.T) {
 func TestAPluginProcessShowsNoSecretToItsNeighbours(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS != "linux" {
-		t.Skip("this system has no /proc")
+		t.Skip("/proc is missing, which tells the arguments and environment of a process")
 	}
 	m := secretive(t, "ping=not_yet")
 	for _, label := range []string{"literal", "env", "native"} {
@@ -264,21 +264,22 @@ func TestNeitherAnEncodedNorACutSecretIsTold(t *testing.T) {
 			t.Errorf("%s had nothing to tell:\n%s%s", what, r.stdout, r.stderr)
 		}
 	}
+	file := filepath.Join(m.dir, "words")
 	// The log's end holds 20 lines, and 4 KiB.
 	for first := 0; first < len(words)+1; first += 10 {
 		told := words[first:min(len(words), first+10)]
 		if first+10 > len(words) {
 			told = append(told, long)
 		}
-		must(t, os.WriteFile(filepath.Join(m.dir, "work", "words"), []byte(strings.Join(told, "\n")+"\n"), 0o600))
+		must(t, os.WriteFile(file, []byte(strings.Join(told, "\n")+"\n"), 0o600))
 		m.configure(fmt.Sprintf(`
 			server {
 				preset  = "custom"
 				port    = 8000
-				command = ["sh", "-c", "cat %s/work/words; exit 3"]
+				command = ["sh", "-c", "cat %s; exit 3"]
 				env     = { SPECIAL = %s, LINES = %s, LONG = %q }
 			}
-		`, m.dir, hclQuote(special), hclQuote(lines), long) + localBlock)
+		`, file, hclQuote(special), hclQuote(lines), long) + localBlock)
 		for _, line := range []string{"connect s1 -o json --progress ndjson --log-level trace", "connect s1 --progress plain"} {
 			check(fmt.Sprintf("%s from %d", line, first), m.berth(strings.Fields(line)...))
 		}

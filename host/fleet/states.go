@@ -3,6 +3,8 @@ package fleet
 import (
 	"cmp"
 	"context"
+	"errors"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -140,8 +142,8 @@ func (f *Fleet) lookAtServer(ctx context.Context, s SessionState) provider.PingR
 // recorded. No provider is asked, and no records are made.
 func (f *Fleet) RecordedSessions(ctx context.Context) ([]SessionState, error) {
 	if f.conf.State.URL == "" {
-		if _, err := os.Stat(f.conf.Host.StateDir); err != nil {
-			return nil, nil //nolint:nilerr // there are none yet
+		if _, err := os.Stat(f.conf.Host.StateDir); errors.Is(err, fs.ErrNotExist) {
+			return nil, nil // nothing was ever recorded here
 		}
 	}
 	store, err := f.records(ctx)

@@ -241,14 +241,15 @@ func TestWhatIsLeftOfASecretThatWasCutIsReplaced(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]string{
-		"KEY=" + secret:                               "KEY=[redacted]",
-		"KEY=sk-live/0123…":                           "KEY=[redacted]…",
-		"…klmnopqrstuvwxyz\"0123456789 and more":      "…[redacted] and more",
-		"…56789+abcdefghijklmnopqrstuvw…":             "…[redacted]…",
-		"KEY=sk-live/0123 is not at an end":           "KEY=sk-live/0123 is not at an end",
-		"KEY=sk-live/0123":                            "KEY=sk-live/0123",
-		strings.Repeat("long ", 400) + "sk-live/0123": strings.Repeat("long ", 400) + "[redacted]",
-		"short piece sk-li…":                          "short piece sk-li…",
+		"KEY=" + secret:                                 "KEY=[redacted]",
+		"KEY=sk-live/0123…":                             "KEY=[redacted]…",
+		"…klmnopqrstuvwxyz\"0123456789 and more":        "…[redacted] and more",
+		"…56789+abcdefghijklmnopqrstuvw…":               "…[redacted]…",
+		"KEY=sk-live/0123 is not at an end":             "KEY=sk-live/0123 is not at an end",
+		"KEY=sk-live/0123":                              "KEY=sk-live/0123",
+		strings.Repeat("long ", 400) + "sk-live/0123":   strings.Repeat("long ", 400) + "[redacted]",
+		`"status" is "sk-live/0123..." instead of "ok"`: `"status" is "[redacted]..." instead of "ok"`,
+		"short piece sk-li…":                            "short piece sk-li…",
 	} {
 		if got := set.String(text); got != want {
 			t.Errorf("%q became %q", text, got)

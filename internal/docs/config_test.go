@@ -2,7 +2,6 @@ package docs
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -14,16 +13,6 @@ import (
 )
 
 const root = "../.."
-
-// documents returns the paths of all Markdown files of the project, from its root.
-func documents(t *testing.T) []string {
-	t.Helper()
-	output, err := exec.CommandContext(t.Context(), "git", "-C", root, "ls-files", "--cached", "--others", "--exclude-standard", "*.md").Output()
-	if err != nil {
-		t.Skip("not a git checkout")
-	}
-	return strings.Fields(string(output))
-}
 
 // example is a configuration in a document.
 type example struct {
@@ -66,8 +55,8 @@ func TestEveryConfigurationInTheDocumentsIsAccepted(t *testing.T) {
 	t.Parallel()
 	plugins := described(t)
 	found := 0
-	for _, document := range documents(t) {
-		text, err := os.ReadFile(filepath.Join(root, document))
+	for _, document := range Markdown(t, root) {
+		text, err := os.ReadFile(document)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -144,7 +144,7 @@ func TestTrapWhatStartsAServerIsLoggedByE2BSoItsEnvironmentIsNotInIt(t *testing.
 	if strings.Contains(log, "canary") || strings.Contains(log, base64.StdEncoding.EncodeToString([]byte(secret))[:20]) {
 		t.Error("the server's environment is in E2B's log")
 	}
-	const everywhere = `grep -rlsa "[s]ession-key-canary" /home /root /tmp; cat /proc/[0-9]*/cmdline | grep -ao "[s]ession-key-canary"; ps ax | grep '[ ]launch '`
+	const everywhere = `grep -rlsa "[s]ession-key-canary" /home ~root /tmp; cat /proc/[0-9]*/cmdline | grep -ao "[s]ession-key-canary"; ps ax | grep '[ ]launch '`
 	if found := cloudtest.Inside(t, cloud.Box(sandbox.ID), everywhere); found != "" {
 		t.Errorf("left in the sandbox: %s", found)
 	}
@@ -200,8 +200,9 @@ func TestACommandRunsAsTheUserThatTheConfigurationNames(t *testing.T) {
 	p := newProvider(t, cloud, func(c *Config, _ *times) { c.User = "root" })
 	sandbox := cloudtest.Create(t, p, "s1")
 	cloudtest.Start(t, p, sandbox, cloudtest.Shell(`echo $HOME $USER $LOGNAME $(id -u) $(cat /proc/self/oom_score_adj) >/tmp/who; exec sleep 1000`))
+	want := cloudtest.Inside(t, cloud.Box(sandbox.ID), "echo ~root") + " root root 0 100"
 	cloudtest.Eventually(t, "the server says who it is", func() bool {
-		return cloudtest.Inside(t, cloud.Box(sandbox.ID), "cat /tmp/who") == "/root root root 0 100"
+		return cloudtest.Inside(t, cloud.Box(sandbox.ID), "cat /tmp/who") == want
 	})
 }
 

@@ -50,9 +50,8 @@ func message(e *cloud.StatusError, body []byte) {
 	} else if kind, _, _ := mime.ParseMediaType(e.Header.Get("Content-Type")); kind == "text/plain" {
 		e.Message = string(bytes.TrimSpace(body))
 	}
-	e.Message = strings.ToValidUTF8(provider.Shorten(e.Message, 300), "")
-	if id := e.Header.Get("X-Runloop-Request-Id"); id != "" {
-		e.Message = strings.TrimSpace(e.Message + " (request " + id + ")")
+	if id := e.Header.Get("X-Runloop-Request-Id"); id != "" { // before the message, which may be cut
+		e.Message = strings.TrimSpace("(request " + id + ") " + e.Message)
 	}
 }
 

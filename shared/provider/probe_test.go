@@ -66,6 +66,8 @@ func TestProbeClassifiesAnswersTheSameForEveryProvider(t *testing.T) {
 			_ = http.NewResponseController(w).Flush()
 			<-r.Context().Done()
 		}, HealthCheck{Timeout: 100 * time.Millisecond, JSONFields: map[string]string{"status": "ok"}}, PingNotYet, "did not end in time"},
+		{"long field", text200(`{"status":"` + strings.Repeat("x", 41) + `"}`), HealthCheck{JSONFields: map[string]string{"status": "ok"}},
+			PingNotYet, `"status" is "` + strings.Repeat("x", 40) + `..." instead of "ok"`},
 		{"large answer", text200(strings.Repeat("x", 3<<20)), HealthCheck{}, PingAlive, "200"},
 		{"large answer with the field", text200(`{"checks":"` + strings.Repeat("x", 900<<10) + `","status":"ok"}`),
 			HealthCheck{JSONFields: map[string]string{"status": "ok"}}, PingAlive, ""},

@@ -8,5 +8,5 @@ provider "acme" {
   }
 }
 server {
-  workdir = "/work"
+  workdir = "/srv/agent"
 }

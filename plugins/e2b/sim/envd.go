@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net/http"
 	"os"
+	osuser "os/user"
 	"slices"
 	"strconv"
 	"strings"
@@ -146,7 +147,11 @@ func (e *envdServer) user(header http.Header) (unixUser, error) {
 	case "user":
 		return unixUser{name, e.sandbox.box.Home(), userID}, nil
 	case "root":
-		return unixUser{name, "/root", 0}, nil
+		root, err := osuser.LookupId("0")
+		if err != nil {
+			return unixUser{}, connect.NewError(connect.CodeInternal, err)
+		}
+		return unixUser{name, root.HomeDir, 0}, nil
 	}
 	return unixUser{}, connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("invalid username: '%s'", name))
 }
