@@ -650,3 +650,24 @@ func TestAMessageHasTheLimitThatWasSetAndTheTimeThatWasTaken(t *testing.T) {
 		same(t, "the text", limit.String(), want)
 	}
 }
+
+func TestAServerWithoutAnEnvironmentGetsTheKey(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, req := fakecloud.New(), request()
+		req.Server.Env = nil
+		result, err := connector(c).Connect(t.Context(), req, nil)
+		ok(t, err)
+		same(t, "key", c.Server.Env["SESSION_API_KEY"], result.Endpoint.Headers["X-Session-API-Key"])
+	})
+}
+
+func TestWhoCanReachAnAddress(t *testing.T) {
+	t.Parallel()
+	for address, want := range map[string]bool{
+		"http://localhost:8000": true, "http://127.0.0.1:8000": true, "http://127.8.9.1": true, "http://[::1]:8000": true,
+		"http://10.0.0.1": false, "https://box.example": false, "http://localhost.example": false, "http://0.0.0.0:1": false, "http://%": false,
+	} {
+		same(t, address, isLoopback(address), want)
+	}
+}

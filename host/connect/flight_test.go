@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -162,5 +163,37 @@ func TestDifferentSessionsDoNotWaitForEachOther(t *testing.T) {
 			t.Errorf("100 sessions took %s", took)
 		}
 		same(t, "sandboxes", len(c.Left()), 100)
+	})
+}
+
+func TestACallerThatHasLeftIsToldNothingMore(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := fakecloud.New()
+		c.BootTime = 10 * time.Second
+		con := connector(c)
+		var left, stays atomic.Int64
+		leaving, leave := context.WithCancel(t.Context())
+		gone, done := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(done)
+			_, err := con.Connect(t.Context(), request(), func(Event) { stays.Add(1) })
+			if err != nil {
+				t.Error(err)
+			}
+		}()
+		go func() {
+			defer close(gone)
+			_, _ = con.Connect(leaving, request(), func(Event) { left.Add(1) })
+		}()
+		time.Sleep(5 * time.Second)
+		leave()
+		<-gone
+		whenLeft, stayed := left.Load(), stays.Load()
+		<-done
+		same(t, "events after leaving", left.Load(), whenLeft)
+		if end := stays.Load(); whenLeft == 0 || end <= stayed {
+			t.Errorf("events: %d before leaving; the other caller had %d, and %d at the end", whenLeft, stayed, end)
+		}
 	})
 }

@@ -537,3 +537,90 @@ func ifRunning(r records.Record, do func() error) error {
 	}
 	return do()
 }
+
+func TestASuspendedSandboxIsNotWokenUnlessThatIsRecorded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, memory := fakecloud.New(), records.NewMemory()
+		h := hostOf(c, memory, "one")
+		_, err := h.Connect(t.Context(), request(), nil)
+		ok(t, err)
+		l, record, err := h.store.Take(t.Context(), "s1")
+		ok(t, err)
+		record.State = records.StateSuspended
+		ok(t, h.store.Release(t.Context(), l, record))
+
+		broken := errors.New("the disk is full")
+		store := &faulty{Store: h.store, save: func(records.Record) error { return broken }}
+		before := c.Count("attach")
+		_, err = New(c, "acme", testOwner, []byte("host secret"), store).Connect(t.Context(), request(), nil)
+		if e := failure(t, err, CodeRecordsUnusable); !errors.Is(e, broken) {
+			t.Errorf("got %v", e)
+		}
+		same(t, "attached", c.Count("attach"), before)
+	})
+}
+
+func TestAnAttachThatFindsNothingRecordsThat(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, memory := fakecloud.New(), records.NewMemory()
+		h := hostOf(c, memory, "one")
+		result, err := h.Connect(t.Context(), request(), nil)
+		ok(t, err)
+		delete(c.Sandboxes, result.SandboxID)
+		req := request()
+		req.Mode = ModeAttach
+		_, err = h.Connect(t.Context(), req, nil)
+		failure(t, err, CodeNotFound)
+		same(t, "state", recordOf(t, h).State, records.StateGone)
+	})
+}
+
+func TestAFailedAttachChangesNoRecord(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, memory := fakecloud.New(), records.NewMemory()
+		h := hostOf(c, memory, "one")
+		_, err := h.Connect(t.Context(), request(), nil)
+		ok(t, err)
+		before := recordOf(t, h)
+		c.OnAttach = func(context.Context) error { return provider.Errorf(provider.CodeUnreachable, "no route") }
+		_, err = h.Connect(t.Context(), request(), nil)
+		failure(t, err, CodeUnreachable)
+		same(t, "state", recordOf(t, h).State, before.State)
+		same(t, "sandbox", recordOf(t, h).SandboxID, before.SandboxID)
+	})
+}
+
+// TestAnAttachIsRecordedOnlyIfItChangesTheRecord: attaching to a session that is as recorded must not cost a durable write
+// before the server is asked.
+func TestAnAttachIsRecordedOnlyIfItChangesTheRecord(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name   string
+		change func(*records.Record)
+		saves  int
+	}{
+		{"as recorded", func(*records.Record) {}, 0},
+		{"another sandbox", func(r *records.Record) { r.SandboxID = "box-of-before" }, 1},
+		{"being created", func(r *records.Record) { r.State = records.StateCreating }, 1},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			c, memory := fakecloud.New(), records.NewMemory()
+			h := hostOf(c, memory, "one")
+			_, err := h.Connect(t.Context(), request(), nil)
+			ok(t, err)
+			l, record, err := h.store.Take(t.Context(), "s1")
+			ok(t, err)
+			test.change(&record)
+			ok(t, h.store.Release(t.Context(), l, record))
+
+			saves := 0
+			store := &faulty{Store: h.store, save: func(records.Record) error { saves++; return nil }}
+			_, err = New(c, "acme", testOwner, []byte("host secret"), store).Connect(t.Context(), request(), nil)
+			ok(t, err)
+			same(t, test.name+": saves", saves, test.saves)
+		})
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/berth-dev/berth/internal/fakecloud"
 	"github.com/berth-dev/berth/shared/provider"
@@ -60,4 +61,10 @@ func manyVariables(count, size int) map[string]string {
 		env[fmt.Sprint("V", i)] = strings.Repeat("v", size)
 	}
 	return env
+}
+
+func TestTheDefaultsAreTheDocumentedOnes(t *testing.T) {
+	t.Parallel()
+	same(t, "health", DefaultHealth(), Health{Timeout: 2 * time.Minute, Interval: time.Second, Ramp: RampAuto, ProbeTimeout: 5 * time.Second})
+	same(t, "limits", DefaultLimits(), Limits{Total: 10 * time.Minute, Create: 5 * time.Minute, Start: time.Minute, Undo: 30 * time.Second})
 }
