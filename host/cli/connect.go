@@ -21,8 +21,8 @@ func (a *app) connectCommand() *cobra.Command {
 		Long: `Connect a session: find its sandbox and wake it if it sleeps, or create one; start the action server unless it
 is up; wait until it is healthy; print its URL and the headers that open it.
 
-When that fails or is interrupted, or nobody takes the result, whatever was made is removed again. What was found is left
-alone. While another host works on the same session, this one waits and gets the same sandbox.
+When that fails or is interrupted, or nobody takes the result, whatever was made is removed again. What was found is left,
+awake if it was woken. While another host works on the same session, this one waits and gets the same sandbox.
 
   berth connect s1
   berth connect s1 --provider daytona --mode attach -o json
