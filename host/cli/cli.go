@@ -195,28 +195,22 @@ func (a *app) checkFlags(c *cobra.Command) error {
 	if slices.Contains(outputsOf(c), a.flags.output) {
 		return nil
 	}
-	switch a.flags.output {
-	case "env":
-		return usagef("-o env is for berth connect only")
-	case "markdown":
-		return usagef("-o markdown is for berth plugin describe only")
-	case "junit":
-		return usagef("-o junit is for berth plugin check only")
-	default:
-		return usagef("-o %s: the outputs of %s are %s", a.flags.output, c.CommandPath(), strings.Join(outputsOf(c), ", "))
+	for command, output := range ownOutput {
+		if a.flags.output == output {
+			return usagef("-o %s is for %s only", output, command)
+		}
 	}
+	return usagef("-o %s: the outputs of %s are %s", a.flags.output, c.CommandPath(), strings.Join(outputsOf(c), ", "))
 }
+
+// ownOutput is the value of -o that a command has besides those that all have.
+var ownOutput = map[string]string{"berth connect": "env", "berth plugin describe": "markdown", "berth plugin check": "junit"}
 
 // outputsOf returns the values of -o that a command has.
 func outputsOf(c *cobra.Command) []string {
 	outputs := []string{"text", "json"}
-	switch c.CommandPath() {
-	case "berth connect":
-		outputs = append(outputs, "env")
-	case "berth plugin describe":
-		outputs = append(outputs, "markdown")
-	case "berth plugin check":
-		outputs = append(outputs, "junit")
+	if output := ownOutput[c.CommandPath()]; output != "" {
+		outputs = append(outputs, output)
 	}
 	return outputs
 }
@@ -264,6 +258,10 @@ func run(work func(c *cobra.Command, args []string) error) func(*cobra.Command, 
 type commandError struct{ error }
 
 func (e commandError) Unwrap() error { return e.error }
+
+func providerFlag(c *cobra.Command) *string {
+	return c.Flags().StringP("provider", "p", "", "the provider's label in the configuration (default: the session's, else the configured one)")
+}
 
 // sessionFlag lets the session be named as an argument or with --session.
 func sessionFlag(c *cobra.Command) func(args []string) (string, error) {

@@ -19,12 +19,12 @@ func (a *app) addCompletion(root *cobra.Command) {
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	flags := map[string]cobra.CompletionFunc{
 		"config":    cobra.FixedCompletions([]string{"hcl"}, cobra.ShellCompDirectiveFilterFileExt),
-		"log-level": words("off", "error", "warn", "info", "debug", "trace"),
+		"log-level": choices("off", "error", "warn", "info", "debug", "trace"),
 		"provider":  a.completeProvider,
 		"session":   a.completeSession,
-		"mode":      words("auto", "attach", "create"),
-		"progress":  words("auto", "plain", "ndjson", "none"),
-		"action":    words("destroy", "suspend"),
+		"mode":      choices("auto", "attach", "create"),
+		"progress":  choices("auto", "plain", "ndjson", "none"),
+		"action":    choices("destroy", "suspend"),
 		"dir":       cobra.FixedCompletions(nil, cobra.ShellCompDirectiveFilterDirs),
 		"sdk":       cobra.FixedCompletions(nil, cobra.ShellCompDirectiveFilterDirs),
 	}
@@ -32,7 +32,7 @@ func (a *app) addCompletion(root *cobra.Command) {
 		"berth connect": {a.completeSession}, "berth ping": {a.completeSession}, "berth hold": {a.completeSession},
 		"berth disconnect":      {a.completeSession},
 		"berth plugin describe": {a.completePlugin}, "berth plugin check": {a.completePlugin},
-		"berth plugin call": {a.completePlugin, words(methodNames()...)},
+		"berth plugin call": {a.completePlugin, choices(methodNames()...)},
 	}
 	var visit func(c *cobra.Command)
 	visit = func(c *cobra.Command) {
@@ -62,9 +62,9 @@ func (a *app) addCompletion(root *cobra.Command) {
 	})
 }
 
-// words completes to one of them.
-func words(choices ...string) cobra.CompletionFunc {
-	return cobra.FixedCompletions(choices, cobra.ShellCompDirectiveNoFileComp)
+// choices completes to one of them.
+func choices(all ...string) cobra.CompletionFunc {
+	return cobra.FixedCompletions(all, cobra.ShellCompDirectiveNoFileComp)
 }
 
 // loaded reads the configuration, as far as it can be read.

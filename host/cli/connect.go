@@ -36,7 +36,7 @@ BERTH_ENDPOINT_EXPIRES_AT is when URL and headers stop being valid, BERTH_SANDBO
 are empty for never.`,
 	}
 	session := sessionFlag(c)
-	label := c.Flags().StringP("provider", "p", "", "the provider's label in the configuration (default: the session's, else the configured one)")
+	label := providerFlag(c)
 	mode := c.Flags().String("mode", "auto", "auto: attach, or create if there is nothing; attach: never create; create: only create")
 	progress := c.Flags().String("progress", "auto", "on standard error: auto, plain, ndjson or none")
 	timeout := c.Flags().Duration("timeout", 0, "deadline for everything, such as 5m (default: timeouts.total)")
@@ -107,8 +107,9 @@ func (a *app) printConnectionEnv(r connect.Result) {
 	export("BERTH_SANDBOX_ID", r.SandboxID)
 	export("BERTH_URL", r.Endpoint.URL)
 	export("BERTH_HEADERS", headerLines(r.Endpoint.Headers))
-	export("BERTH_ENDPOINT_EXPIRES_AT", timestamp(r.Endpoint.ExpiresAt))
-	export("BERTH_SANDBOX_EXPIRES_AT", timestamp(r.SandboxExpiresAt))
+	ends := wire.NewConnection(r)
+	export("BERTH_ENDPOINT_EXPIRES_AT", timestamp(ends.EndpointExpiresAt))
+	export("BERTH_SANDBOX_EXPIRES_AT", timestamp(ends.SandboxExpiresAt))
 	for _, name := range slices.Sorted(maps.Keys(r.Endpoint.Headers)) {
 		export("BERTH_HEADER_"+variable(name), r.Endpoint.Headers[name])
 	}
@@ -127,12 +128,12 @@ func headerLines(headers map[string]string) string {
 	return strings.Join(lines, "\n")
 }
 
-// timestamp returns a time as the JSON has it, empty for never.
-func timestamp(t time.Time) string {
-	if t.IsZero() {
+// timestamp returns a time of the JSON, empty for never.
+func timestamp(t *time.Time) string {
+	if t == nil {
 		return ""
 	}
-	return t.UTC().Truncate(time.Second).Format(time.RFC3339)
+	return t.Format(time.RFC3339)
 }
 
 // variable returns name as a part of the name of an environment variable.

@@ -110,13 +110,19 @@ func (a *app) failure(err error) (wire.Failure, int) {
 		f := wire.NewFailure(failed)
 		advice := adviceOn(failed.Code)
 		f.Hint, f.Retryable = hintFor(failed), advice.retryable(failed.Retryable)
-		f.LogTail = nil
-		for _, line := range failed.LogTail {
-			f.LogTail = append(f.LogTail, a.secrets.Cut(line))
-		}
+		f.LogTail = a.logTail(failed.LogTail)
 		return wire.Redacted(f, a.secrets.String), advice.exit
 	}
 	return wire.Failure{Code: string(connect.CodeInternal), Message: a.secrets.String(err.Error())}, exitOther
+}
+
+// logTail returns the end of a log without secrets. Its lines may have been cut.
+func (a *app) logTail(lines []string) []string {
+	var clean []string
+	for _, line := range lines {
+		clean = append(clean, a.secrets.Cut(line))
+	}
+	return clean
 }
 
 // explain writes the failure for people to standard error.

@@ -166,3 +166,28 @@ func must(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
+
+// A plugin cuts the lines of a log without knowing the secrets.
+func TestWhatACutHasLeftOfASecretIsShownByNoCommand(t *testing.T) {
+	t.Parallel()
+	const secret = "canary-of-the-server"
+	ended := provider.PingResult{Status: provider.PingExited, LogTail: []string{secret[6:] + " is the end", "the beginning is " + secret[:12]}}
+	probe := connect.Probe{Sandbox: provider.Sandbox{ID: "box", State: provider.StateRunning}, Ping: ended}
+	for name, work := range map[string]func(*app){
+		"a failure": func(a *app) {
+			a.show(&cobra.Command{}, commandError{&connect.Error{Code: connect.CodeServerExited, LogTail: ended.LogTail}})
+		},
+		"a ping":      func(a *app) { must(t, a.printProbe("p1", "s1", probe)) },
+		"a held life": func(a *app) { a.sayHealth("p1", "s1", probe) },
+		"sessions": func(a *app) {
+			must(t, a.printSessions([]fleet.SessionState{{Session: "s1", State: "running", Server: &ended}}, nil))
+		},
+	} {
+		for _, output := range []string{"text", "json"} {
+			stdout, stderr := shownBy(t, output, false, func(a *app) { a.secrets.Add(secret); work(a) })
+			if shown := stdout + stderr; strings.Contains(shown, secret[6:]) || strings.Contains(shown, secret[:12]) || shown == "" {
+				t.Errorf("%s, %s: %s", name, output, shown)
+			}
+		}
+	}
+}

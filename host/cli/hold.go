@@ -23,7 +23,7 @@ func (a *app) holdCommand() *cobra.Command {
 		Short: "Keep a session's sandbox alive for as long as this command runs",
 		Long: `Move the end of the sandbox's life on, again and again, until the command is interrupted, --for is over, or the
 sandbox is gone. When it ends, or its machine does, the sandbox ends one lifetime later by itself. The lifetime is that of
-the configuration. -o json writes a line for each renewal.
+the configuration. -o json writes a line for each renewal and, with --check, one as of berth ping when the health changes.
 
 With --check the server is asked every minute, as berth ping asks it, and you are told when its health changes: a sandbox
 is kept alive whether its server is or not.
@@ -32,7 +32,7 @@ is kept alive whether its server is or not.
   berth hold s1 --for 8h`,
 	}
 	session := sessionFlag(c)
-	label := c.Flags().StringP("provider", "p", "", "the provider's label in the configuration (default: the session's)")
+	label := providerFlag(c)
 	limit := c.Flags().Duration("for", 0, "hold no longer than this (default: until interrupted)")
 	check := c.Flags().Bool("check", false, "also ask the server every minute whether it is healthy, and tell when that changes")
 	c.RunE = run(func(c *cobra.Command, args []string) error {
@@ -62,7 +62,6 @@ func (a *app) hold(ctx context.Context, s *fleet.Session, id string, limit time.
 	defer end(nil)
 	var over *time.Timer // from the first renewal on
 	var watch sync.WaitGroup
-	var unprinted error
 	err := s.KeepAlive(ctx, a.waiting(id), func(r sessions.Renewal) {
 		if r.Err != nil {
 			a.note("berth: renewing session %s: %s; trying again until %s", id, r.Err.Message, r.GiveUp.Format(time.TimeOnly))
@@ -70,9 +69,7 @@ func (a *app) hold(ctx context.Context, s *fleet.Session, id string, limit time.
 		}
 		a.log.Info("renewed", "session", id, "sandbox", r.SandboxID, "until", r.End)
 		if a.flags.output == "json" {
-			if unprinted = a.printJSON(wire.NewRenewed(id, r.SandboxID, r.End)); unprinted != nil {
-				end(unprinted)
-			}
+			_ = a.printJSON(wire.NewRenewed(id, r.SandboxID, r.End)) // the command's end tells of a failure
 		} else if over == nil {
 			a.printHold(id, r.SandboxID, r.End)
 		}
@@ -94,7 +91,7 @@ func (a *app) hold(ctx context.Context, s *fleet.Session, id string, limit time.
 		defer cancel()
 		return a.handOverLast(soon)
 	}
-	return cmp.Or(unprinted, err)
+	return err
 }
 
 // checkInterval is how often hold --check asks the server.
@@ -106,14 +103,9 @@ func (a *app) watchServer(ctx context.Context, s *fleet.Session, id string) {
 	ticks := time.NewTicker(checkInterval)
 	defer ticks.Stop()
 	for {
-		probe, err := s.Ping(ctx)
-		switch {
-		case ctx.Err() != nil:
+		probe := s.Look(ctx)
+		if ctx.Err() != nil {
 			return
-		case err != nil:
-			probe.Ping = provider.PingResult{Status: provider.PingNotYet, Reason: err.Error()}
-		case probe.Ping.Status == "":
-			probe.Ping = provider.PingResult{Status: provider.PingStopped, Reason: "the sandbox is " + string(probe.Sandbox.State)}
 		}
 		if probe.Ping.Status != last {
 			last = probe.Ping.Status
@@ -128,6 +120,7 @@ func (a *app) watchServer(ctx context.Context, s *fleet.Session, id string) {
 }
 
 func (a *app) sayHealth(providerName, id string, probe connect.Probe) {
+	probe.Ping.LogTail = a.logTail(probe.Ping.LogTail)
 	if a.flags.output == "json" {
 		_ = a.printJSON(wire.NewPing(providerName, id, probe)) // the command's end tells of a failure
 		return

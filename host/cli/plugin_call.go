@@ -146,7 +146,7 @@ func (a *app) call(ctx context.Context, nameOrPath string, m method, request map
 		if err != nil {
 			return err
 		}
-		return a.printAnswer(wire.Redacted(wire.NewDescription(d), a.secrets.String))
+		return a.printAnswer(wire.NewDescription(d))
 	case "Configure":
 		spec := a.fleet.Spec(p)
 		spec.Configure = func(provider.Description) ([]byte, error) { return json.Marshal(request) }
@@ -266,5 +266,5 @@ func (a *app) printAnswer(answer any) error {
 	if a.flags.output == "json" {
 		return a.printJSON(answer)
 	}
-	return wire.WriteIndented(a.stdout, answer)
+	return wire.WriteIndented(a.stdout, wire.Redacted(answer, a.secrets.String))
 }

@@ -23,7 +23,7 @@ func (a *app) pingCommand() *cobra.Command {
 Exit code 0 means healthy, 7 not healthy, 4 no sandbox.`,
 	}
 	session := sessionFlag(c)
-	label := c.Flags().StringP("provider", "p", "", "the provider's label in the configuration (default: the session's, else the configured one)")
+	label := providerFlag(c)
 	c.RunE = run(func(c *cobra.Command, args []string) error {
 		id, err := session(args)
 		if err != nil {
@@ -49,6 +49,7 @@ Exit code 0 means healthy, 7 not healthy, 4 no sandbox.`,
 }
 
 func (a *app) printProbe(label, session string, probe connect.Probe) error {
+	probe.Ping.LogTail = a.logTail(probe.Ping.LogTail)
 	if a.flags.output == "json" {
 		return a.printJSON(wire.NewPing(label, session, probe))
 	}
@@ -75,7 +76,7 @@ func (a *app) disconnectCommand() *cobra.Command {
 Without a sandbox the exit code is 4.`,
 	}
 	session := sessionFlag(c)
-	label := c.Flags().StringP("provider", "p", "", "the provider's label in the configuration (default: the session's, else the configured one)")
+	label := providerFlag(c)
 	action := c.Flags().String("action", "destroy", "destroy or suspend")
 	c.RunE = run(func(c *cobra.Command, args []string) error {
 		id, err := session(args)
@@ -158,6 +159,9 @@ func (a *app) printSessions(states []fleet.SessionState, problems map[string]err
 	for _, state := range states {
 		s := wire.NewSession(state)
 		s.Note = noteOn(state)
+		if s.Server != nil {
+			s.Server.LogTail = a.logTail(s.Server.LogTail)
+		}
 		list = append(list, s)
 		rows = append(rows, []any{
 			orDash(s.Session), s.Provider, orDash(s.SandboxID), state.State, own(agoOrDash(s.CreatedAt)), own(agoOrDash(s.SandboxExpiresAt)),

@@ -188,7 +188,7 @@ func (c *Config) HoldsSecrets() bool {
 	return c.literalSecret
 }
 
-// noteSecret is called with every attribute that holds a secret.
+// noteSecret remembers that a secret stands in the file, unless a function such as env() gives the attribute's value.
 func (c *Config) noteSecret(attribute *hcl.Attribute) {
 	computed := false
 	if expression, ok := attribute.Expr.(hclsyntax.Node); ok {

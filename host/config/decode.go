@@ -233,7 +233,7 @@ func (c *Config) decode(body hcl.Body, arguments []argument, blocks ...string) (
 		}
 		if a.secret {
 			c.Secrets.Add(allText(value)...)
-			if a.kind.cty == cty.String && !isOpenURL(value.AsString()) { // credentials do not belong into maps of variables
+			if a.kind.cty == cty.String && !isURLWithoutPassword(value.AsString()) { // a map of variables mostly holds no secret
 				c.noteSecret(attribute)
 			}
 		}

@@ -27,8 +27,8 @@ func (c *Config) stateArguments() []argument {
 	}
 }
 
-// isOpenURL reports whether a text is a URL without a password.
-func isOpenURL(text string) bool {
+// isURLWithoutPassword reports whether a text is a URL without a password.
+func isURLWithoutPassword(text string) bool {
 	parsed, err := url.Parse(text)
 	if err != nil || parsed.Host == "" {
 		return false

@@ -243,7 +243,7 @@ func RecordsLabel(began time.Time) string { return strconv.FormatInt(began.UnixM
 
 // callCreate calls Create in a context that outlives ctx by createGrace. That context does not end with the lease: a
 // plugin that is cancelled may remove what it has made, which another host may have found by then. When ctx ends, it returns
-// at once and leaves the answer to lateAnswer.
+// at once and leaves the answer to takeLateAnswer.
 func (a *attempt) callCreate(ctx context.Context, began time.Time) (provider.Sandbox, error) {
 	labels := maps.Clone(a.req.Labels)
 	if labels == nil {

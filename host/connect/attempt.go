@@ -34,8 +34,10 @@ type attempt struct {
 	waitsFor   string
 	phase      Phase
 	phaseBegan time.Time
-	// sandboxID is of a sandbox whose provider's reply named this session, and named, of one that an error of Create named.
-	sandboxID, named string
+	// sandboxID is the session's sandbox, as a reply of the provider that was believed has it.
+	sandboxID string
+	// namedByError is the sandbox that an error of Create named. It may be another session's: see findMade.
+	namedByError string
 	// mayHaveMade reports whether this attempt created a sandbox, or may have: then a failure undoes it.
 	mayHaveMade bool
 	// late is where the answer to a Create comes that was given up. It is nil otherwise.
@@ -60,13 +62,7 @@ func newAttempt(account recovery.Account, keys keys, req Request, events func(Ev
 // setKey makes the session key the one of a generation.
 func (a *attempt) setKey(generation string) {
 	a.key = a.keys.of(a.account.Owner, a.req.Session, generation)
-	a.server.Env = maps.Clone(a.req.Server.Env)
-	if a.server.Env == nil {
-		a.server.Env = map[string]string{}
-	}
-	for _, name := range a.req.Server.KeyEnv {
-		a.server.Env[name] = a.key
-	}
+	a.server.Env = a.req.Server.envWith(a.key)
 }
 
 func (a *attempt) attachRequest(sandboxID string) provider.AttachRequest {

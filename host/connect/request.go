@@ -124,16 +124,22 @@ func (r Request) Validate(providerName string) error {
 // keyLength is the length, in bytes, of a session key.
 const keyLength = 64
 
-// startProblem returns why no program can be started with the server's command and environment, whatever the provider, or
-// "". Values are not quoted: they may be secrets.
-func (s Server) startProblem() string {
+// envWith returns the environment with the session key in it.
+func (s Server) envWith(key string) map[string]string {
 	env := maps.Clone(s.Env)
 	if env == nil {
 		env = map[string]string{}
 	}
 	for _, name := range s.KeyEnv {
-		env[name] = strings.Repeat("k", keyLength)
+		env[name] = key
 	}
+	return env
+}
+
+// startProblem returns why no program can be started with the server's command and environment, whatever the provider, or
+// "". Values are not quoted: they may be secrets.
+func (s Server) startProblem() string {
+	env := s.envWith(strings.Repeat("k", keyLength))
 	if err := provider.CheckProcess(s.Command, env, s.Workdir, 0); err != nil {
 		return provider.AsError(err).Message
 	}

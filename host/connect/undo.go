@@ -54,7 +54,7 @@ func (a *attempt) takeLateAnswer() {
 // noteCreateError notes what the error of a Create tells of what it made.
 func (a *attempt) noteCreateError(err error) {
 	if failure := provider.AsError(err); failure.SandboxID != "" {
-		a.named = failure.SandboxID
+		a.namedByError = failure.SandboxID
 	} else if rulesOutSandbox(failure.Code) {
 		a.mayHaveMade = false
 		a.lease.SetGone()
@@ -91,10 +91,10 @@ func (a *attempt) destroyMade(ctx context.Context) error {
 func (a *attempt) findMade(ctx context.Context) (string, error) {
 	id, err := a.account.FindMade(ctx, a.lease.Record.OwnAttempt(), recovery.SearchTime)
 	unlisted := provider.CodeOf(err) == provider.CodeUnsupported
-	if id != "" || err != nil && !unlisted || a.named == "" && !unlisted {
+	if id != "" || err != nil && !unlisted || a.namedByError == "" && !unlisted {
 		return id, err
 	}
-	sandbox, err := a.account.Provider.Attach(ctx, a.attachRequest(a.named))
+	sandbox, err := a.account.Provider.Attach(ctx, a.attachRequest(a.namedByError))
 	switch code := provider.CodeOf(err); {
 	case code == provider.CodeNotFound, code == provider.CodeConflict:
 		return "", nil

@@ -23,7 +23,7 @@ type hostile struct {
 	dir string // of the plugin's sandboxes
 }
 
-// newHostile starts the plugin with the behaviour, and connects the session "victim" unless that is impossible.
+// newHostile returns a fleet whose plugin has the behaviour.
 func newHostile(t *testing.T, behaviour string) *hostile {
 	t.Helper()
 	i := newInstallation(t)
@@ -33,6 +33,7 @@ func newHostile(t *testing.T, behaviour string) *hostile {
 	return h
 }
 
+// withVictim connects the session "victim".
 func (h *hostile) withVictim(t *testing.T) *hostile {
 	t.Helper()
 	_, err := h.connect(t, "victim")

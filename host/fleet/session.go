@@ -11,6 +11,7 @@ import (
 	"github.com/berth-dev/berth/host/connect"
 	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/host/sessions"
+	"github.com/berth-dev/berth/shared/provider"
 )
 
 // Session is a session on the provider that was chosen for it. Its methods may be called concurrently.
@@ -25,34 +26,35 @@ type Session struct {
 // Session returns a session on the provider with the label. Without a label that is the provider that has the session's
 // sandbox, else the default one. The session need not exist yet.
 func (f *Fleet) Session(ctx context.Context, id, label string) (*Session, error) {
-	if err := connect.CheckSession(id); err != nil {
+	label, err := f.labelOf(ctx, id, label)
+	if err != nil {
 		return nil, err
 	}
-	if label == "" {
-		var err error
-		if label, err = f.recordedProvider(ctx, id); err != nil {
-			return nil, err
-		}
-	}
 	return f.sessionOn(ctx, id, label)
+}
+
+// labelOf returns label or, without one, that of the provider that has the session's sandbox; "" if none is recorded.
+func (f *Fleet) labelOf(ctx context.Context, id, label string) (string, error) {
+	if err := connect.CheckSession(id); err != nil {
+		return "", err
+	}
+	if label != "" {
+		return label, nil
+	}
+	return f.recordedProvider(ctx, id)
 }
 
 // ExistingSession is Session for a session that is there already. Where several providers are configured, none of them is
 // the default and no record names the session's, the error's code is CodeNotFound.
 func (f *Fleet) ExistingSession(ctx context.Context, id, label string) (*Session, error) {
-	if err := connect.CheckSession(id); err != nil {
+	label, err := f.labelOf(ctx, id, label)
+	if err != nil {
 		return nil, err
 	}
-	if label == "" {
-		var err error
-		if label, err = f.recordedProvider(ctx, id); err != nil {
-			return nil, err
-		}
-		if label == "" && f.conf.Host.DefaultProvider == "" {
-			return nil, &connect.Error{
-				Code: connect.CodeNotFound, Reason: ReasonNoRecord, Session: id, Cleanup: connect.CleanupNone,
-				Message: fmt.Sprintf("session %q has no sandbox: no record names one", id),
-			}
+	if label == "" && f.conf.Host.DefaultProvider == "" {
+		return nil, &connect.Error{
+			Code: connect.CodeNotFound, Reason: ReasonNoRecord, Session: id, Cleanup: connect.CleanupNone,
+			Message: fmt.Sprintf("session %q has no sandbox: no record names one", id),
 		}
 	}
 	return f.sessionOn(ctx, id, label)
@@ -104,6 +106,18 @@ func (s *Session) Connect(ctx context.Context, request connect.Request, events f
 // Ping looks at the session's sandbox as sessions.Sessions.Check does: it wakes and starts nothing.
 func (s *Session) Ping(ctx context.Context) (connect.Probe, error) {
 	return s.sessions.Check(ctx, s.Request())
+}
+
+// Look is Ping, except that a server that cannot be asked is not healthy, with the reason.
+func (s *Session) Look(ctx context.Context) connect.Probe {
+	probe, err := s.Ping(ctx)
+	switch {
+	case err != nil:
+		probe.Ping = provider.PingResult{Status: provider.PingNotYet, Reason: err.Error()}
+	case probe.Ping.Status == "":
+		probe.Ping = provider.PingResult{Status: provider.PingStopped, Reason: "the sandbox is " + string(probe.Sandbox.State)}
+	}
+	return probe
 }
 
 // Renew prolongs the life of the session's sandbox as sessions.Sessions.Renew does.
@@ -159,15 +173,11 @@ func (f *Fleet) repay(ctx context.Context, attempt records.Attempt) (destroyed s
 	if !f.conf.Has(attempt.Provider) {
 		return "", notConfigured(attempt)
 	}
-	block, err := f.block(attempt.Provider)
+	s, err := f.sessionOn(ctx, attempt.Session, attempt.Provider)
 	if err != nil {
 		return "", err
 	}
-	connector, err := f.connector(ctx, block)
-	if err != nil {
-		return "", err
-	}
-	_, destroyed, err = sessions.New(connector).Repay(ctx, attempt)
+	_, destroyed, err = s.sessions.Repay(ctx, attempt)
 	return destroyed, err
 }
 

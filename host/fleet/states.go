@@ -128,18 +128,11 @@ func (f *Fleet) lookAtServer(ctx context.Context, s SessionState) provider.PingR
 	if err != nil {
 		return provider.PingResult{Status: provider.PingNotYet, Reason: err.Error()}
 	}
-	probe, err := session.Ping(ctx)
-	switch {
-	case err != nil:
-		return provider.PingResult{Status: provider.PingNotYet, Reason: err.Error()}
-	case probe.Ping.Status == "":
-		return provider.PingResult{Status: provider.PingStopped, Reason: "the sandbox is " + string(probe.Sandbox.State)}
-	}
-	return probe.Ping
+	return session.Look(ctx).Ping
 }
 
 // RecordedSessions returns the sessions that the records name a sandbox of, sorted by session, with the states that are
-// recorded. No provider is asked, and no records are made.
+// recorded. No provider is asked. Without a state directory no records are made.
 func (f *Fleet) RecordedSessions(ctx context.Context) ([]SessionState, error) {
 	if f.conf.State.URL == "" {
 		if _, err := os.Stat(f.conf.Host.StateDir); errors.Is(err, fs.ErrNotExist) {
@@ -163,7 +156,6 @@ func (f *Fleet) RecordedSessions(ctx context.Context) ([]SessionState, error) {
 			})
 		}
 	}
-	slices.SortFunc(states, func(x, y SessionState) int { return strings.Compare(x.Session, y.Session) })
 	return states, nil
 }
 

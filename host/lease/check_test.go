@@ -89,6 +89,9 @@ func TestAFailedSaveTellsNothingOfTheLease(t *testing.T) {
 		if err := l.Save(cancelled); err == nil {
 			t.Fatal("it was saved")
 		}
+		if _, _, err := w.Take(t.Context(), "s2"); err != nil { // so that the host is a valid one again
+			t.Fatal(err)
+		}
 		_ = l.Check(t.Context())
 		if w.looks != 1 {
 			t.Errorf("%d looks", w.looks)
@@ -161,9 +164,14 @@ func TestTheLastWriteHasMoreTimeThanItsCaller(t *testing.T) {
 func TestAWriteThatIsDoneLeavesNothingRunning(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		_, l := taken(t)
+		w, l := taken(t)
+		var last context.Context
+		w.release = func(ctx context.Context) error { last = ctx; return nil }
 		if err := l.Release(t.Context()); err != nil {
 			t.Error(err)
+		}
+		if last.Err() == nil {
+			t.Error("its context goes on")
 		}
 	})
 }

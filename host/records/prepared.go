@@ -8,18 +8,18 @@ import (
 
 // prepared runs queries as prepared statements, which it keeps. For SQLite, reading a query costs more than running it.
 type prepared struct {
-	on interface {
-		PrepareContext(ctx context.Context, query string) (*sql.Stmt, error)
-		QueryRowContext(ctx context.Context, query string, arguments ...any) *sql.Row
-	}
+	on         preparer
 	mutex      sync.Mutex
 	statements map[string]*sql.Stmt
 }
 
-func newPrepared(on interface {
+// preparer is a *sql.DB or a *sql.Conn.
+type preparer interface {
 	PrepareContext(ctx context.Context, query string) (*sql.Stmt, error)
 	QueryRowContext(ctx context.Context, query string, arguments ...any) *sql.Row
-}) *prepared {
+}
+
+func newPrepared(on preparer) *prepared {
 	return &prepared{on: on, statements: map[string]*sql.Stmt{}}
 }
 

@@ -299,10 +299,14 @@ func (s *SQL) checkFree(ctx context.Context, tx querier, session, id string) err
 // Check implements Store.
 func (s *SQL) Check(ctx context.Context, lease Lease) error {
 	return s.fenced(ctx, lease, s.view, func(ctx context.Context, q querier) error {
-		var one int
-		return s.query(ctx, q, `SELECT 1 FROM sessions WHERE `+leaseHolds, s.owner, lease.Session, lease.Holder, lease.Token).
-			Scan(&one)
+		return s.checkLease(ctx, q, lease)
 	})
+}
+
+// checkLease returns sql.ErrNoRows if the lease is lost.
+func (s *SQL) checkLease(ctx context.Context, q querier, lease Lease) error {
+	var one int
+	return s.query(ctx, q, `SELECT 1 FROM sessions WHERE `+leaseHolds, s.owner, lease.Session, lease.Holder, lease.Token).Scan(&one)
 }
 
 // leaseHolds is the fence: the condition, in every statement that writes under a lease, that the lease is not lost.
@@ -381,9 +385,7 @@ func (s *SQL) SaveAttempt(ctx context.Context, lease Lease, a Attempt) error {
 		if err != nil {
 			return err
 		}
-		var one int // no row was written, either because it was there or because the lease is lost
-		return s.query(ctx, q, `SELECT 1 FROM sessions WHERE `+leaseHolds, s.owner, lease.Session, lease.Holder, lease.Token).
-			Scan(&one)
+		return s.checkLease(ctx, q, lease) // no row was written, either because it was there or because the lease is lost
 	})
 }
 

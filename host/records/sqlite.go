@@ -41,7 +41,7 @@ func (f *sqliteFile) queue() *queue {
 
 func (f *sqliteFile) now() string { return `CAST(ROUND(unixepoch('subsec') * 1000) AS INTEGER)` }
 
-func (f *sqliteFile) lock() string { return "" } // every transaction locks the whole database, see _txlock
+func (f *sqliteFile) lock() string { return "" } // every transaction locks the whole database, see writer.lock
 
 func (f *sqliteFile) open(ctx context.Context) (*sql.DB, error) {
 	if regular.Dangling(f.path) { // other records must not take the place of those that are away
@@ -80,9 +80,9 @@ func (f *sqliteFile) open(ctx context.Context) (*sql.DB, error) {
 
 func openSQLite(path string) (*sql.DB, error) {
 	options := url.Values{
-		"mode":          {"rw"}, // never creates
-		"_txlock":       {"immediate"},
-		"_busy_timeout": {"20"}, // in milliseconds; backoff does the longer waiting
+		"mode":          {"rw"},        // never creates
+		"_txlock":       {"immediate"}, // of migrations; the writer begins its own
+		"_busy_timeout": {"20"},        // in milliseconds; backoff and writer.lock do the longer waiting
 		"_pragma":       {"synchronous(FULL)", "cell_size_check(ON)"},
 	}
 	connector, err := sqlite.NewConnector((&url.URL{Scheme: "file", Path: path, RawQuery: options.Encode()}).String())

@@ -250,10 +250,10 @@ func (w *writer) transaction(ctx context.Context, how haste, do func(ctx context
 		return err
 	}
 	err = w.inTurn(ctx, turn, do)
-	w.queue.end(turn)
 	if err != nil {
-		w.disconnect() // with whatever was begun on it
+		w.disconnect() // with whatever was begun on it, before others have their turn
 	}
+	w.queue.end(turn)
 	if err := w.store.database.check(); err != nil {
 		return err
 	}

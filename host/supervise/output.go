@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/berth-dev/berth/host/printable"
+	"github.com/berth-dev/berth/shared/provider"
 )
 
 const (
@@ -75,10 +76,7 @@ func (o *output) keep(message string, pairs []any) {
 	for i := 0; i+1 < len(pairs); i += 2 {
 		message += " " + printable.Line(fmt.Sprintf("%v=%v", pairs[i], pairs[i+1]))
 	}
-	if len(message) > tailLine {
-		message = strings.ToValidUTF8(message[:tailLine], "") + "…"
-	}
-	o.tail = append(o.tail, message)
+	o.tail = append(o.tail, provider.Shorten(message, tailLine))
 	if len(o.tail) > tailLines {
 		o.tail = slices.Delete(o.tail, 0, 1)
 	}

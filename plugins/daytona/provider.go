@@ -380,14 +380,17 @@ func (d *Daytona) awaitToken(ctx context.Context, b box) {
 }
 
 // noteToken remembers when the token of a sandbox was replaced by this process; zero: never, the sandbox is new.
-func (d *Daytona) noteToken(id string, replaced time.Time) {
+func (d *Daytona) noteToken(id string, replaced time.Time) { note(d, d.replaced, id, replaced) }
+
+// note remembers something of a sandbox, of a bounded number of them.
+func note[V any](d *Daytona, about map[string]V, id string, value V) {
 	const most = 10_000
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
-	if len(d.replaced) >= most {
-		clear(d.replaced)
+	if len(about) >= most {
+		clear(about)
 	}
-	d.replaced[id] = replaced
+	about[id] = value
 }
 
 // Denied finds out whether the token of a URL was replaced. The proxy redirects to its login page, too, while it cannot ask

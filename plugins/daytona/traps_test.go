@@ -23,9 +23,7 @@ func TestALoginPageBehindARedirectIsNotAlive(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{})
 	d := newProvider(t, cloud, nil)
-	sandbox := cloudtest.Create(t, d, "s1")
-	endpoints := cloudtest.Start(t, d, sandbox, cloudtest.ActionServer())
-	cloudtest.AwaitAlive(t, d, sandbox, endpoints)
+	sandbox, endpoints := cloudtest.Up(t, d, "s1")
 	endpoints.Server.Headers = map[string]string{tokenHeader: "of-before-the-restart"}
 	if result := cloudtest.Ping(t, d, sandbox, endpoints); result.Status != provider.PingDenied {
 		t.Errorf("%+v", result)
@@ -40,9 +38,7 @@ func TestTheHeadersAvoidThePageThatWarnsBrowsers(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{})
 	d := newProvider(t, cloud, nil)
-	sandbox := cloudtest.Create(t, d, "s1")
-	endpoints := cloudtest.Start(t, d, sandbox, cloudtest.ActionServer())
-	cloudtest.AwaitAlive(t, d, sandbox, endpoints)
+	_, endpoints := cloudtest.Up(t, d, "s1")
 	endpoints.Server.Headers["User-Agent"] = "Mozilla/5.0"
 	if _, body := cloudtest.Get(t, endpoints.Server, "/alive"); strings.Contains(body, "Warning") {
 		t.Errorf("got %q", body)
@@ -483,9 +479,7 @@ func TestAServerThatRefusesUsItselfIsDenied(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{})
 	d := newProvider(t, cloud, nil)
-	sandbox := cloudtest.Create(t, d, "s1")
-	endpoints := cloudtest.Start(t, d, sandbox, cloudtest.ActionServer())
-	cloudtest.AwaitAlive(t, d, sandbox, endpoints)
+	sandbox, endpoints := cloudtest.Up(t, d, "s1")
 	cloud.Traffic.Fail(simcloud.Fault{Operation: "preview", Status: 401, Body: `{"detail":"the session key is wrong"}`})
 	for range 3 {
 		if result := cloudtest.Ping(t, d, sandbox, endpoints); result.Status != provider.PingDenied {
@@ -578,20 +572,6 @@ func TestTrapACommandIsAnsweredOnceItsOutputsAreClosed(t *testing.T) {
 	cloudtest.Start(t, d, sandbox, server)
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("starting took %s", took)
-	}
-}
-
-func TestAnEnvironmentThatIsTooLargeIsNoOutage(t *testing.T) {
-	t.Parallel()
-	cloud := newCloud(t, sim.Options{})
-	d := newProvider(t, cloud, nil)
-	sandbox := cloudtest.Create(t, d, "s1")
-	server := cloudtest.ActionServer()
-	server.Env["LARGE"] = strings.Repeat("x", 200<<10)
-	began := time.Now()
-	_, err := d.StartServer(t.Context(), cloudtest.StartRequest(sandbox, server))
-	if e := provider.AsError(err); e == nil || e.Retryable || time.Since(began) > 5*time.Second {
-		t.Errorf("%+v after %s", e, time.Since(began))
 	}
 }
 

@@ -60,15 +60,7 @@ func (b box) asleep() bool {
 }
 
 // noteMove remembers that a sandbox may wake on another machine.
-func (d *Daytona) noteMove(id string) {
-	const most = 10_000
-	d.mutex.Lock()
-	defer d.mutex.Unlock()
-	if len(d.moved) >= most {
-		clear(d.moved)
-	}
-	d.moved[id] = true
-}
+func (d *Daytona) noteMove(id string) { note(d, d.moved, id, true) }
 
 // step does what the sandbox's state asks for, and reports whether it called the cloud.
 func (w *waking) step(ctx context.Context, b box) (asked bool, err error) {

@@ -282,8 +282,8 @@ var callBreaches = []breach{
 			}
 			return err
 		}}},
-	{check: "attach/foreign", does: "Attach gives out another owner's sandbox", method: "attach", effect: onAttach(attachForeign)},
-	{check: "attach/other-session", does: "Attach gives out the sandbox of another session", method: "attach", effect: onAttach(attachOtherSession)},
+	{check: "attach/foreign", does: "Attach gives out another owner's sandbox", method: "attach", effect: onAttach(attachOf(false))},
+	{check: "attach/other-session", does: "Attach gives out the sandbox of another session", method: "attach", effect: onAttach(attachOf(true))},
 	{check: "attach/denied", does: "Attach takes wrong credentials for not found", method: "attach",
 		effect: otherCode("attach", provider.CodeDenied, provider.CodeNotFound)},
 	{check: "attach/unreachable", does: "Attach takes an unreachable cloud for not found", method: "attach",
@@ -699,22 +699,24 @@ func shorten(ctx context.Context, c *call) error {
 	})
 }
 
-func attachOtherSession(ctx context.Context, f *faulty, q provider.AttachRequest, honest attaches) (provider.Sandbox, error) {
-	found, err := honest(ctx, q)
-	if provider.CodeOf(err) != provider.CodeConflict {
+// attachOf attaches to what it should refuse: the sandbox of another session or, unless sameOwner, of another owner.
+func attachOf(sameOwner bool) func(context.Context, *faulty, provider.AttachRequest, attaches) (provider.Sandbox, error) {
+	return func(ctx context.Context, f *faulty, q provider.AttachRequest, honest attaches) (provider.Sandbox, error) {
+		found, failed := honest(ctx, q)
+		if provider.CodeOf(failed) != provider.CodeConflict {
+			return found, failed
+		}
+		err := f.cloud.store.do(ctx, func(w *world) error {
+			s := w.Sandboxes[q.SandboxID]
+			if (s.Owner == q.Owner) != sameOwner {
+				return failed
+			}
+			found = f.cloud.describe(s)
+			found.Session, found.Origin = q.Session, provider.OriginAttached
+			return nil
+		})
 		return found, err
 	}
-	failed := err
-	err = f.cloud.store.do(ctx, func(w *world) error {
-		s := w.Sandboxes[q.SandboxID]
-		if s.Owner != q.Owner {
-			return failed
-		}
-		found = f.cloud.describe(s)
-		found.Session, found.Origin = q.Session, provider.OriginAttached
-		return nil
-	})
-	return found, err
 }
 
 // dropOther ends the server when another command is asked for, and dropSame unless one is.
@@ -899,23 +901,6 @@ func attachAndCreate(ctx context.Context, f *faulty, q provider.AttachRequest, h
 	if !ever && provider.CodeOf(err) == provider.CodeNotFound {
 		_, _ = f.cloud.Create(ctx, provider.CreateRequest{Session: q.Session, Owner: q.Owner, Lifetime: q.Lifetime})
 	}
-	return found, err
-}
-
-func attachForeign(ctx context.Context, f *faulty, q provider.AttachRequest, honest attaches) (provider.Sandbox, error) {
-	found, err := honest(ctx, q)
-	if provider.CodeOf(err) != provider.CodeConflict {
-		return found, err
-	}
-	failed := err
-	err = f.cloud.store.do(ctx, func(w *world) error {
-		if w.Sandboxes[q.SandboxID].Owner == q.Owner {
-			return failed
-		}
-		found = f.cloud.describe(w.Sandboxes[q.SandboxID])
-		found.Session, found.Origin = q.Session, provider.OriginAttached
-		return nil
-	})
 	return found, err
 }
 

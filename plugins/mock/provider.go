@@ -36,7 +36,7 @@ type Config struct {
 	APIKey        string        `berth:"api_key,sensitive" env:"MOCK_API_KEY" doc:"The cloud belongs to the first key it is used with; another one is denied."`
 	APIURL        string        `berth:"api_url" default:"https://mock.invalid" doc:"Where the cloud is. At any other address it is asked over HTTP first, and must answer \"mock\"."`
 	Faults        []string      `berth:"faults" doc:"What goes wrong: METHOD[:N]=FAULT[:ARGUMENT...] each."`
-	Breaches      []string      `berth:"breaches" doc:"Which checks of the conformance suite fail: GROUP/NAME each."`
+	Breaches      []string      `berth:"breaches" doc:"Which checks of the conformance suite fail: GROUP/NAME or GROUP/NAME:FORM each."`
 }
 
 // tokenHeader carries a sandbox's token, as a cloud's proxy would require it.
@@ -178,7 +178,7 @@ func (c *cloud) Attach(ctx context.Context, req provider.AttachRequest) (found p
 		case err != nil:
 			return err
 		case s.Session != req.Session:
-			return foreign(s.ID)
+			return foreign(s.ID, "session")
 		}
 		found = c.adopt(s, now, req.Lifetime)
 		endpoints := c.endpoints(s, req.Server)

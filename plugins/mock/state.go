@@ -108,7 +108,7 @@ func (w *world) find(now time.Time, ref provider.SandboxRef) (*sandbox, error) {
 			Message: fmt.Sprintf("sandbox %s no longer exists", ref.SandboxID),
 		}
 	case s.Owner != ref.Owner:
-		return nil, foreign(ref.SandboxID)
+		return nil, foreign(ref.SandboxID, "owner")
 	}
 	return s, nil
 }
@@ -117,13 +117,13 @@ func (w *world) find(now time.Time, ref provider.SandboxRef) (*sandbox, error) {
 func (w *world) findOf(now time.Time, ref provider.SandboxRef, session string) (*sandbox, error) {
 	s, err := w.find(now, ref)
 	if err == nil && session != "" && s.Session != session {
-		return nil, foreign(ref.SandboxID)
+		return nil, foreign(ref.SandboxID, "session")
 	}
 	return s, err
 }
 
-func foreign(id string) error {
-	err := provider.Errorf(provider.CodeConflict, "sandbox %s belongs to another owner", id)
+func foreign(id, whose string) error {
+	err := provider.Errorf(provider.CodeConflict, "sandbox %s belongs to another %s", id, whose)
 	err.SandboxID = id
 	return err
 }

@@ -203,11 +203,13 @@ func (c *sandboxes) Endpoints(ctx context.Context, s sandbox, ports []int) (map[
 		if !connectToken.MatchString(access.Token) { // without one the URL would have to be public
 			return nil, provider.Errorf(provider.CodeFailed, "the cloud gave no usable token for port %d", port)
 		}
-		// Not Authorization, where the cloud takes it as well: that one belongs to the server behind it.
-		endpoints[port] = provider.Endpoint{URL: url, Headers: map[string]string{"Cookie": "_modal_connect_token=" + access.Token}}
+		endpoints[port] = provider.Endpoint{URL: url, Headers: map[string]string{tokenHeader: "_modal_connect_token=" + access.Token}}
 	}
 	return endpoints, nil
 }
+
+// tokenHeader carries the connect token, as a cookie. Authorization, where the cloud takes it as well, is the server's own.
+const tokenHeader = "Cookie"
 
 // Run runs a script in a sandbox. The environment travels in the protocol's own field for it.
 func (c *sandboxes) Run(ctx context.Context, s sandbox, script cloud.Script) (string, error) {

@@ -306,7 +306,7 @@ func TestAConnectTokenOpensOnePort(t *testing.T) {
 	server := cloudtest.ActionServer()
 	server.ExtraPorts = map[string]int{"vnc": 9100}
 	endpoints := cloudtest.Start(t, d, cloudtest.Create(t, d, "s1"), server)
-	if token := endpoints.Server.Headers["Cookie"]; token == "" || endpoints.Extra["vnc"].Headers["Cookie"] == token {
+	if token := endpoints.Server.Headers[tokenHeader]; token == "" || endpoints.Extra["vnc"].Headers[tokenHeader] == token {
 		t.Error("one token opens both ports")
 	}
 	if there := cloud.Sandboxes(); len(there[0].Ports) != 0 {

@@ -6,6 +6,6 @@ import "github.com/berth-dev/berth/shared/provider"
 func main() {
 	provider.Serve(provider.Info{
 		Name: "runloop", Version: "0.1.0", Summary: "Sandboxes as Runloop devboxes.",
-		EndpointHeaders: []string{"X-Runloop-Tunnel-Authorization"},
+		EndpointHeaders: []string{tokenHeader},
 	}, open)
 }

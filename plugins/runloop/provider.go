@@ -198,6 +198,9 @@ func (d *devboxes) tunnelRequest() tunnelRequest {
 // tunnelKey is what may become part of a host's name.
 var tunnelKey = regexp.MustCompile(`^[A-Za-z0-9_-]{1,128}$`)
 
+// tokenHeader carries a tunnel's token.
+const tokenHeader = "X-Runloop-Tunnel-Authorization"
+
 // Endpoints sees to it that the devbox has its tunnel, which serves all ports. The tunnel's token opens them; the API key is
 // never sent there.
 func (d *devboxes) Endpoints(ctx context.Context, it devbox, ports []int) (map[int]provider.Endpoint, error) {
@@ -213,7 +216,7 @@ func (d *devboxes) Endpoints(ctx context.Context, it devbox, ports []int) (map[i
 		e := provider.Endpoint{URL: tunnelURL(d.config.TunnelURL, port, t.Key), Headers: map[string]string{}}
 		if t.AuthToken != "" {
 			// Not Authorization: that one belongs to the server behind the tunnel.
-			e.Headers["X-Runloop-Tunnel-Authorization"] = "Bearer " + t.AuthToken
+			e.Headers[tokenHeader] = "Bearer " + t.AuthToken
 		}
 		endpoints[port] = e
 	}

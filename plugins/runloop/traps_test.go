@@ -258,11 +258,9 @@ func TestTrapTheTunnelsTokenHasAHeaderOfItsOwn(t *testing.T) {
 	t.Parallel()
 	cloud := newCloud(t, sim.Options{})
 	r := newRunloop(t, cloud, nil)
-	made := cloudtest.Create(t, r, "s1")
-	endpoints := cloudtest.Start(t, r, made, cloudtest.ActionServer())
-	cloudtest.AwaitAlive(t, r, made, endpoints)
+	cloudtest.Up(t, r, "s1")
 	for _, call := range cloud.Calls("tunnel") {
-		if len(call.Headers["Authorization"]) != 0 || len(call.Headers["X-Runloop-Tunnel-Authorization"]) != 1 {
+		if len(call.Headers["Authorization"]) != 0 || len(call.Headers[tokenHeader]) != 1 {
 			t.Fatalf("headers %v", call.Headers)
 		}
 	}
@@ -350,9 +348,7 @@ func TestTrapNothingIsSentThatTheAPIHasRemoved(t *testing.T) {
 		c.Blueprint, c.Size, c.Architecture, c.User = "agents", "LARGE", "arm64", "root:0"
 		c.LaunchCommands, c.Secrets, c.NetworkPolicy = []string{"true"}, map[string]string{"TOKEN": "my-token"}, "np_1"
 	})
-	made := cloudtest.Create(t, r, "s1")
-	endpoints := cloudtest.Start(t, r, made, cloudtest.ActionServer())
-	cloudtest.AwaitAlive(t, r, made, endpoints)
+	cloudtest.Up(t, r, "s1")
 	body := cloud.Calls("create")[0].Body
 	for _, gone := range []string{"prebuilt", "available_ports", "environment_variables", `entrypoint`, "hush"} {
 		if strings.Contains(body, gone) {

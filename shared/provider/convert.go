@@ -130,7 +130,7 @@ func descriptionToWire(d Description) *pb.DescribeResponse {
 // descriptionFromWire leaves out capabilities it does not know: they are a newer plugin's, and not asked for.
 func descriptionFromWire(w *pb.DescribeResponse) Description {
 	d := Description{
-		Name: w.GetName(), Version: w.GetVersion(), Summary: shortened(w.GetSummary(), detailBytes), EndpointHeaders: w.GetEndpointHeaders(),
+		Name: w.GetName(), Version: w.GetVersion(), Summary: Shorten(w.GetSummary(), detailBytes), EndpointHeaders: w.GetEndpointHeaders(),
 	}
 	for _, c := range w.GetCapabilities() {
 		if known := capabilityTable.domain(c); known != "" {
@@ -140,7 +140,7 @@ func descriptionFromWire(w *pb.DescribeResponse) Description {
 	for _, a := range w.GetAttributes() {
 		d.Attributes = append(d.Attributes, Attribute{
 			Name: a.GetName(), Type: typeTable.domain(a.GetType()), Required: a.GetRequired(), Sensitive: a.GetSensitive(),
-			Default: a.GetDefaultJson(), Env: a.GetEnv(), OneOf: a.GetOneOf(), Doc: shortened(a.GetDoc(), messageBytes),
+			Default: a.GetDefaultJson(), Env: a.GetEnv(), OneOf: a.GetOneOf(), Doc: Shorten(a.GetDoc(), messageBytes),
 		})
 	}
 	return d
@@ -230,7 +230,7 @@ func sandboxFromWire(w *pb.Sandbox) Sandbox {
 		ID: w.GetId(), State: stateTable.domain(w.GetState()), Origin: originTable.domain(w.GetOrigin()),
 		Session: w.GetSession(), Owner: w.GetOwner(), Attempt: w.GetAttempt(), Labels: w.GetLabels(),
 		CreatedAt: timeFromWire(w.GetCreatedAt()), ExpiresAt: timeFromWire(w.GetExpiresAt()),
-		Detail: shortened(w.GetDetail(), detailBytes),
+		Detail: Shorten(w.GetDetail(), detailBytes),
 	}
 	if s.State == "" {
 		s.State = StateUnknown
@@ -258,7 +258,7 @@ func pingToWire(p PingResult) *pb.PingResponse {
 
 func pingFromWire(w *pb.PingResponse) PingResult {
 	p := PingResult{
-		Status: pingTable.domain(w.GetStatus()), Reason: shortened(w.GetReason(), messageBytes), LogTail: texts(Tail(w.GetLogTail())),
+		Status: pingTable.domain(w.GetStatus()), Reason: Shorten(w.GetReason(), messageBytes), LogTail: texts(Tail(w.GetLogTail())),
 	}
 	if w.ExitCode != nil {
 		code := int(w.GetExitCode())

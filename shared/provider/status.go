@@ -81,7 +81,7 @@ func errorToWire(err error) error {
 	if len(e.LogTail) > 0 {
 		details = append(details, &errdetails.DebugInfo{Detail: text(strings.Join(Tail(e.LogTail), "\n"))})
 	}
-	st := status.New(code, shortened(text(e.Message), messageBytes))
+	st := status.New(code, Shorten(text(e.Message), messageBytes))
 	if detailed, err := st.WithDetails(details...); err == nil {
 		st = detailed
 	}
@@ -115,7 +115,7 @@ func readStatus(st *status.Status) (e *Error, spoken bool) {
 		return is && info.GetDomain() == errorDomain
 	})
 	spoken = i >= 0 || slices.Contains(neverOfTransport, st.Code())
-	e = &Error{Code: codeTable.domain(st.Code()), Message: shortened(text(st.Message()), messageBytes)}
+	e = &Error{Code: codeTable.domain(st.Code()), Message: Shorten(text(st.Message()), messageBytes)}
 	switch {
 	case st.Code() == codes.Unauthenticated:
 		e.Code = CodeDenied
@@ -132,7 +132,7 @@ func readStatus(st *status.Status) (e *Error, spoken bool) {
 		case *errdetails.BadRequest:
 			for _, v := range d.GetFieldViolations() {
 				if len(e.Fields) < fieldCount {
-					e.Fields = append(e.Fields, FieldError{Field: shortened(v.GetField(), nameBytes), Message: shortened(v.GetDescription(), messageBytes)})
+					e.Fields = append(e.Fields, FieldError{Field: Shorten(v.GetField(), nameBytes), Message: Shorten(v.GetDescription(), messageBytes)})
 				}
 			}
 		case *errdetails.DebugInfo:
@@ -177,7 +177,7 @@ var required = []string{"Create", "Attach", "StartServer", "Ping"}
 // effect. Three cases are known for what they are: a call that was given up, one that took too long, and an optional call
 // that the plugin does not serve.
 func transportError(ctx context.Context, method string, st *status.Status) error {
-	message := shortened(text(st.Message()), messageBytes)
+	message := Shorten(text(st.Message()), messageBytes)
 	switch code := st.Code(); {
 	case code == codes.Canceled && ctx.Err() != nil:
 		return &Error{Code: CodeCanceled, Message: message}
@@ -196,12 +196,4 @@ func transportError(ctx context.Context, method string, st *status.Status) error
 func deadlineNear(ctx context.Context) bool {
 	deadline, limited := ctx.Deadline()
 	return ctx.Err() != nil || limited && time.Until(deadline) < time.Second
-}
-
-// shortened returns valid text of at most so many bytes, with a mark at its end if something was cut off.
-func shortened(valid string, limit int) string {
-	if len(valid) <= limit {
-		return valid
-	}
-	return strings.ToValidUTF8(valid[:limit], "") + "…"
 }

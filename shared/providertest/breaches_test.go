@@ -89,35 +89,36 @@ var tempting = map[string]string{
 	"end/silent": "ping/once", "end/nothing-left": "create/owners", "secrets/errors": "attach/missing", "secrets/stderr": "start/endpoint",
 }
 
-// fault is a planted fault of mock: its name there, and the check that it fails.
-type fault struct{ name, check string }
+// breach is one of mock's: its name there, and the check that it makes fail.
+type breach struct{ name, check string }
 
-// faults reads the table of the documentation, which mock's own test holds to what mock can do.
-func faults(t *testing.T) []fault {
+// breaches reads the table of the documentation, which mock's own test holds to what mock can do.
+func breaches(t *testing.T) []breach {
 	t.Helper()
 	text, err := os.ReadFile(docs)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, table, _ := strings.Cut(string(text), "<!-- faults: ")
-	var all []fault
+	_, table, _ := strings.Cut(string(text), "<!-- breaches: ")
+	var all []breach
 	for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\| .* \\| `([^`]+)` \\|$").FindAllStringSubmatch(table, -1) {
-		all = append(all, fault{row[1], row[2]})
+		all = append(all, breach{row[1], row[2]})
 	}
 	return all
 }
 
-func TestEachCheckHasAFault(t *testing.T) {
+func TestEachCheckHasABreach(t *testing.T) {
 	t.Parallel()
+	all := breaches(t)
 	for _, c := range checks {
-		has := slices.ContainsFunc(faults(t), func(f fault) bool { return f.check == c.id() })
+		has := slices.ContainsFunc(all, func(b breach) bool { return b.check == c.id() })
 		if why := unbreakable[c.id()]; has == (why != "") {
-			t.Errorf("%s: a fault is planted: %t; %s", c.id(), has, why)
+			t.Errorf("%s: has a breach: %t; %s", c.id(), has, why)
 		}
 	}
 }
 
-// TestEachBreachMakesExactlyItsCheckFail runs a plugin with each planted fault. By itself it runs the fault's check with
+// TestEachBreachMakesExactlyItsCheckFail runs a plugin with each breach. By itself it runs the breach's check with
 // the ones at the beginning; with BERTH_CONFORMANCE=full the whole suite, for minutes.
 func TestEachBreachMakesExactlyItsCheckFail(t *testing.T) {
 	t.Parallel()
@@ -125,14 +126,14 @@ func TestEachBreachMakesExactlyItsCheckFail(t *testing.T) {
 	var mutex sync.Mutex
 	var table []string
 	t.Run("breaches", func(t *testing.T) {
-		for _, f := range faults(t) {
-			t.Run(f.name, func(t *testing.T) {
+		for _, b := range breaches(t) {
+			t.Run(b.name, func(t *testing.T) {
 				t.Parallel()
-				p := mockPlugin(t, f.name)
+				p := mockPlugin(t, b.name)
 				if !full {
-					p.Only = strings.TrimSuffix(f.check+","+tempting[f.check], ",")
+					p.Only = strings.TrimSuffix(b.check+","+tempting[b.check], ",")
 				}
-				pace := paceFor(f.check)
+				pace := paceFor(b.check)
 				if full { // all other checks need their time
 					pace.verdict = max(pace.verdict, 8*time.Second)
 				}
@@ -143,16 +144,16 @@ func TestEachBreachMakesExactlyItsCheckFail(t *testing.T) {
 						failed = append(failed, r.Group+"/"+r.Name)
 					}
 				}
-				if !slices.Equal(failed, []string{f.check}) {
+				if !slices.Equal(failed, []string{b.check}) {
 					t.Errorf("these checks fail: %v", failed)
 					_ = report.WriteText(t.Output())
 				}
 				mutex.Lock()
 				defer mutex.Unlock()
-				table = append(table, fmt.Sprintf("%-40s fails %v; %s", f.name, failed, report.Summary()))
+				table = append(table, fmt.Sprintf("%-40s fails %v; %s", b.name, failed, report.Summary()))
 			})
 		}
 	})
 	slices.Sort(table)
-	t.Logf("%d faults:\n%s", len(table), strings.Join(table, "\n"))
+	t.Logf("%d breaches:\n%s", len(table), strings.Join(table, "\n"))
 }

@@ -7,5 +7,7 @@ import "github.com/berth-dev/berth/shared/provider"
 var version = "0.1.0"
 
 func main() {
-	provider.Serve(provider.Info{Name: "acme", Version: version, Summary: "Sandboxes of acme."}, open)
+	provider.Serve(provider.Info{
+		Name: "acme", Version: version, Summary: "Sandboxes of acme.", EndpointHeaders: []string{tokenHeader},
+	}, open)
 }

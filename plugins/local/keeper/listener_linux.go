@@ -79,15 +79,15 @@ func stranger(keeper int, sockets []socket) *socket {
 		return &sockets[0]
 	}
 	// The kernel's lists of children are fast to read, but may miss some while others end.
-	other := notHeld(below(keeper), sockets)
+	other := notHeld(listedDescendants(keeper), sockets)
 	if other != nil {
 		other = notHeld(descendantsOf(keeper), sockets)
 	}
 	return other
 }
 
-// below returns the descendants of a process, by the lists of children.
-func below(pid int) []int {
+// listedDescendants is descendantsOf by the kernel's lists of children: faster, but it may miss some.
+func listedDescendants(pid int) []int {
 	all := children(pid)
 	for i := 0; i < len(all); i++ {
 		all = append(all, children(all[i])...)
