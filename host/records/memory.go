@@ -15,8 +15,12 @@ type Memory struct {
 	mutex    sync.Mutex
 	began    time.Time
 	records  map[string]*memoryRecord
-	attempts map[string]map[string]Attempt // by session and id
+	attempts map[string]map[string]Attempt  // by session and id
+	naming   map[sandboxKey]map[string]bool // by session
 }
+
+// sandboxKey is what a sandbox is found by.
+type sandboxKey struct{ provider, id string }
 
 type memoryRecord struct {
 	Record // without Owed
@@ -32,7 +36,10 @@ type memoryHolder struct {
 
 // NewMemory returns empty records.
 func NewMemory() *Memory {
-	return &Memory{began: time.Now(), records: map[string]*memoryRecord{}, attempts: map[string]map[string]Attempt{}}
+	return &Memory{
+		began: time.Now(), records: map[string]*memoryRecord{}, attempts: map[string]map[string]Attempt{},
+		naming: map[sandboxKey]map[string]bool{},
+	}
 }
 
 // Store returns the records as the host of the given name sees them.
@@ -76,6 +83,27 @@ func (s *MemoryStore) Take(_ context.Context, session string) (Lease, Record, er
 	return Lease{Session: session, Holder: s.holder.name, Token: r.token}, record, nil
 }
 
+// name has Naming find the record's session.
+func (m *Memory) name(r *memoryRecord) {
+	if !r.HasSandbox() {
+		return
+	}
+	key := sandboxKey{r.Provider, r.SandboxID}
+	if m.naming[key] == nil {
+		m.naming[key] = map[string]bool{}
+	}
+	m.naming[key][r.Session] = true
+}
+
+// unname undoes name, before the record changes.
+func (m *Memory) unname(r *memoryRecord) {
+	key := sandboxKey{r.Provider, r.SandboxID}
+	delete(m.naming[key], r.Session)
+	if len(m.naming[key]) == 0 {
+		delete(m.naming, key)
+	}
+}
+
 // leased returns the record of a lease, or ErrLost.
 func (s *MemoryStore) leased(lease Lease) (*memoryRecord, error) {
 	r := s.memory.records[lease.Session]
@@ -112,7 +140,9 @@ func (s *MemoryStore) save(lease Lease, record Record) (*memoryRecord, error) {
 	if record != r.Record {
 		record.UpdatedAt = time.Now()
 	}
+	s.memory.unname(r)
 	r.Record = record
+	s.memory.name(r)
 	if attempt := record.OwnAttempt(); attempt.ID != "" {
 		attempt.Generation = generation
 		s.memory.put(attempt)
@@ -216,6 +246,13 @@ func (s *MemoryStore) List(context.Context) ([]Record, error) {
 	}
 	slices.SortFunc(all, func(x, y Record) int { return cmp.Compare(x.Session, y.Session) })
 	return all, nil
+}
+
+// Naming implements Store.
+func (s *MemoryStore) Naming(_ context.Context, provider, sandboxID string) ([]string, error) {
+	s.memory.mutex.Lock()
+	defer s.memory.mutex.Unlock()
+	return slices.Collect(maps.Keys(s.memory.naming[sandboxKey{provider, sandboxID}])), nil
 }
 
 // Forget implements Store.

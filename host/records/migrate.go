@@ -29,7 +29,7 @@ var migrations embed.FS
 const (
 	// schema is the newest version of the tables. Each version has a file, which never changes again: those up to
 	// baseSchema in migrations, the others in growth.
-	schema = 3
+	schema = 4
 	// baseSchema is the version that the first readers of the records know.
 	baseSchema = 2
 	// readerTable is the table in which goose stores the versions up to baseSchema, and then the oldest reader.

@@ -135,9 +135,9 @@ type Store interface {
 	Get(ctx context.Context, session string) (Record, error)
 	// List returns all records, sorted by session.
 	List(ctx context.Context) ([]Record, error)
-	// Naming returns the records of the sessions that have this sandbox of the provider, in no order. There is more than
-	// one only after a mishap.
-	Naming(ctx context.Context, provider, sandboxID string) ([]Record, error)
+	// Naming returns the sessions that have this sandbox of the provider, in no order. There is more than one only after a
+	// mishap.
+	Naming(ctx context.Context, provider, sandboxID string) (sessions []string, err error)
 	// Forget deletes the records in StateGone that were last updated before the given time and are not leased. It returns
 	// how many it deleted. It also deletes the attempts from before that time that owe nothing and that no record names.
 	Forget(ctx context.Context, before time.Time) (int, error)

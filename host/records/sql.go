@@ -486,6 +486,29 @@ func (s *SQL) List(ctx context.Context) ([]Record, error) {
 	return records, err
 }
 
+// Naming implements Store.
+func (s *SQL) Naming(ctx context.Context, provider, sandboxID string) (sessions []string, err error) {
+	err = s.view(ctx, func(ctx context.Context, q querier) error {
+		sessions = nil
+		rows, err := q.QueryContext(ctx, selectNaming, s.owner, provider, sandboxID, StateGone)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var session string
+			if err := rows.Scan(&session); err != nil {
+				return err
+			}
+			sessions = append(sessions, session)
+		}
+		return rows.Err()
+	})
+	return sessions, err
+}
+
+const selectNaming = `SELECT session FROM sessions WHERE owner = $1 AND provider = $2 AND sandbox_id = $3 AND state <> $4`
+
 func (s *SQL) read(ctx context.Context, query string, arguments ...any) (records []Record, err error) {
 	dead := map[string]bool{} // by the ID of the holder
 	err = s.view(ctx, func(ctx context.Context, q querier) error {

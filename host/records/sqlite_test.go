@@ -4,6 +4,8 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -96,5 +98,24 @@ func TestWhatHasToSurviveAPowerCutIsForcedToTheDisk(t *testing.T) {
 		if level != want {
 			t.Errorf("durable %v: the level is %d instead of %d", durable, level, want)
 		}
+	}
+}
+
+func TestTheSessionOfASandboxIsFoundWithoutReadingAllSessions(t *testing.T) {
+	t.Parallel()
+	s := openSQL(t, Options{Dir: t.TempDir()})
+	rows, err := s.db.QueryContext(testContext(t), "EXPLAIN QUERY PLAN "+selectNaming, s.owner, "acme", "sb", StateGone)
+	wantNil(t, "the query", err)
+	defer rows.Close()
+	var plan []string
+	for rows.Next() {
+		var id, parent, unused int
+		var step string
+		wantNil(t, "Scan", rows.Scan(&id, &parent, &unused, &step))
+		plan = append(plan, step)
+	}
+	wantNil(t, "the rows", rows.Err())
+	if want := "SEARCH sessions USING INDEX sessions_sandbox (owner=? AND provider=? AND sandbox_id=?)"; !slices.Contains(plan, want) {
+		t.Errorf("the plan lacks %q:\n%s", want, strings.Join(plan, "\n"))
 	}
 }

@@ -350,17 +350,20 @@ func namesSandbox(t *testing.T, r records) {
 		"has another":            func(r *Record) { r.SandboxID = "sb2" },
 		"had it":                 func(r *Record) { r.SandboxID, r.State = "sb", StateGone },
 		"has that of a namesake": func(r *Record) { r.SandboxID, r.Provider = "sb", "other" },
+		"has none yet":           func(r *Record) { r.SandboxID, r.State = "", StateCreating },
+		"had it before":          func(r *Record) { r.SandboxID = "sb2" },
 	} {
 		lease, _ := take(t, s, session)
 		record := sample(session)
 		record.Provider = "acme"
+		if session == "had it before" {
+			record.SandboxID = "sb"
+			wantNil(t, "Save", s.Save(ctx, lease, record))
+		}
 		change(&record)
 		wantNil(t, "Release", s.Release(ctx, lease, record))
 	}
-	var sessions []string
-	for _, record := range must(s.Naming(ctx, "acme", "sb"))(t) {
-		sessions = append(sessions, record.Session)
-	}
+	sessions := must(s.Naming(ctx, "acme", "sb"))(t)
 	slices.Sort(sessions)
 	if diff := cmp.Diff([]string{"has it", "may have it"}, sessions); diff != "" {
 		t.Error(diff)

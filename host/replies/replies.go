@@ -159,13 +159,13 @@ func (c *Checked) withoutForeign(ctx context.Context, session string, err error)
 // otherSession returns the session, other than this one, that has the sandbox, or "".
 func (c *Checked) otherSession(ctx context.Context, session, sandboxID string) (string, error) {
 	// The answer is there whether or not its call was given up meanwhile.
-	naming, err := c.records.Naming(context.WithoutCancel(ctx), c.name, sandboxID)
+	sessions, err := c.records.Naming(context.WithoutCancel(ctx), c.name, sandboxID)
 	if err != nil {
 		return "", &lease.Error{Cause: err}
 	}
-	for _, record := range naming {
-		if record.Session != session {
-			return record.Session, nil
+	for _, other := range sessions {
+		if other != session {
+			return other, nil
 		}
 	}
 	return "", nil

@@ -110,7 +110,7 @@ type broken struct{ records.Store }
 
 var errBroken = errors.New("the disk is gone")
 
-func (broken) Naming(context.Context, string, string) ([]records.Record, error) {
+func (broken) Naming(context.Context, string, string) ([]string, error) {
 	return nil, errBroken
 }
 
