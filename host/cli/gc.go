@@ -29,7 +29,8 @@ func (a *app) gcCommand() *cobra.Command {
   interrupted  a host ended half way: what it had begun is ended
   outdated     the record differs from what the provider has: it is corrected
 
-It refuses to run when the records cannot be read. A provider that fails is named, the others are still swept.
+It refuses to run when the records cannot be read. A provider that fails is named, and so is one that the records name
+sandboxes on and that is not in the configuration; the others are still swept.
 
   berth gc --dry-run           show what would be done, and why
   berth gc --provider daytona --grace 1h -o json`,

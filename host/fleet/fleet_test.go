@@ -157,6 +157,16 @@ func TestASessionIsOnItsOwnProviderElseOnTheOneNamedElseOnTheDefaultOne(t *testi
 	if !errors.As(err, &e) || e.Code != connect.CodeInvalidConfig || e.Reason != ReasonNotConfigured || e.Provider != "two" {
 		t.Errorf("a session whose provider is no longer configured: %+v", err)
 	}
+	report, err := alone.Sweep(t.Context(), sweep.Options{DryRun: true}, nil)
+	ok(t, err)
+	if !errors.As(report.Failures["two"], &e) || len(report.Failures) != 1 || e.Reason != ReasonNotConfigured || e.Session != "s1" {
+		t.Errorf("a sweep that leaves a session's provider out says: %v", report.Failures)
+	}
+	report, err = alone.Sweep(t.Context(), sweep.Options{DryRun: true, Provider: "one"}, nil)
+	ok(t, err)
+	if len(report.Failures) != 0 {
+		t.Errorf("a sweep of one provider says of another: %v", report.Failures)
+	}
 }
 
 func TestASessionIsConnectedPingedAndDisconnected(t *testing.T) {

@@ -228,7 +228,7 @@ func (s *sweep) finish(ctx context.Context, u unfinished) {
 	on := s.providers[u.Provider]
 	switch {
 	case on == nil:
-		f.Err = fmt.Errorf("provider %s is not configured", u.Provider)
+		f.Err = fmt.Errorf("provider %s cannot be asked", u.Provider)
 	case !s.options.DryRun:
 		var outcome sessions.Outcome
 		var id string
@@ -250,6 +250,19 @@ func (s *sweep) finish(ctx context.Context, u unfinished) {
 	s.add(f)
 }
 
+// finished returns the ids of the provider's sandboxes that recover has finished, failed on, or would finish.
+func (s *sweep) finished(name string) map[string]bool {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	ids := map[string]bool{}
+	for _, f := range s.report.Findings {
+		if f.Provider == name && f.Verdict == Interrupted && f.SandboxID != "" {
+			ids[f.SandboxID] = true
+		}
+	}
+	return ids
+}
+
 // provider compares what one provider has with the records.
 func (s *sweep) provider(ctx context.Context, name string, on *sessions.Sessions) error {
 	// The sandboxes come first: whatever is among them was recorded before it was made.
@@ -265,6 +278,7 @@ func (s *sweep) provider(ctx context.Context, name string, on *sessions.Sessions
 			bySandbox[record.SandboxID] = record
 		}
 	}
+	finished := s.finished(name)
 	there := map[string]provider.Sandbox{}
 	for _, sandbox := range sandboxes {
 		there[sandbox.ID] = sandbox
@@ -276,6 +290,9 @@ func (s *sweep) provider(ctx context.Context, name string, on *sessions.Sessions
 			record = of // the records know better than a label
 		}
 		f := s.judge(name, on.Owner(), sandbox, record)
+		if f.Verdict != Kept && finished[sandbox.ID] {
+			return // recover has reported it
+		}
 		if f.Verdict == Orphan && !s.options.DryRun {
 			var removed bool
 			if removed, f.Err = on.RemoveOrphan(ctx, sandbox); removed {
@@ -313,7 +330,7 @@ func (s *sweep) judge(name, owner string, sandbox provider.Sandbox, record recor
 		f.Verdict, f.Why = Foreign, fmt.Sprintf("it belongs to %s", sandbox.Owner)
 	case record.Holder != "":
 		f.Verdict, f.Why = Busy, record.Holder+" is working on the session"
-	case record.HasSandbox() && record.SandboxID == sandbox.ID:
+	case record.HasSandbox() && record.SandboxID == sandbox.ID && !record.Interrupted():
 		f.Verdict, f.Why = Kept, fmt.Sprintf("the session's sandbox, recorded as %s", record.State)
 	case record.Interrupted():
 		f.Verdict, f.Why = Busy, "an interrupted attempt on the session comes first"

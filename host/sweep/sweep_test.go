@@ -292,7 +292,7 @@ func TestWhatEarlierAttemptsOweIsFinished(t *testing.T) {
 		w.write(records.Record{Session: "s1", Attempt: "a1", SandboxID: "owed", State: records.StateDestroying}, true)
 		w.write(records.Record{Session: "s1", Attempt: "a2", State: records.StateCreating}, true) // over the first
 		w.write(records.Record{Session: "s2", Attempt: "a1", SandboxID: "theirs", State: records.StateRunning}, true)
-		want(t, "dry run", verdicts(w.sweep(Options{Grace: grace, DryRun: true})), "=interrupted half=busy owed=busy owed=interrupted theirs=kept")
+		want(t, "dry run", verdicts(w.sweep(Options{Grace: grace, DryRun: true})), "=interrupted half=busy owed=interrupted theirs=kept")
 		want(t, "another provider's", verdicts(w.sweep(Options{Grace: grace, DryRun: true, Provider: "umbrella"})), "half=busy owed=busy theirs=kept")
 		report, err := Recover(t.Context(), w.store, w.providers(), nil)
 		if err != nil {
@@ -300,6 +300,9 @@ func TestWhatEarlierAttemptsOweIsFinished(t *testing.T) {
 		}
 		want(t, "recover", verdicts(report), "half=interrupted(destroyed) owed=interrupted(destroyed)")
 		want(t, "left", w.cloud.left(), "theirs")
+		w.write(records.Record{Session: "s2", Attempt: "a1", SandboxID: "theirs", State: records.StateDestroying}, true)
+		want(t, "dry run on a disconnect", verdicts(w.sweep(Options{Grace: grace, DryRun: true})), "theirs=interrupted")
+		w.write(records.Record{Session: "s2", Attempt: "a1", SandboxID: "theirs", State: records.StateRunning}, true)
 		want(t, "once more", verdicts(w.sweep(Options{Grace: grace})), "theirs=kept")
 	})
 }
