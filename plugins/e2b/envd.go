@@ -161,8 +161,8 @@ func newClient[Request, Response any](c *cluster, s sandbox, procedure string) *
 
 // identify puts on what envd and the way to it ask for.
 func (c *cluster) identify(header http.Header, s sandbox) {
-	header.Set("E2b-Sandbox-Id", s.ID)
-	header.Set("E2b-Sandbox-Port", strconv.Itoa(envd.Port))
+	header.Set(idHeader, s.ID)
+	header.Set(portHeader, strconv.Itoa(envd.Port))
 	if s.EnvdToken != "" {
 		header.Set("X-Access-Token", s.EnvdToken)
 	}

@@ -6,6 +6,6 @@ import "github.com/berth-dev/berth/shared/provider"
 func main() {
 	provider.Serve(provider.Info{
 		Name: "e2b", Version: "0.1.0", Summary: "Sandboxes at E2B.",
-		EndpointHeaders: []string{trafficHeader},
+		EndpointHeaders: []string{trafficHeader, idHeader, portHeader},
 	}, open)
 }

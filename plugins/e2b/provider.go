@@ -24,8 +24,13 @@ const labelName = "berth-name"
 // labelGeneration is the metadata entry of a sandbox that was made in the first generation of the API.
 const labelGeneration = "berth-api"
 
-// trafficHeader carries the token that opens a sandbox's ports.
-const trafficHeader = "e2b-traffic-access-token"
+const (
+	// trafficHeader carries the token that opens a sandbox's ports.
+	trafficHeader = "e2b-traffic-access-token"
+	// idHeader and portHeader say at a sandbox_url which sandbox and which of its ports a request is for.
+	idHeader   = "E2b-Sandbox-Id"
+	portHeader = "E2b-Sandbox-Port"
+)
 
 // E2B makes sandboxes at E2B. It keeps nothing of a session in memory that is not in the sandbox's metadata too.
 type E2B struct {
@@ -163,7 +168,7 @@ func (c *cluster) Endpoints(ctx context.Context, s sandbox, ports []int) (map[in
 	for _, port := range ports {
 		headers := map[string]string{}
 		if c.config.SandboxURL != "" {
-			headers["E2b-Sandbox-Id"], headers["E2b-Sandbox-Port"] = s.ID, strconv.Itoa(port)
+			headers[idHeader], headers[portHeader] = s.ID, strconv.Itoa(port)
 		}
 		if s.TrafficToken != "" {
 			headers[trafficHeader] = s.TrafficToken

@@ -87,6 +87,11 @@ var earlyBreaches = []breach{
 			}
 		}))
 	}},
+	{check: "start/declared-headers", does: "does not tell of the header that its endpoints ask for", early: func(e *early) {
+		e.sent = append(e.sent, onMessage("DescribeResponse", func(m protoreflect.Message) {
+			m.Clear(m.Descriptor().Fields().ByName("endpoint_headers"))
+		}))
+	}},
 	{check: "describe/stable", does: "every Describe tells another version", early: func(e *early) {
 		var count atomic.Int64
 		e.sent = append(e.sent, onMessage("DescribeResponse", func(m protoreflect.Message) {

@@ -295,7 +295,7 @@ type Description struct {
 	Capabilities []Capability
 	// Attributes are the arguments of the provider's config block.
 	Attributes []Attribute
-	// EndpointHeaders are the HTTP headers that endpoints may need for the provider's own keys.
+	// EndpointHeaders are the HTTP headers that endpoints may ask for on the provider's behalf.
 	EndpointHeaders []string
 }
 

@@ -25,8 +25,8 @@ type Info struct {
 	Version string
 	// Summary is one sentence for people.
 	Summary string
-	// EndpointHeaders are the HTTP headers that the provider's endpoints may need for its own keys, if any. The host refuses
-	// a server that expects its key in one of them, before anything is made.
+	// EndpointHeaders are all HTTP headers that the provider's endpoints may ask for: those of its keys, and those by which
+	// it finds the sandbox. The host refuses a server that expects its own key in one of them, before anything is made.
 	EndpointHeaders []string
 }
 

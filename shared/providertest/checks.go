@@ -151,6 +151,8 @@ func init() { // the checks lead back to this list
 
 		{"start", "endpoint", "StartServer answers with a URL and headers that open the server.",
 			"Return the address as callers reach it, and every header the way to it asks for.", startEndpoint, inBetween, nil},
+		{"start", "declared-headers", "Describe names every header that an endpoint asks for.",
+			"Name it in endpoint_headers (in Go: Info.EndpointHeaders): only then can a host refuse a server that needs the same one before anything is made.", startDeclaredHeaders, inBetween, nil},
 		{"start", "private", "Without its headers the URL opens nothing; one that asks for none is allowed by the server, or by an address on this machine where there is no cloud.",
 			"Make the port private and return the header that opens it, unless the server allows a public one.", startPrivate, inBetween, nil},
 		{"start", "extra-private", "The same holds for the extra ports.",

@@ -72,6 +72,19 @@ func (s *suite) get(ctx context.Context, endpoint provider.Endpoint, headers map
 	return response.StatusCode, nil
 }
 
+func startDeclaredHeaders(_ context.Context, t *trial) error {
+	r := t.running()
+	if err := r.ready(); err != nil {
+		return err
+	}
+	for name := range r.endpoints.Server.Headers {
+		if !slices.ContainsFunc(t.description.EndpointHeaders, func(known string) bool { return strings.EqualFold(known, name) }) {
+			return fmt.Errorf("the server's endpoint asks for %s, which Describe does not name", name)
+		}
+	}
+	return nil
+}
+
 func startPrivate(ctx context.Context, t *trial) error {
 	r := t.running()
 	if err := r.ready(); err != nil {

@@ -402,8 +402,8 @@ type DescribeResponse struct {
 	Capabilities []Capability `protobuf:"varint,4,rep,packed,name=capabilities,proto3,enum=berth.provider.v1.Capability" json:"capabilities,omitempty"`
 	// The arguments of the provider's config block.
 	Attributes []*Attribute `protobuf:"bytes,5,rep,name=attributes,proto3" json:"attributes,omitempty"`
-	// The HTTP headers that the provider's endpoints may need for its own keys. The host refuses a server that expects its
-	// key in one of them, before anything is made.
+	// All HTTP headers that the provider's endpoints may ask for: those of its keys, and those by which it finds the sandbox.
+	// The host refuses a server that expects its own key in one of them, before anything is made.
 	EndpointHeaders []string `protobuf:"bytes,6,rep,name=endpoint_headers,json=endpointHeaders,proto3" json:"endpoint_headers,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
