@@ -143,6 +143,32 @@ func TestDestroyEndsWithTheLeaseAndNamesTheProvidersLastWordAtTheDeadline(t *tes
 	})
 }
 
+// TestTheRecordNamesASandboxBeforeItIsDestroyed: whoever reads it attaches to that sandbox no more, and a host that comes
+// after one that died here knows which it was.
+func TestTheRecordNamesASandboxBeforeItIsDestroyed(t *testing.T) {
+	t.Parallel()
+	for name, state := range map[string]records.State{"known": records.StateCreating, "made": records.StateCreating, "ended": records.StateDestroying} {
+		synctest.Test(t, func(t *testing.T) {
+			c := fakecloud.New()
+			id := box(c, "a1")
+			record := records.Record{Provider: "acme", State: state, Attempt: "a1"}
+			if name == "known" {
+				record.SandboxID = id
+			}
+			a, l := account(t, c, record)
+			c.OnDestroy = func(ctx context.Context) error {
+				if stored, err := a.Records.Get(ctx, "s1"); err != nil || stored.State != records.StateDestroying || stored.SandboxID != id {
+					t.Errorf("%s: %+v, %v", name, stored, err)
+				}
+				return nil
+			}
+			if destroyed, err := a.Discard(t.Context(), l); err != nil || destroyed != id {
+				t.Errorf("%s: %q, %v", name, destroyed, err)
+			}
+		})
+	}
+}
+
 // fourCalls is a provider without any optional call.
 type fourCalls struct{ provider.Provider }
 

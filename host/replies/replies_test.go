@@ -96,10 +96,14 @@ func TestAnErrorDoesNotNameTheSandboxOfAnotherSessionAsItsOwn(t *testing.T) {
 	t.Parallel()
 	store := recorded(t)
 	for id, want := range map[string]string{"sb-2": "", "sb-1": "sb-1"} {
+		wantMessage := "half made"
+		if want == "" {
+			wantMessage += ` (it names the sandbox sb-2, which is that of session "s2")`
+		}
 		failure := &provider.Error{Code: provider.CodeFailed, SandboxID: id, Message: "half made"}
 		_, err := Check(answers{err: failure}, "acme", store).Create(t.Context(), provider.CreateRequest{Session: "s1"})
 		e := provider.AsError(err)
-		if e.SandboxID != want || e.Code != provider.CodeFailed || failure.SandboxID != id {
+		if e.SandboxID != want || e.Message != wantMessage || e.Code != provider.CodeFailed || failure.SandboxID != id {
 			t.Errorf("%s: %+v", id, e)
 		}
 	}
@@ -125,8 +129,9 @@ func TestWhatTheRecordsCannotTellIsNotBelieved(t *testing.T) {
 	if listed, err := p.List(t.Context(), provider.ListRequest{Session: "s1"}); len(listed) > 0 || !errors.As(err, &failed) {
 		t.Errorf("List: %v, %v", listed, err)
 	}
-	p = Check(answers{err: &provider.Error{Code: provider.CodeFailed, SandboxID: "sb-1"}}, "acme", broken{})
-	if _, err := p.Create(t.Context(), provider.CreateRequest{Session: "s1"}); provider.AsError(err).SandboxID != "" || provider.CodeOf(err) != provider.CodeFailed {
+	p = Check(answers{err: &provider.Error{Code: provider.CodeFailed, SandboxID: "sb-1", Message: "half made"}}, "acme", broken{})
+	_, err = p.Create(t.Context(), provider.CreateRequest{Session: "s1"})
+	if e := provider.AsError(err); e.SandboxID != "" || e.Message != "half made" || e.Code != provider.CodeFailed {
 		t.Errorf("a failed Create: %v", err)
 	}
 }

@@ -322,9 +322,13 @@ func TestARecordIsCorrectedByWhatTheProviderHas(t *testing.T) {
 		if err != nil || record.State != records.StateGone {
 			t.Errorf("%+v, %v", record, err)
 		}
-		time.Sleep(Retention + time.Second)
+		time.Sleep(7*24*time.Hour - time.Minute)
+		if report := w.sweep(Options{Grace: grace}); report.Forgotten != 0 {
+			t.Errorf("forgotten before a week was over: %d", report.Forgotten)
+		}
+		time.Sleep(2 * time.Minute)
 		if report := w.sweep(Options{Grace: grace}); report.Forgotten != 1 {
-			t.Errorf("forgotten: %d", report.Forgotten)
+			t.Errorf("forgotten after a week: %d", report.Forgotten)
 		}
 	})
 }
@@ -446,6 +450,97 @@ func TestASweepOfOneProviderLeavesWhatWasInterruptedOnOthers(t *testing.T) {
 			t.Errorf("%v, %v", err, report.Err())
 		}
 		want(t, "sweep", verdicts(report), "")
+	})
+}
+
+func TestTheVerdictsThatAct(t *testing.T) {
+	t.Parallel()
+	for verdict, want := range map[Verdict]bool{
+		Kept: false, Busy: false, Orphan: true, Young: false, Unrecorded: false, Foreign: false, Interrupted: true, Outdated: true,
+	} {
+		if got := (Finding{Verdict: verdict}).Acts(); got != want {
+			t.Errorf("%s: %t", verdict, got)
+		}
+	}
+}
+
+func TestTheErrorOfAReportIsItsFirst(t *testing.T) {
+	t.Parallel()
+	one, two, three := errors.New("one"), errors.New("two"), errors.New("three")
+	findings := []Finding{{}, {Err: two}, {Err: three}, {}}
+	for _, test := range []struct {
+		report Report
+		want   error
+	}{
+		{Report{}, nil},
+		{Report{Findings: findings[:1]}, nil},
+		{Report{Findings: findings}, two},
+		{Report{Findings: findings, Failures: map[string]error{"b": three, "a": one}}, one},
+	} {
+		if got := test.report.Err(); !errors.Is(got, test.want) {
+			t.Errorf("%+v: %v", test.report, got)
+		}
+	}
+}
+
+// meanwhile are records in which another host takes a session between the reading of the records and what is done about
+// it, and which cannot forget.
+type meanwhile struct {
+	*records.MemoryStore
+	take func()
+}
+
+func (m meanwhile) Owed(ctx context.Context, session string) ([]records.Attempt, error) {
+	owed, err := m.MemoryStore.Owed(ctx, session)
+	if session == "" {
+		m.take()
+	}
+	return owed, err
+}
+
+func (m meanwhile) Forget(context.Context, time.Time) (int, error) {
+	return 0, &records.UnusableError{Where: "records.db", Problem: "the disk is full"}
+}
+
+func TestAnInterruptedSessionThatIsTakenUpIsBusy(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, provider.Sandbox{ID: "half", Session: "s1", Attempt: "a1", CreatedAt: time.Now()})
+		w.write(records.Record{Session: "s1", Attempt: "a1", State: records.StateCreating}, false).End()
+		store := meanwhile{w.store, func() {
+			if _, _, err := w.records.Store("another host").Take(t.Context(), "s1"); err != nil {
+				t.Error(err)
+			}
+		}}
+		report, err := Recover(t.Context(), store, w.providers(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want(t, "recover", verdicts(report), "=busy")
+		want(t, "left", w.cloud.left(), "half")
+	})
+}
+
+func TestRecordsThatCannotForgetAreAFailure(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	_, err := Sweep(t.Context(), meanwhile{w.store, func() {}}, w.providers(), Options{}, nil)
+	var e *connect.Error
+	if !errors.As(err, &e) || e.Code != connect.CodeRecordsUnusable {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestASandboxIsOldEnoughWhenItsGraceIsOver(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		time.Sleep(time.Hour)
+		w.cloud = newCloud(provider.Sandbox{ID: "sb", Session: "s1", CreatedAt: time.Now()})
+		time.Sleep(grace - 1)
+		want(t, "before", verdicts(w.sweep(Options{Grace: grace})), "sb=young")
+		time.Sleep(1)
+		want(t, "then", verdicts(w.sweep(Options{Grace: grace})), "sb=orphan(destroyed)")
 	})
 }
 
