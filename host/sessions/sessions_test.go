@@ -74,6 +74,58 @@ func TestCheckAsksOnceAndWakesNothing(t *testing.T) {
 	})
 }
 
+func TestCheckTellsASandboxThatIsGoneFromNone(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		record  records.Record
+		age     time.Duration
+		spoil   func(*fakecloud.Cloud)
+		sandbox string
+		message string
+	}{
+		"never one": {records.Record{State: records.StateGone}, 0, nil, "", `session "s1" has no sandbox on provider acme`},
+		"one that ended": {
+			records.Record{Provider: "acme", State: records.StateGone, SandboxID: "sb-9"}, 0, nil, "", `session "s1" has no sandbox on provider acme`,
+		},
+		"not made yet": {
+			records.Record{Provider: "acme", State: records.StateCreating, Attempt: "a1"}, 0, nil, "", `session "s1" has no sandbox on provider acme`,
+		},
+		"gone for long": {
+			records.Record{Provider: "acme", State: records.StateRunning, SandboxID: "sb-9"}, time.Hour, nil, "sb-9",
+			`the sandbox sb-9 of session "s1" is gone from provider acme`,
+		},
+		"gone just now, when listings lag": {
+			records.Record{Provider: "acme", State: records.StateRunning, SandboxID: "sb-9"}, 0, nil, "sb-9",
+			`the sandbox sb-9 of session "s1" is gone from provider acme`,
+		},
+		"gone while it is asked": {
+			records.Record{Provider: "acme", State: records.StateRunning, SandboxID: "sb-1"}, 0, func(c *fakecloud.Cloud) {
+				c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateRunning})
+				c.OnPing = func(context.Context, time.Duration) (provider.PingResult, error) {
+					return provider.PingResult{}, provider.Errorf(provider.CodeNotFound, "404")
+				}
+			}, "sb-1", "404",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				c := fakecloud.New()
+				if test.spoil != nil {
+					test.spoil(c)
+				}
+				h := hostOf(c, records.NewMemory(), "one")
+				write(t, h, test.record)
+				time.Sleep(test.age)
+				_, err := h.Check(t.Context(), request())
+				e := failure(t, err, connect.CodeNotFound)
+				same(t, "sandbox", e.SandboxID, test.sandbox)
+				same(t, "message", e.Message, test.message)
+			})
+		})
+	}
+}
+
 func TestAListingThatHangsEnds(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -333,6 +385,23 @@ func TestRenewMovesTheEndAndRecordsIt(t *testing.T) {
 	})
 }
 
+func TestRenewWakesNothingAndTakesUpWhatIsThere(t *testing.T) {
+	t.Parallel()
+	for before, want := range map[records.State]records.State{
+		records.StateSuspended: records.StateSuspended, records.StateRunning: records.StateRunning, records.StateGone: records.StateRunning,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			c := renewing{fakecloud.New()}
+			h := hostOf(c, records.NewMemory(), "one")
+			id := c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateRunning})
+			write(t, h, records.Record{Provider: "acme", State: before, SandboxID: id})
+			_, _, err := h.Renew(t.Context(), "s1", time.Hour, nil)
+			ok(t, err)
+			same(t, "after "+string(before), recordOf(t, h).State, want)
+		})
+	}
+}
+
 // renewing is a cloud that can renew.
 type renewing struct{ *fakecloud.Cloud }
 
@@ -563,6 +632,65 @@ func TestKeepAliveOutlastsWhatPassesWithinAThirdOfTheLifetime(t *testing.T) {
 			})
 		}
 	}
+}
+
+func TestKeepAliveRenewsThreeTimesInWhatTheProviderGrants(t *testing.T) {
+	t.Parallel()
+	for granted, pause := range map[time.Duration]time.Duration{
+		time.Hour: 20 * time.Minute, 2 * time.Hour: 20 * time.Minute, 15 * time.Minute: 5 * time.Minute, 2 * time.Second: time.Second,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			c := &granting{fakecloud.New(), granted}
+			connector := connect.New(c, "acme", testOwner, []byte("host secret"), records.NewMemory().Store("one"))
+			_, err := connector.Connect(t.Context(), request(), nil)
+			ok(t, err)
+			ctx, stop := context.WithCancel(t.Context())
+			began, times := time.Now(), 0
+			err = New(connector).KeepAlive(ctx, "s1", time.Hour, nil, func(r Renewal) {
+				same(t, "time of a renewal", time.Since(began), time.Duration(times)*pause)
+				same(t, "end", r.End, time.Now().Add(granted))
+				if times++; times == 3 {
+					stop()
+				}
+			})
+			if !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// granting is a cloud that grants each renewal the same time.
+type granting struct {
+	*fakecloud.Cloud
+	granted time.Duration
+}
+
+func (c *granting) Renew(context.Context, provider.RenewRequest) (time.Time, error) {
+	return time.Now().Add(c.granted), nil
+}
+
+// TestKeepAliveTriesNoMoreWhenItsPatienceIsOver: a try that would begin as the time ends is none.
+func TestKeepAliveTriesNoMoreWhenItsPatienceIsOver(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := &prolonging{Cloud: fakecloud.New()}
+		connector := connect.New(c, "acme", testOwner, []byte("host secret"), records.NewMemory().Store("one"))
+		_, err := connector.Connect(t.Context(), request(), nil)
+		ok(t, err)
+		// The pauses are 0.5, 1, 2, 4, 8 and 10 s, and the last one would end with the third of the lifetime.
+		const third = 25500 * time.Millisecond
+		var failed time.Time
+		err = New(connector).KeepAlive(t.Context(), "s1", 3*third, nil, func(r Renewal) {
+			c.onRenew = func(context.Context) error { return provider.Errorf(provider.CodeUnreachable, "502") }
+			if r.Err != nil {
+				failed = time.Now()
+				same(t, "given up after", r.GiveUp.Sub(failed) >= 10*time.Second, true)
+			}
+		})
+		failure(t, err, connect.CodeUnreachable)
+		same(t, "end of the last try", time.Since(failed), 0)
+	})
 }
 
 func TestKeepAliveEndsAtOnceWhenWaitingChangesNothing(t *testing.T) {
