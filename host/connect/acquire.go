@@ -265,7 +265,7 @@ func (a *attempt) callCreate(ctx context.Context, began time.Time) (provider.San
 	}()
 	select {
 	case c := <-answer:
-		if ctx.Err() == nil || c.err != nil {
+		if ctx.Err() == nil {
 			return c.sandbox, c.err
 		}
 		answer <- c

@@ -66,6 +66,29 @@ func TestTheLogIsFetchedOnlyWhereItHelps(t *testing.T) {
 	}
 }
 
+// silent is a cloud whose logs never come.
+type silent struct{ *fakecloud.Cloud }
+
+func (silent) Logs(ctx context.Context, _ provider.LogsRequest) ([]string, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func TestALogThatDoesNotComeIsNotWaitedForLong(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := fakecloud.New()
+		c.OnPing = func(context.Context, time.Duration) (provider.PingResult, error) {
+			return provider.PingResult{Status: provider.PingExited}, nil
+		}
+		began := time.Now()
+		_, err := connector(silent{c}).Connect(t.Context(), request(), nil)
+		failure(t, err, CodeServerExited)
+		same(t, "time", time.Since(began), 3*time.Second)
+		nothingLeft(t, c)
+	})
+}
+
 // TestAWaitForAnotherHostIsNamedOnlyWhereItExplainsTheFailure: a failure of another kind has its own reason.
 func TestAWaitForAnotherHostIsNamedOnlyWhereItExplainsTheFailure(t *testing.T) {
 	t.Parallel()

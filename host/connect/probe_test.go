@@ -19,7 +19,9 @@ func TestAProbeAsksTheServerOnceAndStartsNothing(t *testing.T) {
 		c := fakecloud.New()
 		c.Running = true
 		id := c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateRunning})
-		c.OnPing = func(context.Context, time.Duration) (provider.PingResult, error) {
+		c.OnPing = func(ctx context.Context, _ time.Duration) (provider.PingResult, error) {
+			deadline, _ := ctx.Deadline()
+			same(t, "time for the probe", time.Until(deadline), request().withDefaults().Health.ProbeTimeout+15*time.Second)
 			time.Sleep(30 * time.Millisecond)
 			return provider.PingResult{Status: provider.PingAlive}, nil
 		}

@@ -31,6 +31,7 @@ func TestAServerThatNoLinuxProgramCanBeStartedAsIsRefusedBeforeAnythingIsMade(t 
 		"no name":                {func(s *Server) { s.Env = map[string]string{"": "x"} }, `"" cannot be the name`},
 		"a key without a name":   {func(s *Server) { s.KeyEnv = []string{""} }, `"" cannot be the name`},
 		"bytes that are no text": {func(s *Server) { s.Env = map[string]string{"A": "\xff"} }, `variable "A"`},
+		"a word that is no text": {func(s *Server) { s.Command = []string{"x", "\xff"} }, "word 2 of"},
 		"a workdir with a zero":  {func(s *Server) { s.Workdir = "/x\x00" }, "working directory"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -135,10 +135,117 @@ func TestAListingThatHangsEnds(t *testing.T) {
 			return ctx.Err()
 		}
 		began := time.Now()
-		_, err := hostOf(c, records.NewMemory(), "one").List(t.Context())
+		h := hostOf(c, records.NewMemory(), "one")
+		_, err := h.List(t.Context())
 		failure(t, err, connect.CodeDeadline)
-		same(t, "time", time.Since(began), lookLimit)
+		same(t, "time", time.Since(began), 30*time.Second)
+		began = time.Now()
+		_, err = h.Survey(t.Context())
+		failure(t, err, connect.CodeDeadline)
+		same(t, "time of a survey", time.Since(began), 2*time.Minute)
 	})
+}
+
+func TestListShowsThisInstallationsSandboxesAndWhatThereIsBesideAnError(t *testing.T) {
+	t.Parallel()
+	for _, failure := range []error{nil, provider.Errorf(provider.CodeUnreachable, "the second page is missing")} {
+		c := fakecloud.New()
+		id := c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateRunning})
+		h := hostOf(partly{c, failure}, records.NewMemory(), "one")
+		for name, list := range map[string]func(context.Context) ([]provider.Sandbox, error){"list": h.List, "survey": h.Survey} {
+			sandboxes, err := list(t.Context())
+			if len(sandboxes) != 1 || sandboxes[0].ID != id || (err != nil) != (failure != nil) {
+				t.Errorf("%s: %v, %v", name, sandboxes, err)
+			}
+		}
+	}
+}
+
+// partly is a cloud whose listings come with an error.
+type partly struct {
+	*fakecloud.Cloud
+	err error
+}
+
+func (p partly) List(ctx context.Context, r provider.ListRequest) ([]provider.Sandbox, error) {
+	r.Owner = testOwner
+	sandboxes, _ := p.Cloud.List(ctx, r)
+	return sandboxes, p.err
+}
+
+func TestWorkWaitsForTheHostThatHasTheSession(t *testing.T) {
+	t.Parallel()
+	for _, tell := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			c, memory := fakecloud.New(), records.NewMemory()
+			h := hostOf(c, memory, "one")
+			_, err := h.Connect(t.Context(), request(), nil)
+			ok(t, err)
+			other := memory.Store("two")
+			taken, record, err := other.Take(t.Context(), "s1")
+			ok(t, err)
+			released := make(chan error)
+			go func() {
+				time.Sleep(time.Minute)
+				released <- other.Release(t.Context(), taken, record)
+			}()
+			holder := "two"
+			waiting := func(name string) { holder = name + " told" }
+			if !tell {
+				waiting = nil
+			}
+			_, err = h.Disconnect(t.Context(), "s1", ActionDestroy, waiting)
+			ok(t, err)
+			ok(t, <-released)
+			same(t, "told", holder == "two told", tell)
+			nothingLeft(t, c)
+		})
+	}
+}
+
+func TestARecordedSandboxIsFoundWithoutAListing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := fakecloud.New()
+		c.Running = true
+		h := hostOf(struct{ provider.Provider }{c}, records.NewMemory(), "one")
+		id := c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateRunning})
+		write(t, h, records.Record{Provider: "acme", State: records.StateRunning, SandboxID: id})
+		time.Sleep(time.Hour)
+		check, err := h.Check(t.Context(), request())
+		ok(t, err)
+		same(t, "checked", check.Sandbox.ID, id)
+	})
+}
+
+func TestDisconnectDestroysOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := fakecloud.New()
+		h := hostOf(c, records.NewMemory(), "one")
+		result, err := h.Connect(t.Context(), request(), nil)
+		ok(t, err)
+		_, err = h.Disconnect(t.Context(), "s1", ActionDestroy, nil)
+		ok(t, err)
+		same(t, "destroyed", c.Count("destroy:"+result.SandboxID), 1)
+	})
+}
+
+func TestARenewalThatFailsChangesTheRecordOnlyIfTheSandboxIsGone(t *testing.T) {
+	t.Parallel()
+	for code, want := range map[provider.Code]records.State{
+		provider.CodeNotFound: records.StateGone, provider.CodeUnreachable: records.StateRunning, provider.CodeFailed: records.StateRunning,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			c := &prolonging{Cloud: fakecloud.New(), onRenew: func(context.Context) error { return provider.Errorf(code, "no") }}
+			h := hostOf(c, records.NewMemory(), "one")
+			_, err := h.Connect(t.Context(), request(), nil)
+			ok(t, err)
+			_, _, err = h.Renew(t.Context(), "s1", time.Hour, nil)
+			same(t, "code", provider.CodeOf(err), code)
+			same(t, "after "+string(code), recordOf(t, h).State, want)
+		})
+	}
 }
 
 func TestWakingAndSuspendingAreRecordedBeforeTheyAreDone(t *testing.T) {

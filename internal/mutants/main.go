@@ -129,6 +129,7 @@ func unleash(ctx context.Context, pkg string) ([]mutation, error) {
 			if mutations[i].Status, err = tryAgain(ctx, pkg, m); err != nil {
 				return nil, err
 			}
+			fmt.Fprintf(os.Stderr, "%12s %s at %s:%d:%d, tried again\n", mutations[i].Status, m.Kind, filepath.Base(m.File), m.Line, m.Column)
 		}
 	}
 	return mutations, nil
