@@ -150,6 +150,9 @@ func (a *app) explain(err error, f wire.Failure) {
 	switch f.Cleanup {
 	case string(connect.CleanupDone):
 		detail("cleanup", own("done: nothing of this attempt is left"))
+	case string(connect.CleanupKept):
+		a.say("  %-9s kept: the sandbox was woken and stays awake; berth disconnect %s --action suspend lets it sleep again",
+			own("cleanup"), f.Session)
 	case string(connect.CleanupPending):
 		detail("cleanup", own("pending: the next connect of the session or berth recover ends what may be left"))
 	case string(connect.CleanupFailed):

@@ -45,6 +45,23 @@ func TestAServerThatDiesIsReportedWithItsExitCodeAndItsLastWords(t *testing.T) {
 	m.leavesNothing()
 }
 
+func TestAFailedConnectThatWokeTheSandboxSaysThatItStaysAwake(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	m.configureMock()
+	id := m.connect("s1").Sandbox.ID
+	m.fine("disconnect", "s1", "--action", "suspend")
+	m.configureMock(faults("start=error:failed"))
+	r := m.berth("connect", "s1", "-o", "json")
+	if f := r.failure(t); f.Code != "start_failed" || f.Cleanup != "kept" || f.SandboxID != id {
+		t.Errorf("exit code %d: %+v", r.code, f)
+	}
+	wants(t, r.stderr, "stays awake", "berth disconnect s1 --action suspend")
+	if s := m.sessions(); len(s) != 1 || s[0].SandboxID != id || s[0].State != "running" {
+		t.Errorf("%+v", s)
+	}
+}
+
 func TestAServerThatNeverListensIsGivenUpWhenTheHealthTimeoutIsOver(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)

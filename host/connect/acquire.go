@@ -122,6 +122,7 @@ func (a *attempt) attachRecorded(ctx context.Context) (provider.Sandbox, error) 
 	if err != nil {
 		return sandbox, err
 	}
+	a.woken = sandbox.Origin == provider.OriginWoken
 	before := a.lease.Record
 	a.lease.SetSandbox(a.account.Name, sandbox)
 	if before.SandboxID == sandbox.ID && before.State == records.StateRunning {
@@ -194,7 +195,7 @@ func (a *attempt) create(ctx context.Context) (provider.Sandbox, error) {
 			return sandbox, err
 		}
 	}
-	a.mayHaveMade = sandbox.Origin == provider.OriginCreated
+	a.mayHaveMade, a.woken = sandbox.Origin == provider.OriginCreated, sandbox.Origin == provider.OriginWoken
 	a.sandboxID = sandbox.ID
 	if a.mayHaveMade {
 		sandbox.Attempt = a.id

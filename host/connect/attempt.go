@@ -40,6 +40,8 @@ type attempt struct {
 	namedByError string
 	// mayHaveMade reports whether this attempt created a sandbox, or may have: then a failure undoes it.
 	mayHaveMade bool
+	// woken reports whether the sandbox that this attempt found was woken for it.
+	woken bool
 	// late is where the answer to a Create comes that was given up. It is nil otherwise.
 	late    <-chan created
 	pings   int

@@ -258,7 +258,9 @@ func TestAFailureUndoesWhatThisConnectMadeAndNothingElse(t *testing.T) {
 			return provider.ServerExited(&code, []string{"no such module"})
 		}
 	}
-	for _, found := range []provider.State{"", provider.StateRunning, provider.StateSuspended} {
+	for found, cleanup := range map[provider.State]Cleanup{
+		"": CleanupDone, provider.StateRunning: CleanupNone, provider.StateSuspended: CleanupKept,
+	} {
 		synctest.Test(t, func(t *testing.T) {
 			c := fakecloud.New()
 			if found != "" {
@@ -271,11 +273,10 @@ func TestAFailureUndoesWhatThisConnectMadeAndNothingElse(t *testing.T) {
 			same(t, "log tail", strings.Join(e.LogTail, "\n"), "no such module")
 			same(t, "sandbox", e.SandboxID, "sb-1")
 			same(t, "phase", e.Phase, PhaseStartServer)
+			same(t, "cleanup", e.Cleanup, cleanup)
 			if found == "" {
-				same(t, "cleanup", e.Cleanup, CleanupDone)
 				nothingLeft(t, c)
 			} else {
-				same(t, "cleanup", e.Cleanup, CleanupNone)
 				same(t, "left of "+string(found), strings.Join(c.Left(), " "), "sb-1")
 			}
 		})
@@ -485,6 +486,46 @@ func TestACreateUnderWayIsGivenAMomentToAnswerWhenTheCallerGoes(t *testing.T) {
 		same(t, "calls", c.Called(), "attach create destroy:sb-1")
 		nothingLeft(t, c)
 	})
+}
+
+// TestACreateThatWokeASandboxSaysThatItStaysAwake: a plugin whose Create finds the session's sandbox adopts it, and the
+// answer may come in time or when nobody waits any more.
+func TestACreateThatWokeASandboxSaysThatItStaysAwake(t *testing.T) {
+	t.Parallel()
+	for _, late := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			c := fakecloud.New()
+			id := c.Put(provider.Sandbox{Session: "s1", Owner: testOwner, State: provider.StateSuspended})
+			c.OnAttach = func(context.Context) error { return provider.Errorf(provider.CodeNotFound, "the index lags") }
+			c.OnStart = func(context.Context) error { return provider.Errorf(provider.CodeFailed, "no such command") }
+			c.OnCreate = func(context.Context, func() provider.Sandbox) (provider.Sandbox, error) { panic("there is one") }
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			code := CodeStartFailed
+			if late {
+				time.AfterFunc(time.Second, cancel)
+				code = CodeCancelled
+			}
+			_, err := connector(adopting{c, late}).Connect(ctx, request(), nil)
+			same(t, "cleanup", failure(t, err, code).Cleanup, CleanupKept)
+			same(t, "left", strings.Join(c.Left(), " "), id)
+		})
+	}
+}
+
+// adopting is a cloud whose Create wakes the session's sandbox.
+type adopting struct {
+	*fakecloud.Cloud
+	late bool
+}
+
+func (c adopting) Create(ctx context.Context, r provider.CreateRequest) (provider.Sandbox, error) {
+	if c.late {
+		time.Sleep(2 * time.Second)
+	}
+	sandbox, err := c.Cloud.Create(ctx, r)
+	sandbox.Origin = provider.OriginWoken
+	return sandbox, err
 }
 
 func TestACreateThatNeverAnswersIsCancelledAndLookedFor(t *testing.T) {

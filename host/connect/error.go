@@ -53,6 +53,8 @@ const (
 	CleanupNone Cleanup = "none"
 	// CleanupDone: it was destroyed, or it was seen that nothing had been made.
 	CleanupDone Cleanup = "done"
+	// CleanupKept: nothing had been made, but the sandbox that was found had been woken. It is kept, and costs money.
+	CleanupKept Cleanup = "kept"
 	// CleanupPending: it may still be there. The records know of it, so that the next connect of the session, or a
 	// recovery, ends it.
 	CleanupPending Cleanup = "pending"

@@ -12,13 +12,19 @@ import (
 
 // undo destroys what this attempt made, and nothing else.
 func (a *attempt) undo(ctx context.Context) (Cleanup, error) {
-	if !a.mayHaveMade {
+	switch {
+	case !a.mayHaveMade && a.woken:
+		return CleanupKept, nil
+	case !a.mayHaveMade:
 		return CleanupNone, nil
 	}
 	a.enter(PhaseUndo)
 	a.takeLateAnswer()
 	if !a.mayHaveMade { // nothing was made after all
 		a.leave("")
+		if a.woken {
+			return CleanupKept, nil
+		}
 		return CleanupDone, nil
 	}
 	err := a.destroyMade(ctx)
@@ -48,7 +54,7 @@ func (a *attempt) takeLateAnswer() {
 		return
 	}
 	a.sandboxID = c.sandbox.ID
-	a.mayHaveMade = c.sandbox.Origin == provider.OriginCreated
+	a.mayHaveMade, a.woken = c.sandbox.Origin == provider.OriginCreated, c.sandbox.Origin == provider.OriginWoken
 }
 
 // noteCreateError notes what the error of a Create tells of what it made.

@@ -537,9 +537,9 @@ func TestASandboxIsOldEnoughWhenItsGraceIsOver(t *testing.T) {
 		w := newWorld(t)
 		time.Sleep(time.Hour)
 		w.cloud = newCloud(provider.Sandbox{ID: "sb", Session: "s1", CreatedAt: time.Now()})
-		time.Sleep(grace - 1)
+		time.Sleep(grace - time.Nanosecond)
 		want(t, "before", verdicts(w.sweep(Options{Grace: grace})), "sb=young")
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		want(t, "then", verdicts(w.sweep(Options{Grace: grace})), "sb=orphan(destroyed)")
 	})
 }
