@@ -83,7 +83,7 @@ fuzz: ## fuzz everything that reads foreign bytes, each for a while: FOR=20s
 
 .PHONY: mutants
 mutants: ## change the lifecycle, leases and records one place at a time, and see that a test notices: ARGS=--short
-	go run ./internal/mutants $(ARGS)
+	scripts/postgres go run ./internal/mutants $(ARGS)
 
 .PHONY: generate
 generate: ## make the code that is generated again

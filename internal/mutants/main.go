@@ -20,8 +20,11 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Of the mutants that the tests reach, at least minKilled percent must be noticed, and the tests must reach at least
@@ -44,6 +47,13 @@ var above = map[string][]string{
 	"host/lease":    {"host/connect", "host/sessions"},
 	"host/recovery": {"host/connect", "host/sessions", "host/sweep"},
 }
+
+// postgres names the PostgreSQL server of the tests. Beside it they take long, so it is kept from gremlins' own runs, and
+// only what survives those is tried again with it.
+const postgres = "BERTH_TEST_POSTGRES"
+
+// workers is how many mutants are tried at a time. Their tests wait more than they work.
+const workers = 4
 
 // explained lists the survivors that are no fault of the tests: one a line, with file, kind, the source line and the
 // reason, separated by " | ".
@@ -111,7 +121,8 @@ func unleash(ctx context.Context, pkg string) ([]mutation, error) {
 	defer os.Remove(out.Name())
 	// Without --test-cpu: gremlins 0.6.0 hands it to go test in a form that makes every run fail, which counts as noticed.
 	gremlins := exec.CommandContext(ctx, "go", "tool", "-modfile=tools/go.mod", "gremlins", "unleash", "./"+pkg,
-		"--output", out.Name(), "--workers", "2", "--timeout-coefficient", "5")
+		"--output", out.Name(), "--workers", strconv.Itoa(workers), "--timeout-coefficient", "5")
+	gremlins.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, postgres+"=") })
 	gremlins.Stdout, gremlins.Stderr = os.Stderr, os.Stderr
 	if err := gremlins.Run(); err != nil {
 		return nil, err
@@ -124,20 +135,27 @@ func unleash(ctx context.Context, pkg string) ([]mutation, error) {
 	if err != nil {
 		return nil, err
 	}
-	for i, m := range mutations {
-		if m.Status == "NOT COVERED" || m.Status == "LIVED" && len(above[pkg]) > 0 {
-			if mutations[i].Status, err = tryAgain(ctx, pkg, m); err != nil {
-				return nil, err
-			}
-			fmt.Fprintf(os.Stderr, "%12s %s at %s:%d:%d, tried again\n", mutations[i].Status, m.Kind, filepath.Base(m.File), m.Line, m.Column)
+	moreTests := len(above[pkg]) > 0 || os.Getenv(postgres) != ""
+	again, ctx := errgroup.WithContext(ctx)
+	again.SetLimit(workers)
+	for i := range mutations {
+		m := &mutations[i]
+		if m.Status != "NOT COVERED" && (m.Status != "LIVED" || !moreTests) {
+			continue
 		}
+		again.Go(func() (err error) {
+			if m.Status, err = tryAgain(ctx, pkg, *m); err == nil {
+				fmt.Fprintf(os.Stderr, "%12s %s at %s:%d:%d, tried again\n", m.Status, m.Kind, filepath.Base(m.File), m.Line, m.Column)
+			}
+			return err
+		})
 	}
-	return mutations, nil
+	return mutations, again.Wait()
 }
 
 // tryAgain runs the tests on a mutant that gremlins has not seen killed, and returns its status. Gremlins does not try those
 // in the expressions of cases and in constants, which Go's coverage knows nothing of; and it knows nothing of the packages
-// above.
+// above, nor of PostgreSQL.
 func tryAgain(ctx context.Context, pkg string, m mutation) (status string, err error) {
 	source, err := os.ReadFile(m.File)
 	if err != nil {
