@@ -12,20 +12,14 @@ import (
 
 // undo destroys what this attempt made, and nothing else.
 func (a *attempt) undo(ctx context.Context) (Cleanup, error) {
-	switch {
-	case !a.mayHaveMade && a.woken:
-		return CleanupKept, nil
-	case !a.mayHaveMade:
-		return CleanupNone, nil
+	if !a.mayHaveMade {
+		return a.keptOr(CleanupNone), nil
 	}
 	a.enter(PhaseUndo)
 	a.takeLateAnswer()
 	if !a.mayHaveMade { // nothing was made after all
 		a.leave("")
-		if a.woken {
-			return CleanupKept, nil
-		}
-		return CleanupDone, nil
+		return a.keptOr(CleanupDone), nil
 	}
 	err := a.destroyMade(ctx)
 	if err == nil {
@@ -39,6 +33,14 @@ func (a *attempt) undo(ctx context.Context) (Cleanup, error) {
 	}
 	a.lease.Record.State, a.lease.Record.SandboxID = records.StateDestroying, a.sandboxID
 	return CleanupFailed, err
+}
+
+// keptOr returns CleanupKept if the sandbox was woken, and else the other one.
+func (a *attempt) keptOr(other Cleanup) Cleanup {
+	if a.woken {
+		return CleanupKept
+	}
+	return other
 }
 
 // takeLateAnswer waits for the answer to a Create that was given up, if there is one. It takes createGrace at most.
