@@ -128,6 +128,9 @@ func TestTheTablesAreBroughtUpWhileAnOlderHostWrites(t *testing.T) {
 		ctx := testContext(t)
 		old, dialect := firstSchema(t, o)
 		wantNil(t, "making the tables of before", migrate(ctx, old, dialect, baseSchema))
+		if _, err := old.ExecContext(ctx, `SELECT 1 FROM `+growthTable); err == nil {
+			t.Error("the tables of before have grown")
+		}
 		_, err := old.ExecContext(ctx, `INSERT INTO sessions (owner, session, state, token, updated_at) VALUES ('tests', 's1', 'gone', 1, 1)`)
 		wantNil(t, "a record", err)
 		if o.URL == "" {

@@ -344,23 +344,26 @@ func lists(t *testing.T, r records) {
 func namesSandbox(t *testing.T, r records) {
 	s := r.open()
 	ctx := testContext(t)
-	for session, change := range map[string]func(*Record){
-		"has it":                 func(r *Record) { r.SandboxID = "sb" },
-		"may have it":            func(r *Record) { r.SandboxID, r.State = "sb", StateDestroying },
-		"has another":            func(r *Record) { r.SandboxID = "sb2" },
-		"had it":                 func(r *Record) { r.SandboxID, r.State = "sb", StateGone },
-		"has that of a namesake": func(r *Record) { r.SandboxID, r.Provider = "sb", "other" },
-		"has none yet":           func(r *Record) { r.SandboxID, r.State = "", StateCreating },
-		"had it before":          func(r *Record) { r.SandboxID = "sb2" },
+	for _, test := range []struct {
+		session string
+		change  func(*Record)
+	}{
+		{"has it", func(r *Record) { r.SandboxID = "sb" }},
+		{"may have it", func(r *Record) { r.SandboxID, r.State = "sb", StateDestroying }},
+		{"has another", func(r *Record) { r.SandboxID = "sb2" }},
+		{"had it", func(r *Record) { r.SandboxID, r.State = "sb", StateGone }},
+		{"has that of a namesake", func(r *Record) { r.SandboxID, r.Provider = "sb", "other" }},
+		{"has none yet", func(r *Record) { r.SandboxID, r.State = "", StateCreating }},
+		{"had it before", func(r *Record) { r.SandboxID = "sb2" }},
 	} {
-		lease, _ := take(t, s, session)
-		record := sample(session)
+		lease, _ := take(t, s, test.session)
+		record := sample(test.session)
 		record.Provider = "acme"
-		if session == "had it before" {
+		if test.session == "had it before" {
 			record.SandboxID = "sb"
 			wantNil(t, "Save", s.Save(ctx, lease, record))
 		}
-		change(&record)
+		test.change(&record)
 		wantNil(t, "Release", s.Release(ctx, lease, record))
 	}
 	sessions := must(s.Naming(ctx, "acme", "sb"))(t)
