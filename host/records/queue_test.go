@@ -109,6 +109,79 @@ func TestTheRenewalOfLeasesGoesFirst(t *testing.T) {
 	wantTurns(t, turns, 2, 4, 0, 1, 3)
 }
 
+func TestATicketIsBehindAllOthersThoughSomeBetweenHaveLeft(t *testing.T) {
+	t.Parallel()
+	for _, how := range []haste{patiently, urgently} {
+		q := newQueue(t.TempDir())
+		var numbers []int
+		for i := range 5 {
+			ticket := must(q.join(how))(t)
+			t.Cleanup(func() { q.leave(ticket) })
+			numbers = append(numbers, ticket.number)
+			if i%2 == 1 {
+				q.leave(ticket)
+			}
+		}
+		if !slices.IsSorted(numbers) {
+			t.Errorf("haste %d: the numbers are %v", how, numbers)
+		}
+		if urgent := numbers[0] < ordinary; urgent != (how == urgently) {
+			t.Errorf("haste %d: the first number is %d", how, numbers[0])
+		}
+	}
+}
+
+func TestTicketsOfACrowdThatComesAtOnceDiffer(t *testing.T) {
+	t.Parallel()
+	q := newQueue(t.TempDir())
+	const crowd = 50
+	tickets := make(chan *ticket, crowd)
+	for range crowd {
+		go func() {
+			ticket, err := q.join(patiently)
+			if err != nil {
+				t.Error(err)
+			}
+			tickets <- ticket
+		}()
+	}
+	numbers := map[int]bool{}
+	for range crowd {
+		ticket := <-tickets
+		if ticket == nil {
+			continue
+		}
+		defer q.leave(ticket)
+		numbers[ticket.number] = true
+		if ticket.number < ordinary {
+			t.Errorf("%d would be served before everybody else", ticket.number)
+		}
+	}
+	if len(numbers) != crowd {
+		t.Errorf("%d have %d numbers", crowd, len(numbers))
+	}
+}
+
+// TestATicketThatNobodyHoldsIsRemovedUnlessItIsJustBeingMade: between the making of a pipe and its opening nobody holds it.
+func TestATicketThatNobodyHoldsIsRemovedUnlessItIsJustBeingMade(t *testing.T) {
+	t.Parallel()
+	q := newQueue(t.TempDir())
+	q.asleep = time.Hour
+	wantNil(t, "making the directory", os.Mkdir(q.dir, 0o700))
+	for age, want := range map[time.Duration]bool{0: false, 2 * time.Hour: true, -2 * time.Hour: true} {
+		path := q.path(ordinary)
+		wantNil(t, "making a ticket", syscall.Mkfifo(path, 0o600))
+		wantNil(t, "setting its time", os.Chtimes(path, time.Now().Add(-age), time.Now().Add(-age)))
+		gone, err := q.watch(testContext(t), ordinary, 50*time.Millisecond)
+		wantNil(t, "watch", err)
+		_, err = os.Lstat(path)
+		if gone != want || (err == nil) != !want {
+			t.Errorf("%s old: gone %t, want %t; its file: %v", age, gone, want, err)
+		}
+		os.Remove(path)
+	}
+}
+
 func TestWhoGivesUpLeavesTheQueue(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t.TempDir())
