@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -47,17 +49,44 @@ func TestAHolderWithoutALeaseIsLeftToTheNextOne(t *testing.T) {
 
 func TestReplacingAnExpiredHolderIsNothingToTell(t *testing.T) {
 	t.Parallel()
-	var log bytes.Buffer
+	var log told
 	s := openSQL(t, Options{Dir: t.TempDir(), Log: hclog.New(&hclog.LoggerOptions{Level: hclog.Debug, Output: &log})})
 	take(t, s, "s1")
 	s.currentHolder().expire()
 	take(t, s, "s2")
-	if log.Len() > 0 {
+	if log.String() != "" {
 		t.Errorf("the log says %s", log.String())
 	}
 	if left := files(t, s.dir); left != 1 {
 		t.Errorf("there are files of %d holders", left)
 	}
+}
+
+// told is a log that can be read while it is written.
+type told struct {
+	mutex sync.Mutex
+	text  bytes.Buffer
+}
+
+func (l *told) Write(line []byte) (int, error) {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	return l.text.Write(line)
+}
+
+func (l *told) String() string {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	return l.text.String()
+}
+
+func TestLeasesThatWereLostAreToldTheLog(t *testing.T) {
+	t.Parallel()
+	var log told
+	s := openSQL(t, Options{Dir: t.TempDir(), Lease: 300 * time.Millisecond, Log: hclog.New(&hclog.LoggerOptions{Output: &log})})
+	take(t, s, "s1")
+	s.currentHolder().expire()
+	eventually(t, "the log tells it", func() bool { return strings.Contains(log.String(), "did not renew its leases in time") })
 }
 
 // TestOnlyFilesOfHoldersThatAreNotJustBeginningAreLookedAt: of a crowd that begins, each would look at all the others. A

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"syscall"
@@ -159,6 +160,18 @@ func TestTicketsOfACrowdThatComesAtOnceDiffer(t *testing.T) {
 	}
 	if len(numbers) != crowd {
 		t.Errorf("%d have %d numbers", crowd, len(numbers))
+	}
+}
+
+func TestOnlyNumbersAreTickets(t *testing.T) {
+	t.Parallel()
+	q := newQueue(t.TempDir())
+	wantNil(t, "making the directory", os.Mkdir(q.dir, 0o700))
+	for _, name := range []string{"0", "-1", "x", ".1", "7"} {
+		wantNil(t, "writing", os.WriteFile(filepath.Join(q.dir, name), nil, 0o600))
+	}
+	if numbers := must(q.tickets())(t); !slices.Equal(numbers, []int{7}) {
+		t.Errorf("the tickets are %v", numbers)
 	}
 }
 

@@ -252,6 +252,45 @@ func TestTokensGrowThoughTheRecordWasForgotten(t *testing.T) {
 	})
 }
 
+func TestWhatIsForgottenIsDeleted(t *testing.T) {
+	onBoth(t, func(t *testing.T, o Options) {
+		ctx := testContext(t)
+		s := openSQL(t, o)
+		lease, _ := take(t, s, "s1")
+		for _, state := range []State{StateGone, StateDestroying, StateRunning} {
+			wantNil(t, "Save", s.Save(ctx, lease, tried("a-"+string(state), "acme", "sb-"+string(state), state)))
+		}
+		wantNil(t, "Release", s.Release(ctx, lease, tried("a-running", "acme", "sb-running", StateRunning)))
+		gone, record := take(t, s, "s2")
+		wantNil(t, "Release", s.Release(ctx, gone, record))
+		if n := must(s.Forget(ctx, time.Now().Add(time.Hour)))(t); n != 1 {
+			t.Errorf("%d sessions are said to have been forgotten", n)
+		}
+		for table, want := range map[string]int{"attempts": 2, "sessions": 1} {
+			var rows int
+			wantNil(t, "counting", s.db.QueryRowContext(ctx, `SELECT COUNT(*) FROM `+table).Scan(&rows))
+			if rows != want {
+				t.Errorf("%s: %d rows are left, want %d", table, rows, want)
+			}
+		}
+	})
+}
+
+func TestWhenTheRecordsWereBegunIsReadOnce(t *testing.T) {
+	onBoth(t, func(t *testing.T, o Options) {
+		s := openSQL(t, o)
+		first := must(s.Began(testContext(t)))(t)
+		_, err := s.db.ExecContext(testContext(t), `UPDATE about SET began = 1`)
+		wantNil(t, "changing it", err)
+		if again := must(s.Began(testContext(t)))(t); !again.Equal(first) {
+			t.Errorf("begun at %v, and then at %v", first, again)
+		}
+		if anew := must(openSQL(t, o).Began(testContext(t)))(t); anew.UnixMilli() != 1 {
+			t.Errorf("another host says %v", anew)
+		}
+	})
+}
+
 func TestACancelledCallIsNeitherALostLeaseNorUnusableRecords(t *testing.T) {
 	onBoth(t, func(t *testing.T, o Options) {
 		s := openSQL(t, o)

@@ -563,9 +563,12 @@ func fencesAttempts(t *testing.T, r records) {
 	owing := tried("a-1", "acme", "", StateCreating).OwnAttempt()
 	wantNil(t, "SaveAttempt", s.SaveAttempt(ctx, lease, owing))
 	wantNil(t, "SaveAttempt once more", s.SaveAttempt(ctx, lease, owing))
-	r.expire()
 	done := owing
 	done.State = StateGone
+	wantNil(t, "Release", s.Release(ctx, lease, Record{Session: "s1", State: StateGone}))
+	wantLost(t, "SaveAttempt under a lease that was released", s.SaveAttempt(ctx, lease, done))
+	lease, _ = take(t, s, "s1")
+	r.expire()
 	wantLost(t, "SaveAttempt", s.SaveAttempt(ctx, lease, done))
 	wantOwed(t, r.open(), "s1", owing)
 }
