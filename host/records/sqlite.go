@@ -277,7 +277,7 @@ func (f *sqliteFile) explain(err error) *UnusableError {
 			"continue it or end it", f.path)
 	case code == sqlite3.SQLITE_READONLY, code == sqlite3.SQLITE_PERM, errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
 		e.Problem = "they cannot be written"
-		e.Hint = "make the file and its directory writable for this user; see also that the disk is not mounted read-only"
+		e.Hint = "make the file, those beside it that begin with its name, and its directory writable for this user; see also that the disk is not mounted read-only"
 	case code == sqlite3.SQLITE_FULL, errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		e.Problem = "the disk is full"
 		e.Hint = "free some space on it and try again"

@@ -51,7 +51,9 @@ func TestTheWritesThatWaitAreOneTransactionAndFailAlone(t *testing.T) {
 		_, _, err := s.Take(impatient, "never")
 		gone <- err
 	}()
-	eventually(t, "all wait", func() bool { return waiting() == 22 })
+	eventually(t, "all wait, with one place in the queue", func() bool { return waiting() == 22 && q.waiting() == 1 })
+	behind := must(q.join(patiently))(t)
+	defer q.leave(behind)
 	leave()
 	if err := <-gone; !errors.Is(err, context.Canceled) {
 		t.Errorf("who left was told %v", err)
@@ -70,6 +72,35 @@ func TestTheWritesThatWaitAreOneTransactionAndFailAlone(t *testing.T) {
 	if all := must(s.List(ctx))(t); len(all) != 21 {
 		t.Errorf("%d sessions are recorded", len(all))
 	}
+	if !q.has(behind) {
+		t.Error("the others lost their place in the queue to the one who left")
+	}
+}
+
+func TestAProcessWhoseWritersAllGaveUpLeavesTheQueue(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	s := openSQL(t, Options{Dir: t.TempDir()})
+	take(t, s, "first")
+	q := s.database.queue()
+	turn := must(q.take(ctx, patiently))(t)
+	defer q.end(turn)
+	impatient, leave := context.WithCancel(ctx)
+	gone := make(chan error)
+	for i := range 2 {
+		go func() {
+			_, _, err := s.Take(impatient, fmt.Sprintf("s%d", i))
+			gone <- err
+		}()
+	}
+	eventually(t, "it waits", func() bool { return q.waiting() == 1 })
+	leave()
+	for range 2 {
+		if err := <-gone; !errors.Is(err, context.Canceled) {
+			t.Errorf("who left was told %v", err)
+		}
+	}
+	eventually(t, "it has left", func() bool { return q.waiting() == 0 })
 }
 
 func TestAWriteThatTheDatabaseRefusesFailsNoOther(t *testing.T) {
