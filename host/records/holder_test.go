@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -87,6 +88,35 @@ func TestLeasesThatWereLostAreToldTheLog(t *testing.T) {
 	take(t, s, "s1")
 	s.currentHolder().expire()
 	eventually(t, "the log tells it", func() bool { return strings.Contains(log.String(), "did not renew its leases in time") })
+}
+
+// failing is a database that is out of reach for as long as it is broken.
+type failing struct {
+	database
+	broken atomic.Bool
+}
+
+func (f *failing) check() error {
+	if f.broken.Load() {
+		return &UnusableError{Where: "records.db", Problem: "the disk does not answer", Hint: "wait"}
+	}
+	return f.database.check()
+}
+
+func TestAHeartbeatThatFailsIsToldTheLogAndRepeatedSoon(t *testing.T) {
+	t.Parallel()
+	var log told
+	o := Options{Dir: t.TempDir(), Lease: 6 * time.Second, Log: hclog.New(&hclog.LoggerOptions{Output: &log})}
+	other, s := openSQL(t, o), openSQL(t, o)
+	database := &failing{database: s.database}
+	s.database = database
+	lease, _ := take(t, s, "s1")
+	end := wantBusy(t, other, "s1").Until
+	database.broken.Store(true)
+	eventually(t, "the log tells it", func() bool { return strings.Contains(log.String(), "could not be renewed yet") })
+	database.broken.Store(false)
+	eventually(t, "the end moves", func() bool { return wantBusy(t, other, "s1").Until.After(end) })
+	wantNil(t, "Check", s.Check(testContext(t), lease))
 }
 
 // TestOnlyFilesOfHoldersThatAreNotJustBeginningAreLookedAt: of a crowd that begins, each would look at all the others. A
