@@ -32,10 +32,14 @@ type queue struct {
 	// asleep is for how long the first in line may leave a free lock alone before its ticket is removed. A process that was
 	// stopped while it waited must not stop the others. When it goes on, it takes a new ticket.
 	asleep time.Duration
+	// patience is for how long a process that has the turn and does not go on is waited for by those who wait in time.
+	patience time.Duration
 }
 
 func newQueue(dir string) *queue {
-	return &queue{lockPath: filepath.Join(dir, "records.lock"), dir: filepath.Join(dir, "queue"), asleep: time.Second}
+	return &queue{
+		lockPath: filepath.Join(dir, "records.lock"), dir: filepath.Join(dir, "queue"), asleep: time.Second, patience: patience,
+	}
 }
 
 const (
@@ -261,7 +265,7 @@ func (q *queue) await(ctx context.Context, own *ticket, began time.Time, how has
 			return nil, err
 		case ctx.Err() != nil:
 			return nil, q.explain(ctx.Err(), began)
-		case how == inTime && time.Since(began) > patience:
+		case how == inTime && time.Since(began) > q.patience:
 			if e := q.explain(nil, began); e.stuck() {
 				return nil, e
 			}

@@ -114,20 +114,18 @@ func TestATicketIsBehindAllOthersThoughSomeBetweenHaveLeft(t *testing.T) {
 	t.Parallel()
 	for _, how := range []haste{patiently, urgently} {
 		q := newQueue(t.TempDir())
-		var numbers []int
-		for i := range 5 {
-			ticket := must(q.join(how))(t)
-			t.Cleanup(func() { q.leave(ticket) })
-			numbers = append(numbers, ticket.number)
-			if i%2 == 1 {
-				q.leave(ticket)
-			}
+		join := func() *ticket { return must(q.join(how))(t) }
+		first, between, last := join(), join(), join()
+		q.leave(between)
+		next := join()
+		if first.number >= last.number || last.number >= next.number {
+			t.Errorf("haste %d: the numbers are %d, %d and then %d", how, first.number, last.number, next.number)
 		}
-		if !slices.IsSorted(numbers) {
-			t.Errorf("haste %d: the numbers are %v", how, numbers)
+		if urgent := first.number < ordinary; urgent != (how == urgently) {
+			t.Errorf("haste %d: the first number is %d", how, first.number)
 		}
-		if urgent := numbers[0] < ordinary; urgent != (how == urgently) {
-			t.Errorf("haste %d: the first number is %d", how, numbers[0])
+		for _, ticket := range []*ticket{first, last, next} {
+			q.leave(ticket)
 		}
 	}
 }
@@ -285,6 +283,26 @@ func TestAStoppedProcessIsToldFromACrowd(t *testing.T) {
 	}
 	q.end(turn)
 	wantNil(t, "Save", s.Save(testContext(t), lease, record))
+}
+
+func TestOnlyWhoHasLittleTimeGivesUpAStoppedProcess(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	process, end := inTurn(t, dir)
+	defer end()
+	q := newQueue(dir)
+	q.patience = 50 * time.Millisecond
+	wantNil(t, "stopping it", process.Process.Signal(syscall.SIGSTOP))
+	var wait *waitError
+	if _, err := q.take(testContext(t), inTime); !errors.As(err, &wait) || !wait.stuck() || wait.waited < q.patience {
+		t.Errorf("who waits in time: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(testContext(t), 4*q.patience)
+	defer cancel()
+	if _, err := q.take(ctx, patiently); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("who waits patiently: %v", err)
+	}
+	wantNil(t, "continuing it", process.Process.Signal(syscall.SIGCONT))
 }
 
 func TestAProcessThatDiesInItsTurnLosesIt(t *testing.T) {
