@@ -100,7 +100,11 @@ func TestRecordsThatAreRemovedOrReplacedWhileOpenAreNoticed(t *testing.T) {
 			disturb(t, path)
 			before, _ := os.ReadFile(path)
 
-			wantUnusable(t, s.Check(ctx, lease), path)
+			said := "no such file"
+			if name == "Replaced" {
+				said = "another file is in its place"
+			}
+			wantUnusable(t, s.Check(ctx, lease), path, said)
 			wantUnusable(t, s.Save(ctx, lease, record), path)
 			wantUnusable(t, s.Release(ctx, lease, record), path)
 			_, _, err := s.Take(ctx, "s2")
