@@ -2,9 +2,12 @@ package records
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -166,4 +169,26 @@ func TestAStateDirectoryThatCannotBeMadeIsSaid(t *testing.T) {
 	wantNil(t, "writing", os.WriteFile(blocked, nil, 0o600))
 	_, err := Open(testContext(t), Options{Dir: filepath.Join(blocked, "state"), Owner: "tests"})
 	wantUnusable(t, err, blocked, "cannot be made")
+}
+
+func TestWhatSQLiteCannotDoIsSaidWithWhatToDo(t *testing.T) {
+	t.Parallel()
+	missing := must(openSQLite(filepath.Join(t.TempDir(), "no", "records.db")))(t)
+	defer missing.Close()
+	for name, test := range map[string]struct {
+		err     error
+		problem string
+		passes  bool
+	}{
+		"no file":               {missing.PingContext(testContext(t)), "the file cannot be opened", false},
+		"a disk that is silent": {context.DeadlineExceeded, "reading or writing the file failed", true},
+		"a full disk":           {syscall.ENOSPC, "the disk is full", false},
+		"a read-only disk":      {syscall.EROFS, "they cannot be written", false},
+		"anything else":         {errors.New("no such column"), "the database refused", false},
+	} {
+		e := (&sqliteFile{path: "records.db"}).explain(test.err)
+		if e.Problem != test.problem || e.Passes != test.passes || e.Hint == "" || !errors.Is(e, test.err) {
+			t.Errorf("%s: %+v", name, e)
+		}
+	}
 }
