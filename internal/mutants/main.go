@@ -22,7 +22,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"text/tabwriter"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -124,7 +126,7 @@ func unleash(ctx context.Context, pkg string) ([]mutation, error) {
 		"--output", out.Name(), "--workers", strconv.Itoa(workers), "--timeout-coefficient", "5")
 	gremlins.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, postgres+"=") })
 	gremlins.Stdout, gremlins.Stderr = os.Stderr, os.Stderr
-	if err := gremlins.Run(); err != nil {
+	if err := runAll(gremlins); err != nil {
 		return nil, err
 	}
 	data, err := os.ReadFile(out.Name())
@@ -190,17 +192,36 @@ func tryAgain(ctx context.Context, pkg string, m mutation) (status string, err e
 		args = append(args, "./"+tests)
 	}
 	test := exec.CommandContext(ctx, "go", args...)
-	output, err := test.CombinedOutput()
+	var output bytes.Buffer
+	test.Stdout, test.Stderr = &output, &output
+	err = runAll(test)
 	var failed *exec.ExitError
 	switch {
 	case err == nil:
 		return m.Status, nil
 	case ctx.Err() != nil || !errors.As(err, &failed):
 		return "", err
-	case bytes.Contains(output, []byte("[build failed]")):
+	case bytes.Contains(output.Bytes(), []byte("[build failed]")):
 		return "NOT VIABLE", nil
 	}
 	return "KILLED", nil
+}
+
+// runAll runs a command, and ends whatever it leaves running: tests of a mutant may not clean up after themselves.
+func runAll(command *exec.Cmd) error {
+	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	end := func() error { return syscall.Kill(-command.Process.Pid, syscall.SIGKILL) }
+	command.Cancel = end
+	command.WaitDelay = time.Second // for what has the output open still
+	if err := command.Start(); err != nil {
+		return err
+	}
+	err := command.Wait()
+	_ = end() // mostly there is nothing left
+	if errors.Is(err, exec.ErrWaitDelay) {
+		return nil
+	}
+	return err
 }
 
 // opposites are the tokens that a kind of mutant replaces.
