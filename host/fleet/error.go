@@ -7,6 +7,7 @@ import (
 	"github.com/hashicorp/hcl/v2"
 
 	"github.com/berth-dev/berth/host/connect"
+	"github.com/berth-dev/berth/host/records"
 	"github.com/berth-dev/berth/host/supervise"
 	"github.com/berth-dev/berth/shared/provider"
 )
@@ -56,6 +57,15 @@ type ChoiceError struct{ error }
 
 // Unwrap returns the cause.
 func (e *ChoiceError) Unwrap() error { return e.error }
+
+// notConfigured returns the error of what is on a provider that is not in the configuration.
+func notConfigured(attempt records.Attempt) error {
+	return &connect.Error{
+		Code: connect.CodeInvalidConfig, Reason: ReasonNotConfigured,
+		Session: attempt.Session, Provider: attempt.Provider, SandboxID: attempt.SandboxID,
+		Message: fmt.Sprintf("session %q has a sandbox on provider %s, which is not in the configuration", attempt.Session, attempt.Provider),
+	}
+}
 
 // Refusal returns a plugin's refusal of attributes of its configuration, nil if err is none. config.Provider.Explain finds
 // their places.

@@ -180,12 +180,3 @@ func (f *Fleet) repay(ctx context.Context, attempt records.Attempt) (destroyed s
 	_, destroyed, err = s.sessions.Repay(ctx, attempt)
 	return destroyed, err
 }
-
-// notConfigured returns the error of what is on a provider that is not in the configuration.
-func notConfigured(attempt records.Attempt) error {
-	return &connect.Error{
-		Code: connect.CodeInvalidConfig, Reason: ReasonNotConfigured,
-		Session: attempt.Session, Provider: attempt.Provider, SandboxID: attempt.SandboxID,
-		Message: fmt.Sprintf("session %q has a sandbox on provider %s, which is not in the configuration", attempt.Session, attempt.Provider),
-	}
-}
