@@ -71,7 +71,7 @@ type Options struct {
 type Pace int
 
 const (
-	// Brisk suits a cloud without delays.
+	// Brisk suits a cloud without delays, on a machine that may be busy.
 	Brisk Pace = iota
 	// Normal is the plugin's own.
 	Normal
@@ -87,7 +87,7 @@ func (p Pace) Times() cloud.Times {
 	brisk := cloud.Times{
 		Retry: cloud.Retry{Tries: 4, First: 5 * time.Millisecond, Most: 20 * time.Millisecond, Longest: 10 * time.Second},
 		Poll:  5 * time.Millisecond, PollMost: 20 * time.Millisecond, Taken: 10 * time.Second, Lost: 100 * time.Millisecond,
-		Rivals: 3 * time.Second, Undo: 10 * time.Second, Reach: 15 * time.Second, Script: 12 * time.Second,
+		Rivals: 3 * time.Second, Undo: 10 * time.Second, Reach: 15 * time.Second, Script: 50 * time.Second,
 		FirstLook: 50 * time.Millisecond, Patience: 100 * time.Millisecond, LookServer: 2 * time.Second, LookCloud: 5 * time.Second,
 	}
 	if p == Curt {
