@@ -42,12 +42,16 @@ func (s *Set) Add(secrets ...string) {
 	all := slices.Clone(s.forms)
 	for _, secret := range secrets {
 		for _, raw := range forms(secret) {
-			f := form{raw, strings.TrimLeft(strings.TrimRight(string(plainOf(raw).text), escapes), `\`)}
-			if len(f.plain) < shortest {
-				f.plain = raw
+			undone := string(plainOf(raw).text)
+			f := form{raw, strings.TrimLeft(strings.TrimRight(undone, escapes), `\`)}
+			these := []form{f}
+			if len(f.plain) < shortest { // the secret looks like a few characters that were escaped
+				these = []form{{raw, raw}, {raw, cmp.Or(f.plain, undone, raw)}}
 			}
-			if len(raw) >= shortest && !slices.Contains(all, f) {
-				all = append(all, f)
+			for _, f := range these {
+				if len(raw) >= shortest && !slices.Contains(all, f) {
+					all = append(all, f)
+				}
 			}
 		}
 	}
@@ -105,7 +109,7 @@ func masked(text string, found []span) string {
 	return b.String()
 }
 
-// findAll adds the places where p has the secret.
+// findAll adds the places where p has the secret, unless it is written there in too few bytes to tell.
 func findAll(found []span, p plain, secret string) []span {
 	text := string(p.text)
 	for at := 0; ; {
@@ -118,7 +122,9 @@ func findAll(found []span, p plain, secret string) []span {
 		for at < len(text) && strings.IndexByte(`\%&`, text[at]) >= 0 { // what the plain form lacks
 			at++
 		}
-		found = append(found, p.span(from, at))
+		if place := p.span(from, at); place.to-place.from >= shortest {
+			found = append(found, place)
+		}
 	}
 }
 

@@ -302,6 +302,7 @@ func FuzzNoShapeOfASecretStays(f *testing.F) {
 	f.Add("000000\x00", "0", "0")
 	f.Add("000000\u0080\u009f", "0", "0")
 	f.Add(`\\"%25&amp;`, `\`, "%")
+	f.Add("000&amp;", "0", "0")
 	f.Fuzz(func(t *testing.T, secret, before, after string) {
 		words := regexp.MustCompile("[^0-9A-Za-z]").ReplaceAllString(secret, "")
 		masked := strings.Contains(redact.Mask, secret) //nolint:gocritic // the secret may be a part of the mask
