@@ -42,14 +42,8 @@ func (s *Set) Add(secrets ...string) {
 	all := slices.Clone(s.forms)
 	for _, secret := range secrets {
 		for _, raw := range forms(secret) {
-			undone := string(plainOf(raw).text)
-			f := form{raw, strings.TrimLeft(strings.TrimRight(undone, escapes), `\`)}
-			these := []form{f}
-			if len(f.plain) < shortest { // the secret looks like a few characters that were escaped
-				these = []form{{raw, raw}, {raw, cmp.Or(f.plain, undone, raw)}}
-			}
-			for _, f := range these {
-				if len(raw) >= shortest && !slices.Contains(all, f) {
+			for _, plain := range plainForms(raw) {
+				if f := (form{raw, plain}); len(raw) >= shortest && !slices.Contains(all, f) {
 					all = append(all, f)
 				}
 			}
@@ -250,6 +244,17 @@ func forms(secret string) []string {
 		}
 	}
 	return all
+}
+
+// plainForms returns how raw may read in a text with all encodings undone. There are two where raw itself looks like a few
+// characters that were escaped: it may be undone there or not.
+func plainForms(raw string) []string {
+	undone := string(plainOf(raw).text)
+	trimmed := strings.TrimLeft(strings.TrimRight(undone, escapes), `\`)
+	if len(trimmed) >= shortest {
+		return []string{trimmed}
+	}
+	return []string{raw, cmp.Or(trimmed, undone, raw)}
 }
 
 // base64Forms returns the base64 of the secret alone, padded and unpadded, and the part that is the same wherever the

@@ -184,20 +184,21 @@ func TestWorkWaitsForTheHostThatHasTheSession(t *testing.T) {
 			other := memory.Store("two")
 			taken, record, err := other.Take(t.Context(), "s1")
 			ok(t, err)
-			released := make(chan error)
-			go func() {
-				time.Sleep(time.Minute)
-				released <- other.Release(t.Context(), taken, record)
-			}()
-			holder := "two"
-			waiting := func(name string) { holder = name + " told" }
+			var told string
+			waiting := func(holder string) { told = holder }
+			want := "two"
 			if !tell {
-				waiting = nil
+				waiting, want = nil, ""
 			}
-			_, err = h.Disconnect(t.Context(), "s1", ActionDestroy, waiting)
-			ok(t, err)
-			ok(t, <-released)
-			same(t, "told", holder == "two told", tell)
+			done := make(chan error)
+			go func() {
+				_, err := h.Disconnect(t.Context(), "s1", ActionDestroy, waiting)
+				done <- err
+			}()
+			synctest.Wait() // until it waits
+			ok(t, other.Release(t.Context(), taken, record))
+			ok(t, <-done)
+			same(t, "told", told, want)
 			nothingLeft(t, c)
 		})
 	}
