@@ -29,6 +29,9 @@ func (p *Provider[B]) Create(ctx context.Context, req provider.CreateRequest) (p
 	}
 	c := &creation[B]{Provider: p, req: req, name: provider.SandboxName(req.Owner, req.Session)}
 	sandbox, err := c.create(ctx)
+	if err == nil && c.made != nil && ctx.Err() != nil { // nobody is there any more to be told of it
+		err = Ended(ctx, "creating the sandbox")
+	}
 	if err != nil {
 		return provider.Sandbox{}, c.undo(ctx, err)
 	}

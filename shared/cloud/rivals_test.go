@@ -236,3 +236,27 @@ func TestWhoIsAloneDoesNotWaitForRivals(t *testing.T) {
 		}
 	})
 }
+
+// hastyCloud is one that answers a create just when its caller gives up.
+type hastyCloud struct {
+	*laggingCloud
+	giveUp context.CancelFunc
+}
+
+func (c *hastyCloud) Make(ctx context.Context, name string, req provider.CreateRequest) (laggingBox, error) {
+	defer c.giveUp()
+	return c.laggingCloud.Make(ctx, name, req)
+}
+
+func TestASandboxThatNobodyWaitsForAnyMoreIsRemoved(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		c := &hastyCloud{&laggingCloud{random: rand.New(rand.NewPCG(1, 1))}, cancel}
+		p := New(c, Options{Name: "Hasty", UniqueNames: true, Log: hclog.NewNullLogger()})
+		made, err := p.Create(ctx, provider.CreateRequest{Session: "s", Owner: "o", Attempt: "a"})
+		if provider.CodeOf(err) != provider.CodeCanceled || made.ID != "" || len(c.left()) > 0 {
+			t.Errorf("made %q, %v, and there is %v", made.ID, err, c.left())
+		}
+	})
+}

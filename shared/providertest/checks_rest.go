@@ -192,31 +192,40 @@ func logsInOrder(ctx context.Context, t *trial) error {
 	return err
 }
 
-// cuts is how often a call may be done before it could be cut, and strikes how often something must be wrong afterwards:
-// it may have been done just when it was cut.
 const (
-	cuts    = 6
-	strikes = 2
+	cuts    = 6 // how often a call is cut
+	strikes = 2 // how often something must be wrong afterwards
+	doubts  = 3 // how many cuts there must be if after each of them it is doubtful whether something is wrong
 )
 
+// doubtfulError is what is wrong after a cut, unless that came too late: the call was done, and only its answer was lost.
+type doubtfulError struct{ error }
+
 // cut lets calls be cut in the middle: after a third of the usual time, which may have been a busy one, or earlier if they
-// were done by then.
+// were done by then, or may have been.
 func (s *suite) cut(usual time.Duration, one func(after time.Duration) (done bool, _ error)) error {
-	after, failures := usual/3, 0
+	after, tried, failures, doubted := usual/3, 0, 0, 0
+	var doubtful doubtfulError
 	for range cuts {
 		if after < s.pace.quick/2 {
 			break
 		}
 		done, err := one(after)
+		tried++
 		switch {
 		case !done && err == nil:
 			return nil
+		case errors.As(err, &doubtful):
+			doubted++
 		case err != nil:
 			if failures++; failures == strikes {
 				return err
 			}
 		}
 		after = after * 2 / 3
+	}
+	if doubted == tried && tried >= doubts { // always too late, however early: it was not
+		return doubtful.error
 	}
 	return skipf("the call takes %s: it was always done before it could be cut", usual.Round(time.Millisecond))
 }
@@ -263,8 +272,13 @@ func (t *trial) cutCreate(ctx context.Context, limit func(context.Context, time.
 		if err == nil {
 			return true, nil
 		}
-		left := t.leavesNothing(ctx, session, provider.AsError(err).SandboxID, r.creation, patience)
+		there, listErr := t.list(ctx, t.owner, session)
+		runs := listErr == nil && slices.ContainsFunc(there, func(s provider.Sandbox) bool { return s.State == provider.StateRunning })
 		t.saw("cut after %s: %s", after.Round(time.Millisecond), describeError(err))
+		left := t.leavesNothing(ctx, session, provider.AsError(err).SandboxID, r.creation, patience)
+		if left != nil && runs { // when it was cut: Create may have had its answer on the way
+			return false, doubtfulError{left}
+		}
 		patience = t.pace.listing
 		return false, left
 	})
