@@ -27,12 +27,8 @@ const cutLength = 1 << 10
 // Set is a set of secrets. The zero value is an empty set. It is safe for concurrent use and must not be copied.
 type Set struct {
 	mutex sync.RWMutex
-	forms []form // never changed in place
+	forms []string // never changed in place
 }
-
-// form is one form of a secret: as it is, and as it is in a text with all encodings undone.
-// What stands beside a secret may complete an escape that its ends begin: the plain form lacks these.
-type form struct{ raw, plain string }
 
 // Add adds secrets: the whole of each, its lines, and it all in base64 and in hexadecimal digits. Each is found in every
 // text that escapes it, such as JSON or a URL. Values shorter than 6 bytes are ignored.
@@ -41,11 +37,9 @@ func (s *Set) Add(secrets ...string) {
 	defer s.mutex.Unlock()
 	all := slices.Clone(s.forms)
 	for _, secret := range secrets {
-		for _, raw := range forms(secret) {
-			for _, plain := range plainForms(raw) {
-				if f := (form{raw, plain}); len(raw) >= shortest && !slices.Contains(all, f) {
-					all = append(all, f)
-				}
+		for _, form := range forms(secret) {
+			if len(form) >= shortest && !slices.Contains(all, form) {
+				all = append(all, form)
 			}
 		}
 	}
@@ -67,22 +61,21 @@ func (s *Set) redact(text string, ends bool) string {
 		return text
 	}
 	var found []span
-	for _, f := range forms {
-		found = findAll(found, plain{text: []byte(text)}, f.raw)
-	}
-	if p := plainOf(text); p.spans != nil {
-		for _, f := range forms {
-			found = findAll(found, p, f.plain)
-		}
+	whole := readingsOf(text)
+	for _, form := range forms {
+		found = whole.findAll(found, form)
 	}
 	for _, c := range cuts(text, ends) {
-		p := plainOf(text[c.from:c.to])
-		for _, f := range forms {
-			found = findPieces(found, p, c, f.plain)
+		p := newPart(text, c)
+		for _, form := range forms {
+			found = p.findPieces(found, form)
 		}
 	}
 	return masked(text, found)
 }
+
+// span is a part of a text.
+type span struct{ from, to int }
 
 // masked returns text with Mask in place of the parts found. Those that overlap are one.
 func masked(text string, found []span) string {
@@ -103,23 +96,22 @@ func masked(text string, found []span) string {
 	return b.String()
 }
 
-// findAll adds the places where p has the secret, unless it is written there in too few bytes to tell.
-func findAll(found []span, p plain, secret string) []span {
-	text := string(p.text)
-	for at := 0; ; {
-		next := strings.Index(text[at:], secret)
+// findAll adds the places where the text has the secret.
+func (r readings) findAll(found []span, secret string) []span {
+	for at := 0; ; at++ {
+		next := strings.Index(r.text[at:], secret)
 		if next < 0 {
-			return found
+			break
 		}
-		from := at + next
-		at = from + len(secret)
-		for at < len(text) && strings.IndexByte(`\%&`, text[at]) >= 0 { // what the plain form lacks
-			at++
-		}
-		if place := p.span(from, at); place.to-place.from >= shortest {
-			found = append(found, place)
-		}
+		at += next
+		found = append(found, span{at, at + len(secret)})
 	}
+	r.follow(secret, -1, func(is reading) {
+		if is.spelled == len(secret) {
+			found = append(found, span{is.from, is.at})
+		}
+	})
+	return found
 }
 
 // cut is a part of a text of which the head or the tail, or both, may be missing.
@@ -162,42 +154,89 @@ func cuts(text string, ends bool) []cut {
 }
 
 // longestEscape is how many bytes of an escape may be left at a cut, and escapeEnd what they look like after it.
-const longestEscape = 9
+const longestEscape = 12
 
 var escapeEnd = regexp.MustCompile(`^([uUx]?[0-9A-Fa-f]*|[#0-9A-Za-z;{]*[;}])$`)
 
+// part is the text of a cut.
+type part struct {
+	cut
+	readings
+	heads []int // where the text may begin, after a part of an escape, if its head may be missing
+	tails []int // where it may end, before a part of an escape, if its tail may be missing
+}
+
+func newPart(text string, c cut) part {
+	p := part{cut: c, readings: readingsOf(text[c.from:c.to])}
+	for spare := range min(longestEscape, len(p.text)-shortest) + 1 {
+		end := len(p.text) - spare
+		if c.head && escapeEnd.MatchString(p.text[:spare]) {
+			p.heads = append(p.heads, spare)
+		}
+		if c.tail && (spare == 0 || strings.IndexByte(starts, p.text[end]) >= 0) {
+			p.tails = append(p.tails, end)
+		}
+	}
+	return p
+}
+
 // findPieces adds what is left of the secret at the ends of a part: its beginning at the tail, its end at the head, or a
-// piece from within it that is all of the part. p is the part's text.
-func findPieces(found []span, p plain, c cut, secret string) []span {
-	text := string(p.text)
-	add := func(from, to int) {
-		piece := p.span(from, to)
-		found = append(found, span{c.from + piece.from, c.from + piece.to})
+// piece from within it that is all of the part.
+func (p part) findPieces(found []span, secret string) []span {
+	if from := p.beginningAtTail(secret); from < len(p.text) {
+		found = append(found, span{p.from + from, p.to})
 	}
-	if c.tail {
-		for spare := range min(longestEscape, len(text)-shortest+1) {
-			end := len(text) - spare
-			if spare > 0 && strings.IndexByte(escapes, text[end]) < 0 {
-				continue
-			}
-			if n := beginningAt(text[:end], secret); n > 0 {
-				add(end-n, len(text))
-				break
-			}
-		}
+	if end := p.endAtHead(secret); end > 0 {
+		found = append(found, span{p.from, p.from + end})
 	}
-	if c.head {
-		for spare := range min(longestEscape, len(text)-shortest+1) {
-			if n := endAt(text[spare:], secret); n > 0 && escapeEnd.MatchString(text[:spare]) {
-				add(0, spare+n)
-				break
-			}
-		}
-	}
-	if c.head && c.tail && len(text) >= shortestInner && strings.Contains(secret, text) {
-		add(0, len(text))
+	if p.head && p.tail && p.isInner(secret) {
+		found = append(found, p.span)
 	}
 	return found
+}
+
+// beginningAtTail returns where the longest beginning of the secret, short of all of it, begins with which the text ends, or
+// the text's length.
+func (p part) beginningAtTail(secret string) int {
+	longest := len(p.text)
+	for _, end := range p.tails {
+		if n := beginningAt(p.text[:end], secret); n > 0 {
+			longest = min(longest, end-n)
+		}
+	}
+	if len(p.tails) > 0 {
+		p.follow(secret, -1, func(is reading) {
+			if shortest <= is.spelled && is.spelled < len(secret) && slices.Contains(p.tails, is.at) {
+				longest = min(longest, is.from)
+			}
+		})
+	}
+	return longest
+}
+
+// endAtHead returns where the longest end of the secret, short of all of it, ends with which the text begins, or 0.
+func (p part) endAtHead(secret string) (longest int) {
+	for _, head := range p.heads {
+		if n := endAt(p.text[head:], secret); n > 0 {
+			longest = max(longest, head+n)
+		}
+		p.follow(secret, head, func(is reading) {
+			if is.spelled == len(secret) {
+				longest = max(longest, is.at)
+			}
+		})
+	}
+	return longest
+}
+
+// isInner reports whether all of the text is a piece of the secret.
+func (p part) isInner(secret string) bool {
+	if len(p.text) < shortestInner {
+		return false
+	}
+	inner := strings.Contains(secret, p.text)
+	p.follow(secret, 0, func(is reading) { inner = inner || is.at == len(p.text) })
+	return inner
 }
 
 // beginningAt returns the length of the longest beginning of secret, short of all of it, that text ends with, or 0.
@@ -236,7 +275,8 @@ func forms(secret string) []string {
 	if len(whole) < shortest {
 		return nil
 	}
-	all := []string{secret, whole, latin1(whole), hex.EncodeToString([]byte(whole)), strings.ToUpper(hex.EncodeToString([]byte(whole)))}
+	digits := hex.EncodeToString([]byte(whole))
+	all := []string{secret, whole, readingsOf(whole).undone(), digits, strings.ToUpper(digits)}
 	all = append(all, base64Forms(whole)...)
 	for _, line := range strings.FieldsFunc(secret, func(r rune) bool { return r == '\n' || r == '\r' }) {
 		if line = strings.TrimSpace(line); len(line) >= shortest && line != whole {
@@ -244,17 +284,6 @@ func forms(secret string) []string {
 		}
 	}
 	return all
-}
-
-// plainForms returns how raw may read in a text with all encodings undone. There are two where raw itself looks like a few
-// characters that were escaped: it may be undone there or not.
-func plainForms(raw string) []string {
-	undone := string(plainOf(raw).text)
-	trimmed := strings.TrimLeft(strings.TrimRight(undone, escapes), `\`)
-	if len(trimmed) >= shortest {
-		return []string{trimmed}
-	}
-	return []string{raw, cmp.Or(trimmed, undone, raw)}
 }
 
 // base64Forms returns the base64 of the secret alone, padded and unpadded, and the part that is the same wherever the
@@ -271,16 +300,4 @@ func base64Forms(secret string) []string {
 		}
 	}
 	return all
-}
-
-// latin1 returns text with one byte a character, as some escape it, or "" if that cannot be.
-func latin1(text string) string {
-	var b strings.Builder
-	for _, r := range text {
-		if r > 0xff {
-			return ""
-		}
-		b.WriteByte(byte(r))
-	}
-	return b.String()
 }
