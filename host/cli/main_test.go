@@ -1,7 +1,6 @@
 package cli_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,11 +13,11 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/berth-dev/berth/internal/syncbuf"
 	"github.com/berth-dev/berth/internal/testbin"
 )
 
@@ -146,7 +145,7 @@ type command struct {
 	exec           *exec.Cmd
 	stop           context.CancelFunc
 	began          time.Time // set by those who need it
-	stdout, stderr buffer
+	stdout, stderr syncbuf.Buffer
 }
 
 func (m *machine) start(args ...string) *command {
@@ -206,24 +205,6 @@ func (c *command) plugin() (pid int) {
 		return pid != 0
 	})
 	return pid
-}
-
-// buffer can be read while it is written.
-type buffer struct {
-	mutex sync.Mutex
-	bytes bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mutex.Lock()
-	defer b.mutex.Unlock()
-	return b.bytes.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mutex.Lock()
-	defer b.mutex.Unlock()
-	return b.bytes.String()
 }
 
 type process struct {

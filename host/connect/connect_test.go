@@ -501,28 +501,25 @@ func TestACreateThatWokeASandboxSaysThatItStaysAwake(t *testing.T) {
 			c.OnCreate = func(context.Context, func() provider.Sandbox) (provider.Sandbox, error) { panic("there is one") }
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			code := CodeStartFailed
+			code, cloud := CodeStartFailed, adopting{c, func() {}}
 			if late {
-				time.AfterFunc(time.Second, cancel)
-				code = CodeCancelled
+				code, cloud.before = CodeCancelled, func() { cancel(); synctest.Wait() } // until nobody waits
 			}
-			_, err := connector(adopting{c, late}).Connect(ctx, request(), nil)
+			_, err := connector(cloud).Connect(ctx, request(), nil)
 			same(t, "cleanup", failure(t, err, code).Cleanup, CleanupKept)
 			same(t, "left", strings.Join(c.Left(), " "), id)
 		})
 	}
 }
 
-// adopting is a cloud whose Create wakes the session's sandbox.
+// adopting is a cloud whose Create wakes the session's sandbox. Before it does, it calls before.
 type adopting struct {
 	*fakecloud.Cloud
-	late bool
+	before func()
 }
 
 func (c adopting) Create(ctx context.Context, r provider.CreateRequest) (provider.Sandbox, error) {
-	if c.late {
-		time.Sleep(2 * time.Second)
-	}
+	c.before()
 	sandbox, err := c.Cloud.Create(ctx, r)
 	sandbox.Origin = provider.OriginWoken
 	return sandbox, err

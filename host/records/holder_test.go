@@ -1,18 +1,18 @@
 package records
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+
+	"github.com/berth-dev/berth/internal/syncbuf"
 )
 
 func TestAHolderIsNamedByItsProcessAndMachine(t *testing.T) {
@@ -50,7 +50,7 @@ func TestAHolderWithoutALeaseIsLeftToTheNextOne(t *testing.T) {
 
 func TestReplacingAnExpiredHolderIsNothingToTell(t *testing.T) {
 	t.Parallel()
-	var log told
+	var log syncbuf.Buffer
 	s := openSQL(t, Options{Dir: t.TempDir(), Log: hclog.New(&hclog.LoggerOptions{Level: hclog.Debug, Output: &log})})
 	take(t, s, "s1")
 	s.currentHolder().expire()
@@ -63,27 +63,9 @@ func TestReplacingAnExpiredHolderIsNothingToTell(t *testing.T) {
 	}
 }
 
-// told is a log that can be read while it is written.
-type told struct {
-	mutex sync.Mutex
-	text  bytes.Buffer
-}
-
-func (l *told) Write(line []byte) (int, error) {
-	l.mutex.Lock()
-	defer l.mutex.Unlock()
-	return l.text.Write(line)
-}
-
-func (l *told) String() string {
-	l.mutex.Lock()
-	defer l.mutex.Unlock()
-	return l.text.String()
-}
-
 func TestLeasesThatWereLostAreToldTheLog(t *testing.T) {
 	t.Parallel()
-	var log told
+	var log syncbuf.Buffer
 	s := openSQL(t, Options{Dir: t.TempDir(), Lease: 300 * time.Millisecond, Log: hclog.New(&hclog.LoggerOptions{Output: &log})})
 	take(t, s, "s1")
 	s.currentHolder().expire()
@@ -105,7 +87,7 @@ func (f *failing) check() error {
 
 func TestAHeartbeatThatFailsIsToldTheLogAndRepeatedSoon(t *testing.T) {
 	t.Parallel()
-	var log told
+	var log syncbuf.Buffer
 	o := Options{Dir: t.TempDir(), Lease: 6 * time.Second, Log: hclog.New(&hclog.LoggerOptions{Output: &log})}
 	other, s := openSQL(t, o), openSQL(t, o)
 	database := &failing{database: s.database}

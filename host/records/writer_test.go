@@ -20,20 +20,26 @@ func (c *counting) prepare(ctx context.Context, conn *sql.Conn, durable bool) er
 	return c.database.prepare(ctx, conn, durable)
 }
 
+// behind returns a store that has a lease on the session "first", with its queue, whose turn somebody else has.
+func behind(t *testing.T) (*SQL, *queue, *turn) {
+	t.Helper()
+	s := openSQL(t, Options{Dir: t.TempDir()})
+	take(t, s, "first") // the holder is registered
+	q := s.database.queue()
+	return s, q, must(q.take(testContext(t), patiently))(t)
+}
+
 func TestTheWritesThatWaitAreOneTransactionAndFailAlone(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
-	s := openSQL(t, Options{Dir: t.TempDir()})
-	take(t, s, "first") // the holder is registered
+	s, q, turn := behind(t)
 	c := &counting{database: s.database}
 	s.database = c
-	q := s.database.queue()
 	waiting := func() int {
 		s.writer.mutex.Lock()
 		defer s.writer.mutex.Unlock()
 		return len(s.writer.pending)
 	}
-	turn := must(q.take(ctx, patiently))(t)
 	taken := make(chan error)
 	for i := range 20 {
 		go func() {
@@ -52,8 +58,8 @@ func TestTheWritesThatWaitAreOneTransactionAndFailAlone(t *testing.T) {
 		gone <- err
 	}()
 	eventually(t, "all wait, with one place in the queue", func() bool { return waiting() == 22 && q.waiting() == 1 })
-	behind := must(q.join(patiently))(t)
-	defer q.leave(behind)
+	next := must(q.join(patiently))(t)
+	defer q.leave(next)
 	leave()
 	if err := <-gone; !errors.Is(err, context.Canceled) {
 		t.Errorf("who left was told %v", err)
@@ -72,7 +78,7 @@ func TestTheWritesThatWaitAreOneTransactionAndFailAlone(t *testing.T) {
 	if all := must(s.List(ctx))(t); len(all) != 21 {
 		t.Errorf("%d sessions are recorded", len(all))
 	}
-	if !q.has(behind) {
+	if !q.has(next) {
 		t.Error("the others lost their place in the queue to the one who left")
 	}
 }
@@ -80,10 +86,7 @@ func TestTheWritesThatWaitAreOneTransactionAndFailAlone(t *testing.T) {
 func TestAProcessWhoseWritersAllGaveUpLeavesTheQueue(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
-	s := openSQL(t, Options{Dir: t.TempDir()})
-	take(t, s, "first")
-	q := s.database.queue()
-	turn := must(q.take(ctx, patiently))(t)
+	s, q, turn := behind(t)
 	defer q.end(turn)
 	impatient, leave := context.WithCancel(ctx)
 	gone := make(chan error)
@@ -106,10 +109,7 @@ func TestAProcessWhoseWritersAllGaveUpLeavesTheQueue(t *testing.T) {
 func TestAWriteThatTheDatabaseRefusesFailsNoOther(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
-	s := openSQL(t, Options{Dir: t.TempDir()})
-	take(t, s, "first")
-	q := s.database.queue()
-	turn := must(q.take(ctx, patiently))(t)
+	s, q, turn := behind(t)
 	taken, refused := make(chan error), make(chan error)
 	for i := range 6 {
 		if i == 3 {

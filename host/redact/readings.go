@@ -162,22 +162,19 @@ func unitsMeant(digits string) (meanings []string, unfinished bool) {
 		return nil, isNumber(inner, 6, 16)
 	}
 	if len(digits) <= 4 {
-		value, err := strconv.ParseUint(digits, 16, 32)
-		first := err == nil && len(digits) == 4 && utf16.IsSurrogate(rune(value))
-		if first {
+		if value, err := strconv.ParseUint(digits, 16, 32); err == nil && len(digits) == 4 && utf16.IsSurrogate(rune(value)) {
 			return nil, true
 		}
 		return runeMeant(digits, 4, 16), isNumber(digits, 3, 16)
 	}
-	first, second := digits[:4], digits[4:]
-	if len(second) < 6 {
-		number, begins := strings.CutPrefix(second, `\u`)
-		return nil, second == "" || second == `\` || begins && isNumber(number, 3, 16)
+	second, begins := strings.CutPrefix(digits[4:], `\u`)
+	if len(second) < 4 {
+		return nil, digits[4:] == `\` || begins && isNumber(second, 3, 16)
 	}
-	high, _ := strconv.ParseUint(first, 16, 32)
-	low, err := strconv.ParseUint(second[2:], 16, 32)
+	high, _ := strconv.ParseUint(digits[:4], 16, 32)
+	low, err := strconv.ParseUint(second, 16, 32)
 	r := utf16.DecodeRune(rune(high), rune(low))
-	return meant(err == nil && r != unicode.ReplacementChar, string(r)), false
+	return meant(err == nil && begins && r != unicode.ReplacementChar, string(r)), false
 }
 
 // entityMeant reads &lt;, &#60; and &#x3c;. A browser makes something else of some numbers, such as 0, but whoever encodes

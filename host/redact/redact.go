@@ -30,8 +30,8 @@ type Set struct {
 	forms []string // never changed in place
 }
 
-// Add adds secrets: the whole of each, its lines, and it all in base64 and in hexadecimal digits. Each is found in every
-// text that escapes it, such as JSON or a URL. Values shorter than 6 bytes are ignored.
+// Add adds secrets: the whole of each, with its own escapes undone too, its lines, and it all in base64 and in hexadecimal
+// digits. Each is found in every text that escapes it, such as JSON or a URL. Values shorter than 6 bytes are ignored.
 func (s *Set) Add(secrets ...string) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()

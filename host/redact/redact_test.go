@@ -222,6 +222,17 @@ func TestASecretIsFoundInEveryEncoding(t *testing.T) {
 	}
 }
 
+func TestASecretThatIsEscapedItselfIsFoundWithThatUndone(t *testing.T) {
+	t.Parallel()
+	var set redact.Set
+	set.Add("p%40ss%2Fw%C3%B6rd", `say \"please\"`)
+	for _, text := range []string{"p@ss/wörd", "p%40ss%2Fw%C3%B6rd", `p@ss\/wörd`, `say "please"`} {
+		if got := set.String("before " + text + " after"); got != "before "+redact.Mask+" after" {
+			t.Errorf("%q became %q", text, got)
+		}
+	}
+}
+
 func TestWhatIsLeftOfASecretThatWasCutIsReplaced(t *testing.T) {
 	t.Parallel()
 	const secret = `sk-live/0123456789+abcdefghijklmnopqrstuvwxyz"0123456789`

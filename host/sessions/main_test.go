@@ -1,6 +1,7 @@
 package sessions
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
@@ -40,6 +41,16 @@ func request() connect.Request {
 		Server:   connect.Server{Server: provider.Server{Command: []string{"serve"}, Port: 8000}, KeyHeader: "X-Key"},
 		Lifetime: time.Hour,
 	}
+}
+
+// connected connects the session, and returns the id of its sandbox. h is a host, or its connector.
+func connected(t *testing.T, h interface {
+	Connect(ctx context.Context, request connect.Request, events func(connect.Event)) (connect.Result, error)
+}) string {
+	t.Helper()
+	result, err := h.Connect(t.Context(), request(), nil)
+	ok(t, err)
+	return result.SandboxID
 }
 
 // failure returns the *connect.Error of a call that must have failed with the code.

@@ -179,8 +179,7 @@ func TestWorkWaitsForTheHostThatHasTheSession(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			c, memory := fakecloud.New(), records.NewMemory()
 			h := hostOf(c, memory, "one")
-			_, err := h.Connect(t.Context(), request(), nil)
-			ok(t, err)
+			connected(t, h)
 			other := memory.Store("two")
 			taken, record, err := other.Take(t.Context(), "s1")
 			ok(t, err)
@@ -224,11 +223,10 @@ func TestDisconnectDestroysOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := fakecloud.New()
 		h := hostOf(c, records.NewMemory(), "one")
-		result, err := h.Connect(t.Context(), request(), nil)
+		id := connected(t, h)
+		_, err := h.Disconnect(t.Context(), "s1", ActionDestroy, nil)
 		ok(t, err)
-		_, err = h.Disconnect(t.Context(), "s1", ActionDestroy, nil)
-		ok(t, err)
-		same(t, "destroyed", c.Count("destroy:"+result.SandboxID), 1)
+		same(t, "destroyed", c.Count("destroy:"+id), 1)
 	})
 }
 
@@ -240,9 +238,8 @@ func TestARenewalThatFailsChangesTheRecordOnlyIfTheSandboxIsGone(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			c := &prolonging{Cloud: fakecloud.New(), onRenew: func(context.Context) error { return provider.Errorf(code, "no") }}
 			h := hostOf(c, records.NewMemory(), "one")
-			_, err := h.Connect(t.Context(), request(), nil)
-			ok(t, err)
-			_, _, err = h.Renew(t.Context(), "s1", time.Hour, nil)
+			connected(t, h)
+			_, _, err := h.Renew(t.Context(), "s1", time.Hour, nil)
 			same(t, "code", provider.CodeOf(err), code)
 			same(t, "after "+string(code), recordOf(t, h).State, want)
 		})
@@ -254,8 +251,7 @@ func TestWakingAndSuspendingAreRecordedBeforeTheyAreDone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := fakecloud.New()
 		one := hostOf(c, records.NewMemory(), "one")
-		_, err := one.Connect(t.Context(), request(), nil)
-		ok(t, err)
+		connected(t, one)
 		for _, test := range []struct {
 			fails error
 			state records.State // afterwards
@@ -269,7 +265,7 @@ func TestWakingAndSuspendingAreRecordedBeforeTheyAreDone(t *testing.T) {
 				same(t, "while it is suspended", recordOf(t, one).State, records.StateSuspended)
 				return test.fails
 			}
-			_, err = one.Disconnect(t.Context(), "s1", ActionSuspend, nil)
+			_, err := one.Disconnect(t.Context(), "s1", ActionSuspend, nil)
 			same(t, "code", provider.CodeOf(err), provider.CodeOf(test.fails))
 			same(t, "afterwards", recordOf(t, one).State, test.state)
 		}
@@ -277,8 +273,7 @@ func TestWakingAndSuspendingAreRecordedBeforeTheyAreDone(t *testing.T) {
 			same(t, "while it is woken", recordOf(t, one).State, records.StateRunning)
 			return nil
 		}
-		_, err = one.Connect(t.Context(), request(), nil)
-		ok(t, err)
+		connected(t, one)
 	})
 }
 
@@ -288,10 +283,9 @@ func TestASessionHasOneSandboxOverAllProviders(t *testing.T) {
 		c, other := fakecloud.New(), fakecloud.New()
 		memory := records.NewMemory()
 		h := hostOf(c, memory, "one")
-		_, err := h.Connect(t.Context(), request(), nil)
-		ok(t, err)
+		connected(t, h)
 		there := hostOn("umbrella", other, memory, "two")
-		_, err = there.Connect(t.Context(), request(), nil)
+		_, err := there.Connect(t.Context(), request(), nil)
 		e := failure(t, err, connect.CodeAlreadyExists)
 		same(t, "the other provider", e.OtherProvider, "acme")
 		_, err = there.Disconnect(t.Context(), "s1", ActionDestroy, nil)
@@ -455,20 +449,19 @@ func TestAnInterruptedDisconnectIsFinishedByTheNextConnect(t *testing.T) {
 		c := fakecloud.New()
 		memory := records.NewMemory()
 		one, two := hostOf(c, memory, "one"), hostOf(c, memory, "two")
-		result, err := one.Connect(t.Context(), request(), nil)
-		ok(t, err)
+		id := connected(t, one)
 		c.OnDestroy = func(context.Context) error {
 			one.store.End()
 			return provider.Errorf(provider.CodeFailed, "the host ended here")
 		}
-		_, err = one.Disconnect(t.Context(), "s1", ActionDestroy, nil)
+		_, err := one.Disconnect(t.Context(), "s1", ActionDestroy, nil)
 		if err == nil {
 			t.Fatal("it disconnected")
 		}
 		c.OnDestroy = nil
 		again, err := two.Connect(t.Context(), request(), nil)
 		ok(t, err)
-		if again.SandboxID == result.SandboxID {
+		if again.SandboxID == id {
 			t.Error("it attached to a sandbox that was to be destroyed")
 		}
 		same(t, "left", strings.Join(c.Left(), " "), again.SandboxID)
@@ -522,14 +515,13 @@ func TestADisconnectThatWaitsIsNotMadeOnceTheLeaseIsLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := fakecloud.New()
 		h := hostOf(c, records.NewMemory(), "one")
-		_, err := h.Connect(t.Context(), request(), nil)
-		ok(t, err)
+		connected(t, h)
 		c.OnDestroy = func(ctx context.Context) error {
 			ok(t, fence.Check(ctx))
 			h.store.End()
 			return fence.Check(ctx)
 		}
-		_, err = h.Disconnect(t.Context(), "s1", ActionDestroy, nil)
+		_, err := h.Disconnect(t.Context(), "s1", ActionDestroy, nil)
 		failure(t, err, connect.CodeLeaseLost)
 		same(t, "left", len(c.Left()), 1)
 	})
@@ -696,13 +688,12 @@ func TestKeepAliveOutlastsWhatPassesWithinAThirdOfTheLifetime(t *testing.T) {
 					c := &prolonging{Cloud: fakecloud.New()}
 					store := &spoilt{Store: records.NewMemory().Store("one")}
 					connector := connect.New(c, "acme", testOwner, []byte("host secret"), store)
-					_, err := connector.Connect(t.Context(), request(), nil)
-					ok(t, err)
+					connected(t, connector)
 					ctx, stop := context.WithCancel(t.Context())
 					began := time.Now()
 					var failures []Renewal
 					var renewed []time.Duration
-					err = New(connector).KeepAlive(ctx, "s1", lifetime, nil, func(r Renewal) {
+					err := New(connector).KeepAlive(ctx, "s1", lifetime, nil, func(r Renewal) {
 						if r.Err != nil {
 							failures = append(failures, r)
 							if passes && time.Since(began) > lifetime/3+lifetime/4 {
@@ -750,11 +741,10 @@ func TestKeepAliveRenewsThreeTimesInWhatTheProviderGrants(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			c := &granting{fakecloud.New(), granted}
 			connector := connect.New(c, "acme", testOwner, []byte("host secret"), records.NewMemory().Store("one"))
-			_, err := connector.Connect(t.Context(), request(), nil)
-			ok(t, err)
+			connected(t, connector)
 			ctx, stop := context.WithCancel(t.Context())
 			began, times := time.Now(), 0
-			err = New(connector).KeepAlive(ctx, "s1", time.Hour, nil, func(r Renewal) {
+			err := New(connector).KeepAlive(ctx, "s1", time.Hour, nil, func(r Renewal) {
 				same(t, "time of a renewal", time.Since(began), time.Duration(times)*pause)
 				same(t, "end", r.End, time.Now().Add(granted))
 				if times++; times == 3 {
@@ -784,12 +774,11 @@ func TestKeepAliveTriesNoMoreWhenItsPatienceIsOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &prolonging{Cloud: fakecloud.New()}
 		connector := connect.New(c, "acme", testOwner, []byte("host secret"), records.NewMemory().Store("one"))
-		_, err := connector.Connect(t.Context(), request(), nil)
-		ok(t, err)
+		connected(t, connector)
 		// The pauses are 0.5, 1, 2, 4, 8 and 10 s, and the last one would end with the third of the lifetime.
 		const third = 25500 * time.Millisecond
 		var failed time.Time
-		err = New(connector).KeepAlive(t.Context(), "s1", 3*third, nil, func(r Renewal) {
+		err := New(connector).KeepAlive(t.Context(), "s1", 3*third, nil, func(r Renewal) {
 			c.onRenew = func(context.Context) error { return provider.Errorf(provider.CodeUnreachable, "502") }
 			if r.Err != nil {
 				failed = time.Now()
@@ -816,15 +805,14 @@ func TestKeepAliveEndsAtOnceWhenWaitingChangesNothing(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c := &prolonging{Cloud: fakecloud.New()}
 				connector := connect.New(c, "acme", testOwner, []byte("host secret"), records.NewMemory().Store("one"))
-				_, err := connector.Connect(t.Context(), request(), nil)
-				ok(t, err)
+				connected(t, connector)
 				answers := []error{test.first, test.later}
 				c.onRenew = func(context.Context) error {
 					answer := answers[0]
 					answers = answers[1:]
 					return answer
 				}
-				err = New(connector).KeepAlive(t.Context(), "s1", time.Hour, nil, func(r Renewal) {
+				err := New(connector).KeepAlive(t.Context(), "s1", time.Hour, nil, func(r Renewal) {
 					if r.Err != nil {
 						t.Errorf("it goes on after %v", r.Err)
 					}
